@@ -1,0 +1,1 @@
+"""What client, server and peer say to each other outside the data path: typed, bounded messages."""

@@ -1,0 +1,97 @@
+"""Every error nopin raises, in one tree.
+
+A message says what happened, to which object, and what to do next. Errors divide by whose doing it was:
+you (`UsageError`), this host (`HostLacks`), the server or its link to us (`ServerError`), the peer
+(`PeerError`), or one piece of work (`WorkError`).
+"""
+
+from __future__ import annotations
+
+
+class NopinError(Exception):
+    """Base of every error raised by nopin."""
+
+
+class UsageError(NopinError, ValueError):
+    """The caller asked for something that has no meaning; nothing was changed."""
+
+
+class HostLacks(NopinError):
+    """This host does not allow a feature.
+
+    Attributes:
+        feature: the short name `nopin doctor` prints.
+        remedy: one sentence that says what would allow it.
+    """
+
+    def __init__(self, feature: str, reason: str, remedy: str) -> None:
+        super().__init__(f"{feature}: {reason}; {remedy}")
+        self.feature = feature
+        self.reason = reason
+        self.remedy = remedy
+
+
+class ServerError(NopinError):
+    """The device server could not be reached, refused, or went away."""
+
+
+class ServerGone(ServerError, ConnectionError):
+    """The connection to the device server broke; every object of this device is dead."""
+
+
+class ServerRefused(ServerError):
+    """The device server refused one request; nothing was changed.
+
+    Attributes:
+        code: short machine-readable reason (``"einval"``, ``"limit"``, ``"memlock"``, ...).
+        errno: the errno a verbs provider would return.
+    """
+
+    def __init__(self, message: str, *, code: str, errno: int) -> None:
+        super().__init__(message)
+        self.code = code
+        self.errno = errno
+
+
+class PeerError(NopinError):
+    """The other end of a connection refused or vanished."""
+
+
+class AttachRefused(PeerError):
+    """The peer's server refused an attach request.
+
+    Attributes:
+        code: ``"token"``, ``"region"``, ``"malformed"``, ``"limit"`` or ``"version"``.
+    """
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class RegionGone(PeerError):
+    """The shared region no longer exists: withdrawn by its owner, or the owner ended."""
+
+
+class OwnerGone(NopinError):
+    """The process whose memory was to be accessed has exited."""
+
+
+class WorkError(NopinError):
+    """A work request completed with an error status.
+
+    Attributes:
+        status: the `WcStatus` of the completion.
+    """
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class QueueFull(NopinError):
+    """The send or receive queue has no free entry; poll completions and post again (ENOMEM in verbs)."""
+
+
+class Closed(NopinError):
+    """The object was closed by its owner, or belongs to the process this one was forked from."""

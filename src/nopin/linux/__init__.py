@@ -1,0 +1,1 @@
+"""Linux kernel interfaces through ctypes: mechanism only, one file per interface."""

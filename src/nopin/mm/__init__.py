@@ -1,0 +1,1 @@
+"""Memory management policy: address spaces, notifiers, residency. Knows no system call."""

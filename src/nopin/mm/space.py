@@ -1,0 +1,120 @@
+"""The address space interface: what a device may ask of a process's memory.
+
+Three kinds stand behind it: plain (the Linux kernel is the MM), pinned (frames held since registration) and,
+in the model, simulated processes. `read` and `write` are named from the device's side: `read` takes bytes out
+of the process. None of them asks about residency; that is `absent`, so that the caller may park instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+IoVec = NDArray[np.uint64]
+"""Scatter list: shape (n, 2), columns address (or staging offset) and length in bytes."""
+
+Bytes = NDArray[np.uint8]
+
+
+class Staging:
+    """A byte buffer of the device: its array, its address in this process, a view.
+
+    The address is looked up once because it is needed on every copy. The array must not be resized or freed
+    while the staging object lives.
+    """
+
+    __slots__ = ("address", "array", "view")
+
+    def __init__(self, array: Bytes) -> None:
+        assert array.dtype == np.uint8
+        assert array.ndim == 1
+        assert array.flags.c_contiguous
+        self.array = array
+        self.address: int = array.ctypes.data
+        self.view = memoryview(array)  # type: ignore[arg-type]  # numpy arrays have the buffer protocol
+
+    @classmethod
+    def of_size(cls, length_bytes: int) -> Staging:
+        """Allocate a zeroed staging buffer."""
+        return cls(np.zeros(length_bytes, np.uint8))
+
+
+class Reason(Enum):
+    """Why memory cannot be accessed."""
+
+    NO_ACCESS = "no mapping, or no permission"
+    OWNER_GONE = "the process has exited"
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Pages of a range that are not present now.
+
+    Attributes:
+        n_pages: how many pages of 4096 bytes.
+        slow: bringing them may wait for a medium (swap, or a file that is not cached).
+    """
+
+    n_pages: int
+    slow: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FaultResult:
+    """Outcome of making pages present.
+
+    Attributes:
+        bytes_done: bytes from the start of the range that are accessible.
+        first_bad: the first address that is not, or None.
+        reason: why, when `first_bad` is set.
+    """
+
+    bytes_done: int
+    first_bad: int | None = None
+    reason: Reason | None = None
+
+
+class AddressSpace(Protocol):
+    """A process's memory by its own virtual addresses.
+
+    Every copy returns the number of bytes moved. Short means the byte at that position cannot be accessed
+    (no mapping, no permission, or the owner is gone: `gone` tells); everything before it was moved, nothing
+    after it was touched.
+    """
+
+    @property
+    def gone(self) -> bool:
+        """True once the process is known to have exited; never False again."""
+        ...
+
+    def read(self, address: int, length: int, staging: Staging, offset: int) -> int:
+        """Copy process memory into staging at offset; may wait for absent pages."""
+        ...
+
+    def write(self, address: int, length: int, staging: Staging, offset: int) -> int:
+        """Copy staging at offset into process memory; may wait for absent pages."""
+        ...
+
+    def read_v(self, remote: IoVec, staging: Staging, local: IoVec) -> int:
+        """Copy process ranges into staging ranges, both in order, totals equal."""
+        ...
+
+    def write_v(self, remote: IoVec, staging: Staging, local: IoVec) -> int:
+        """Copy staging ranges into process ranges, both in order, totals equal."""
+        ...
+
+    def absent(self, start: int, end: int) -> Absent | None:
+        """Say which pages of [start, end) are not present; None if all are. Never faults, never waits."""
+        ...
+
+    def fault(self, start: int, end: int, *, write: bool) -> FaultResult:
+        """Make the pages of [start, end) present. Waits: call it only where waiting hurts nobody."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything held for this space. Twice is fine."""
+        ...

@@ -1,0 +1,1 @@
+"""RoCEv2 bytes: opcodes, headers, packet batches and the invariant CRC."""

@@ -1,0 +1,1 @@
+"""The device server: one process, one epoll loop, the sans-IO NIC inside."""
