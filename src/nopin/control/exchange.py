@@ -8,9 +8,9 @@ Each frame is a 4-byte big-endian length (at most FRAME_BYTES_MAX) and one msgpa
     ...              the connection stays open as long as the peer is attached
     server -> peer   Ended(cause)                        when the region is withdrawn or its owner ends
 
-The token itself never travels. `proof` is HMAC-SHA256 keyed with the token over the nonce and every other field,
-so a recorded Attach is worthless at the next connection, and nobody on the path can alter a coordinate.
-Closing the connection destroys the peer's queue pair at the server.
+The token itself never travels. `proof` is HMAC-SHA256 keyed with the token over the nonce and every other
+field, so a recorded Attach is worthless at the next connection, and nobody on the path can alter a
+coordinate. Closing the connection destroys the peer's queue pair at the server.
 """
 
 from __future__ import annotations

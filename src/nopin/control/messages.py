@@ -239,9 +239,14 @@ class QpAttributes(Reply, tag="qp_attributes"):
 
 
 class Stat(Reply, tag="stat"):
-    """Rows of figures, one per object; each has a `kind` ("dev", "mr", "qp", "cq", "link", "client")."""
+    """Rows of figures, one per object; each has a `kind` ("dev", "mr", "qp", "cq", "link", "client").
+
+    Attributes:
+        more: another Stat with the same seq follows, because one message cannot hold all rows.
+    """
 
     rows: list[dict[str, Any]]
+    more: bool = False
 
 
 class Event(Reply, tag="event"):

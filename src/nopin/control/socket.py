@@ -1,0 +1,161 @@
+"""The client's end of the control socket: one request at a time, its reply, and events in between."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from nopin.control.codec import REPLY_DESCRIPTORS, ProtocolError, decode_reply, encode
+from nopin.control.messages import AnyReply, Event, Refused, Reply, Request, Stat
+from nopin.control.packets import close_all, receive_packet, send_packet
+from nopin.errors import ServerGone, ServerRefused
+
+EVENTS_KEPT = 1024
+"""Events buffered for a client that does not ask for them; then the oldest go."""
+
+
+class ControlSocket:
+    """A connection to a device server, safe to use from several threads.
+
+    Args:
+        path: the server's socket.
+        timeout_s: how long a request may wait for its reply.
+
+    Raises:
+        ServerGone: nobody listens there.
+    """
+
+    def __init__(self, path: Path, *, timeout_s: float = 30.0) -> None:
+        self.path = path
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._seq = 0
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self._sock.settimeout(timeout_s)
+        try:
+            self._sock.connect(os.fspath(path))
+        except OSError as problem:
+            self._sock.close()
+            raise ServerGone(f"no device server at {path}: {problem.strerror or problem}") from problem
+
+    def fileno(self) -> int:
+        """Return the descriptor (readable: an event, or the server's end), or -1 once closed."""
+        return self._sock.fileno()
+
+    @property
+    def gone(self) -> bool:
+        """True once the connection broke or was closed; never False again."""
+        return self._sock.fileno() < 0
+
+    def request(self, message: Request, fds: Sequence[int] = ()) -> tuple[AnyReply, list[int]]:
+        """Send a request and wait for its reply; `message.seq` is overwritten.
+
+        Returns:
+            The reply and the descriptors beside it, exactly as many as the request is answered with.
+
+        Raises:
+            ServerRefused: the server refused; nothing was changed.
+            ServerGone: the connection broke, the server did not answer in time, or answered nonsense.
+            ProtocolError: the request is too large to be sent.
+        """
+        with self._lock:
+            self._seq += 1
+            message.seq = self._seq
+            data = encode(message)
+            self._require_open()
+            try:
+                send_packet(self._sock, data, fds)
+                reply, received = self._reply(REPLY_DESCRIPTORS.get(type(message), 0))
+            except (OSError, ProtocolError) as problem:
+                raise self._broken(f"during {type(message).__name__}: {problem}") from problem
+        if isinstance(reply, Refused):
+            raise ServerRefused(reply.message, code=reply.code, errno=reply.errno)
+        return reply, received
+
+    def take_events(self, timeout_s: float = 0.0) -> list[Event]:
+        """Return the events that have arrived; wait up to timeout_s for the first.
+
+        Raises:
+            ServerGone: the connection broke and no event is left to give.
+        """
+        if not self._events and not self.gone and timeout_s > 0:
+            waiter = select.poll()
+            waiter.register(self._sock.fileno(), select.POLLIN)
+            waiter.poll(timeout_s * 1000)
+        with self._lock:
+            if not self.gone:
+                self._collect()
+            events = list(self._events)
+            self._events.clear()
+            if not events:
+                self._require_open()
+            return events
+
+    def close(self) -> None:
+        """Close the connection, which ends everything the server holds for it. Twice is fine."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+    def abandon(self) -> None:
+        """Close this process's copy of the descriptor only: for a child after fork."""
+        self._sock.close()
+
+    def _reply(self, n_fds: int) -> tuple[AnyReply, list[int]]:
+        rows: list[dict[str, object]] = []
+        while True:
+            packet = receive_packet(self._sock, n_fds)
+            if not packet.data:
+                raise ProtocolError("the server closed the connection")
+            try:
+                reply = decode_reply(packet.data)
+                if isinstance(reply, Event) or reply.seq != self._seq:
+                    close_all(packet.fds)
+                    self._keep(reply)
+                    continue
+                if isinstance(reply, Stat):
+                    rows += reply.rows
+                    if reply.more:
+                        continue
+                    reply.rows = rows
+                expected = 0 if isinstance(reply, Refused) else n_fds
+                if len(packet.fds) != expected:
+                    raise ProtocolError(f"{len(packet.fds)} descriptors came where {expected} belong")
+            except ProtocolError:
+                close_all(packet.fds)
+                raise
+            return reply, packet.fds
+
+    def _collect(self) -> None:
+        """Buffer what has arrived, without waiting."""
+        try:
+            while True:
+                packet = receive_packet(self._sock, 0, socket.MSG_DONTWAIT)
+                if not packet.data:
+                    raise ProtocolError("the server closed the connection")
+                self._keep(decode_reply(packet.data))
+        except BlockingIOError:
+            return
+        except (OSError, ProtocolError):
+            self._sock.close()
+
+    def _keep(self, reply: Reply) -> None:
+        if isinstance(reply, Event):
+            self._events.append(reply)
+
+    def _require_open(self) -> None:
+        if self.gone:
+            raise ServerGone(
+                f"the connection to the device server at {self.path} is closed; make a new Device"
+            )
+
+    def _broken(self, what: str) -> ServerGone:
+        self._sock.close()
+        return ServerGone(f"lost the device server at {self.path} {what}; make a new Device")
