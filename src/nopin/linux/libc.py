@@ -1,0 +1,58 @@
+"""The C library: one handle that keeps errno, one that does not, and checked calls."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+FAST_LIBC = ctypes.CDLL(None)
+"""Without errno bookkeeping, for calls counted in microseconds: when one fails, ask again through `LIBC`."""
+
+LIBC.syscall.restype = ctypes.c_long
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_longlong,
+)
+LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+PROT_READ, PROT_WRITE = 1, 2
+MAP_SHARED, MAP_POPULATE = 1, 0x8000
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def checked(result: int, what: str) -> int:
+    """Return a call's result, or raise the OSError its errno names."""
+    if result >= 0:
+        return result
+    number = ctypes.get_errno()
+    raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def syscall(number: int, what: str, *arguments: int | ctypes.c_void_p) -> int:
+    """Make a system call that the standard library has no name for.
+
+    Integers are passed as 64 bit words. Raises OSError with the call's errno, named `what`.
+    """
+    words = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    return checked(LIBC.syscall(ctypes.c_long(number), *words), what)
+
+
+def map_shared(fd: int, length: int, offset: int = 0, *, populate: bool = False) -> int:
+    """Map `length` bytes of a file shared, readable and writable; returns the address."""
+    flags = MAP_SHARED | (MAP_POPULATE if populate else 0)
+    address = LIBC.mmap(None, length, PROT_READ | PROT_WRITE, flags, fd, offset)
+    if address is None or address == _MAP_FAILED:
+        checked(-1, "mmap")
+    return int(address)
+
+
+def unmap(address: int, length: int) -> None:
+    """Remove a mapping made by `map_shared`."""
+    checked(LIBC.munmap(address, length), "munmap")

@@ -1,0 +1,62 @@
+"""Anonymous shared memory files: made, sealed, mapped as numpy arrays."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+
+import numpy as np
+
+from nopin.mm.space import Bytes
+
+_SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def create(name: str, length: int) -> int:
+    """Make a memfd of `length` zero bytes, its size sealed; returns the descriptor.
+
+    The seals matter where two processes share it: without them the other side could truncate the file and
+    turn our next load into SIGBUS.
+
+    Raises:
+        OSError: the host forbids it or is out of descriptors.
+    """
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, length)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SIZE_SEALS)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def size_is_sealed(fd: int) -> bool:
+    """True when nobody can change the size of this file any more: safe to map although another owns it."""
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:  # not a file that can have seals
+        return False
+    wanted = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+    return seals & wanted == wanted
+
+
+def map_array(fd: int, length: int | None = None, *, writable: bool = True) -> Bytes:
+    """Map a file as a uint8 array, shared. The mapping lives as long as an array over it does.
+
+    Args:
+        fd: may be closed afterwards.
+        length: bytes; None for the whole file.
+        writable: False maps it read-only, and the array refuses stores.
+
+    Raises:
+        OSError: the file cannot be mapped so.
+        ValueError: the file is shorter than `length`, or empty.
+    """
+    size = os.fstat(fd).st_size
+    n_bytes = size if length is None else length
+    if not 0 < n_bytes <= size:
+        raise ValueError(f"cannot map {n_bytes} bytes of a file of {size}")
+    access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+    return np.frombuffer(mmap.mmap(fd, n_bytes, access=access), np.uint8)

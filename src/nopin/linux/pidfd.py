@@ -1,0 +1,59 @@
+"""Process handles that a reused process number cannot fool."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from nopin.linux.libc import syscall
+
+_SYS_PIDFD_GETFD = 438
+
+
+class PidFd:
+    """One process, by descriptor. Owns the descriptor."""
+
+    __slots__ = ("_poll", "fd", "pid")
+
+    def __init__(self, pid: int, fd: int) -> None:
+        self.pid = pid
+        self.fd = fd
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        self._poll = poller.poll
+
+    @classmethod
+    def open(cls, pid: int) -> PidFd:
+        """Take a handle on a running process.
+
+        Raises:
+            ProcessLookupError: there is none of that number.
+        """
+        return cls(pid, os.pidfd_open(pid))
+
+    def exited(self) -> bool:
+        """True once the process has ended, reaped or not. While False, its number is its own."""
+        return bool(self._poll(0))
+
+    def take_fd(self, remote_fd: int) -> int:
+        """Duplicate a descriptor of that process into ours, close-on-exec.
+
+        Raises:
+            OSError: EPERM when we may not ptrace it, EBADF when it has no such descriptor.
+        """
+        return syscall(_SYS_PIDFD_GETFD, "pidfd_getfd", self.fd, remote_fd, 0)
+
+    def fileno(self) -> int:
+        """The descriptor; readable when the process has ended."""
+        return self.fd
+
+    def close(self) -> None:
+        """Let go of the handle. Twice is fine."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            self._poll = _always_exited
+
+
+def _always_exited(_timeout_ms: int) -> list[tuple[int, int]]:
+    return [(-1, select.POLLNVAL)]
