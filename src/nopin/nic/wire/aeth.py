@@ -1,0 +1,106 @@
+"""The acknowledge header: a syndrome and the message sequence number.
+
+Syndrome bits 7-5 say the kind (0 ACK, 1 RNR NAK, 3 NAK), bits 4-0 its value: credits,
+timer code, or NAK code.
+Source: IBTA volume 1, section 9.7.5.2 and tables 44 to 47.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from nopin.mm.space import Bytes
+from nopin.nic.wire.opcodes import AETH_BYTES
+
+_AETH = struct.Struct(">I")
+assert _AETH.size == AETH_BYTES
+
+MSN_MASK = 0xFFFFFF
+
+SYNDROME_ACK = 0x1F
+"""Plain acknowledgement without a credit limit: what we and Soft-RoCE send."""
+
+_VALUE_MASK = 0x1F
+
+
+class SyndromeKind(IntEnum):
+    """Bits 7-5 of a syndrome; 2 and above 3 are reserved."""
+
+    ACK = 0
+    RNR_NAK = 1
+    NAK = 3
+
+
+class Nak(IntEnum):
+    """Whole syndrome byte of each negative acknowledgement that is not RNR."""
+
+    SEQUENCE_ERROR = 0x60
+    INVALID_REQUEST = 0x61
+    REMOTE_ACCESS_ERROR = 0x62
+    REMOTE_OPERATIONAL_ERROR = 0x63
+
+
+class Aeth(NamedTuple):
+    """One acknowledge header."""
+
+    syndrome: int
+    msn: int
+
+    @classmethod
+    def parse(cls, buffer: memoryview | Bytes | bytes, offset: int) -> Aeth:
+        """Read 4 bytes at offset; struct.error when the buffer ends early."""
+        (word,) = _AETH.unpack_from(buffer, offset)
+        return cls(word >> 24, word & MSN_MASK)
+
+    def emit(self, buffer: memoryview | Bytes | bytearray, offset: int) -> None:
+        """Write 4 bytes at offset."""
+        _AETH.pack_into(buffer, offset, self.syndrome << 24 | self.msn)
+
+    @property
+    def kind(self) -> int:
+        """Bits 7-5: compare with `SyndromeKind`; may be a reserved value."""
+        return self.syndrome >> 5
+
+    @property
+    def value(self) -> int:
+        """Bits 4-0: credit code, RNR timer code or NAK code."""
+        return self.syndrome & _VALUE_MASK
+
+
+def rnr_syndrome(timer_code: int) -> int:
+    """The syndrome of an RNR NAK that asks for the wait of this timer code."""
+    return SyndromeKind.RNR_NAK << 5 | timer_code & _VALUE_MASK
+
+
+# Microseconds of codes 0 to 31, table 45. Code 0 is the longest.
+_RNR_US = (
+    *(655_360, 10, 20, 30, 40, 60, 80, 120),
+    *(160, 240, 320, 480, 640, 960, 1280, 1920),
+    *(2560, 3840, 5120, 7680, 10_240, 15_360, 20_480, 30_720),
+    *(40_960, 61_440, 81_920, 122_880, 163_840, 245_760, 327_680, 491_520),
+)
+_RNR_NS = tuple(us * 1000 for us in _RNR_US)
+
+
+def rnr_ns(timer_code: int) -> int:
+    """The wait a timer code means, in nanoseconds; only the low five bits count."""
+    return _RNR_NS[timer_code & _VALUE_MASK]
+
+
+def rnr_code(wait_ns: int) -> int:
+    """The timer code of the shortest wait that is at least wait_ns (code 0, 655.36 ms, when none is)."""
+    for code in range(1, 32):
+        if _RNR_NS[code] >= wait_ns:
+            return code
+    return 0
+
+
+# Messages by credit code, table 46: 0 to 4 one by one, then doubling every two codes.
+_CREDITS = (0, 1, 2, 3, 4, *((6 if code % 2 else 8) << (code - 5) // 2 for code in range(5, 31)))
+
+
+def credits(value: int) -> int | None:
+    """How many messages a credit code allows; None (code 31) means no limit."""
+    return None if value == _VALUE_MASK else _CREDITS[value]
