@@ -11,7 +11,6 @@ import struct
 from enum import IntEnum
 from typing import NamedTuple
 
-from nopin.mm.space import Bytes
 from nopin.nic.wire.opcodes import AETH_BYTES
 
 _AETH = struct.Struct(">I")
@@ -49,12 +48,12 @@ class Aeth(NamedTuple):
     msn: int
 
     @classmethod
-    def parse(cls, buffer: memoryview | Bytes | bytes, offset: int) -> Aeth:
+    def parse(cls, buffer: memoryview | bytes, offset: int) -> Aeth:
         """Read 4 bytes at offset; struct.error when the buffer ends early."""
         (word,) = _AETH.unpack_from(buffer, offset)
         return cls(word >> 24, word & MSN_MASK)
 
-    def emit(self, buffer: memoryview | Bytes | bytearray, offset: int) -> None:
+    def emit(self, buffer: memoryview | bytearray, offset: int) -> None:
         """Write 4 bytes at offset."""
         _AETH.pack_into(buffer, offset, self.syndrome << 24 | self.msn)
 

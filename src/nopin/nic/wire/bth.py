@@ -52,7 +52,7 @@ class Bth(NamedTuple):
     becn: bool = False
 
     @classmethod
-    def parse(cls, buffer: memoryview | Bytes | bytes, offset: int = 0) -> Bth:
+    def parse(cls, buffer: memoryview | bytes, offset: int = 0) -> Bth:
         """Read the header at offset.
 
         Raises:
@@ -72,7 +72,7 @@ class Bth(NamedTuple):
             becn=bool(qpn & BECN_BIT),
         )
 
-    def emit(self, buffer: memoryview | Bytes | bytearray, offset: int = 0) -> None:
+    def emit(self, buffer: memoryview | bytearray, offset: int = 0) -> None:
         """Write all 12 bytes of the header at offset."""
         _BTH.pack_into(
             buffer,

@@ -17,8 +17,8 @@ from nopin.mm.space import Bytes
 from nopin.nic.wire.opcodes import ATOMIC_ACK_ETH_BYTES, ATOMIC_ETH_BYTES, IMM_BYTES, RETH_BYTES
 from nopin.nic.wire.records import Offsets, gather, scatter
 
-Readable = memoryview | Bytes | bytes
-Writable = memoryview | Bytes | bytearray
+Readable = memoryview | bytes
+Writable = memoryview | bytearray
 
 _RETH = struct.Struct(">QII")
 _ATOMIC = struct.Struct(">QIQQ")

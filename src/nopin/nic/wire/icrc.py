@@ -71,7 +71,7 @@ seed = lru_cache(maxsize=4096)(_seed)
 
 @lru_cache(maxsize=4096)
 def mask_effect(length: int, byte: int) -> int:
-    """What counting BTH byte 4, which holds `byte`, as ones changes in the CRC over length bytes of packet."""
+    """What counting BTH byte 4, which holds `byte`, as ones changes in the CRC of a packet of length bytes."""
     change = bytes([byte ^ 0xFF])
     return crc32(bytes(_MASKED_BYTE) + change + bytes(length - _MASKED_BYTE - 1)) ^ crc32(bytes(length))
 
@@ -126,7 +126,8 @@ def verify(
     sizes = lengths.tolist()
     seeds = _seeds(path.remote, path.local, sizes, fragment_words)
     crcs = _crcs(buffer, offsets, lengths, seeds)
-    return crcs == (_mask_effects(buffer, offsets, sizes) ^ np.uint32(RESIDUE))
+    right: NDArray[np.bool_] = crcs == (_mask_effects(buffer, offsets, sizes) ^ np.uint32(RESIDUE))
+    return right
 
 
 def _is_uniform(values: list[int]) -> bool:

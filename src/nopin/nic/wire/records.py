@@ -33,4 +33,4 @@ def scatter(buffer: Bytes, offsets: Offsets, records: NDArray[np.void] | NDArray
 
 def _every_byte(buffer: Bytes, n_bytes: int) -> NDArray[np.void]:
     n_records = max(0, len(buffer) - n_bytes + 1)
-    return np.ndarray((n_records,), np.dtype((np.void, n_bytes)), buffer, strides=(1,))  # type: ignore[arg-type]
+    return np.ndarray((n_records,), np.dtype((np.void, n_bytes)), buffer, strides=(1,))
