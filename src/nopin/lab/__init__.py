@@ -1,0 +1,1 @@
+"""Measurements and demonstrations: what nopin does, beside what the machine can do without it."""

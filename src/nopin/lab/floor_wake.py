@@ -1,0 +1,62 @@
+"""The latency floor: two processes waking each other through eventfds, each asleep until woken.
+
+One round trip is two wake-ups: the least that any request to a sleeping process and its answer can cost.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from statistics import median
+from typing import Any
+
+from nopin.lab.child import Child
+from nopin.lab.line import Line
+
+
+class WakeFloor:
+    """Round-trip time of an eventfd ping-pong between two processes, in `Floor` form."""
+
+    name = "eventfd_pingpong"
+    unit = "ns"
+
+    def __init__(self) -> None:
+        self._ping = os.eventfd(0)
+        self._pong = os.eventfd(0)
+        self._partner = Child(_answer, self._ping, self._pong, pass_fds=(self._ping, self._pong))
+        self._partner.line.receive(30)
+
+    def measure(self, seconds: float) -> float:
+        """Ping for that long; return the median round trip in nanoseconds."""
+        return median(self.samples_ns(seconds))
+
+    def samples_ns(self, seconds: float) -> list[int]:
+        """Ping for that long; return each round trip in nanoseconds."""
+        ping, pong, clock = self._ping, self._pong, time.perf_counter_ns
+        samples: list[int] = []
+        end = clock() + int(seconds * 1e9)
+        before = clock()
+        while before < end:
+            os.eventfd_write(ping, 1)
+            os.eventfd_read(pong)
+            after = clock()
+            samples.append(after - before)
+            before = after
+        return samples
+
+    def close(self) -> None:
+        """End the partner."""
+        os.eventfd_write(self._ping, _END)
+        self._partner.close()
+        os.close(self._ping)
+        os.close(self._pong)
+
+
+_END = 1 << 32
+
+
+def _answer(line: Line[Any], ping: int, pong: int) -> None:
+    """Answer every ping until the one that says to end, or until the parent is gone."""
+    line.send("ready")
+    while os.eventfd_read(ping) < _END:
+        os.eventfd_write(pong, 1)
