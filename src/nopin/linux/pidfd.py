@@ -55,5 +55,5 @@ class PidFd:
             self._poll = _always_exited
 
 
-def _always_exited(_timeout_ms: int) -> list[tuple[int, int]]:
+def _always_exited(_timeout_ms: float | None = None, /) -> list[tuple[int, int]]:
     return [(-1, select.POLLNVAL)]

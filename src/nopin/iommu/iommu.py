@@ -1,0 +1,210 @@
+"""The device's view of process memory: copies by (PASID, address), parking where pages are slow to come.
+
+Nothing is cached here. Translation is the owner's page table at the moment of the copy; what this adds is the
+look at residency before it, so that a page in swap parks one piece of work instead of stopping the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
+from nopin.iommu.pasid import PasidTable
+from nopin.mm.space import AddressSpace, FaultResult, IoVec, Staging
+from nopin.ranges import Range, coalesce
+from nopin.units import U64_MAX
+
+PARKED = -1
+"""Returned instead of a byte count: nothing was moved, and the waiter will be in `take_wakeups`."""
+
+_SPAN_LIMIT = 2 << 20
+"""Scatter lists within this span are looked up in one scan, the gaps included: a scan of 512 present pages
+costs about as much as two small scans."""
+
+
+class Iommu:
+    """Address spaces by PASID, and the page requests against them.
+
+    Every copy returns the bytes moved, short at the first inaccessible byte, 0 for an unknown PASID; or
+    `PARKED`. Without a waiter a copy does not look at residency and may wait. Pages that are absent but come
+    quickly (zero fill) are counted in the meter and brought by the copy itself.
+    """
+
+    def __init__(self, *, queue_limit: int = 4096) -> None:
+        self._pasids = PasidTable()
+        self._requests = PageRequests(queue_limit)
+
+    def bind(self, space: AddressSpace) -> int:
+        """Give a space a PASID. The caller keeps owning the space.
+
+        Raises:
+            OverflowError: all PASIDs are in use.
+        """
+        return self._pasids.bind(space)
+
+    def unbind(self, pasid: int) -> None:
+        """Later accesses return 0; open page requests are dropped and their waiters woken. Twice is fine."""
+        self._pasids.unbind(pasid)
+        self._requests.drop_space(pasid)
+
+    def space(self, pasid: int) -> AddressSpace | None:
+        """The space bound to a PASID."""
+        return self._pasids.get(pasid)
+
+    def read(
+        self,
+        pasid: int,
+        address: int,
+        length: int,
+        staging: Staging,
+        offset: int,
+        meter: Meter,
+        waiter: Hashable | None,
+    ) -> int:
+        """Copy process memory into staging at `offset`."""
+        space = self._pasids.get(pasid)
+        if space is None:
+            return 0
+        if waiter is not None and not self._admit(space, pasid, address, length, meter, waiter, write=False):
+            return PARKED
+        return space.read(address, length, staging, offset)
+
+    def write(
+        self,
+        pasid: int,
+        address: int,
+        length: int,
+        staging: Staging,
+        offset: int,
+        meter: Meter,
+        waiter: Hashable | None,
+    ) -> int:
+        """Copy staging at `offset` into process memory."""
+        space = self._pasids.get(pasid)
+        if space is None:
+            return 0
+        if waiter is not None and not self._admit(space, pasid, address, length, meter, waiter, write=True):
+            return PARKED
+        return space.write(address, length, staging, offset)
+
+    def read_v(
+        self,
+        pasid: int,
+        remote: IoVec,
+        staging: Staging,
+        local: IoVec,
+        meter: Meter,
+        waiter: Hashable | None,
+    ) -> int:
+        """Copy process segments into staging segments, in order; totals are equal."""
+        space = self._pasids.get(pasid)
+        if space is None:
+            return 0
+        if waiter is not None and not self._admit_v(space, pasid, remote, meter, waiter, write=False):
+            return PARKED
+        return space.read_v(remote, staging, local)
+
+    def write_v(
+        self,
+        pasid: int,
+        remote: IoVec,
+        staging: Staging,
+        local: IoVec,
+        meter: Meter,
+        waiter: Hashable | None,
+    ) -> int:
+        """Copy staging segments into process segments, in order; totals are equal."""
+        space = self._pasids.get(pasid)
+        if space is None:
+            return 0
+        if waiter is not None and not self._admit_v(space, pasid, remote, meter, waiter, write=True):
+            return PARKED
+        return space.write_v(remote, staging, local)
+
+    def prepare(
+        self, pasid: int, address: int, length: int, meter: Meter, waiter: Hashable, *, write: bool
+    ) -> bool:
+        """Look at residency without copying. True: go on (also when the memory is bad; the copy will tell).
+
+        False: parked. A grant the waiter holds is used up.
+        """
+        space = self._pasids.get(pasid)
+        return space is None or self._admit(space, pasid, address, length, meter, waiter, write=write)
+
+    def take_requests(self) -> list[PageRequest]:
+        """Page requests for whoever runs faults; each is to be answered by `respond`."""
+        return self._requests.take()
+
+    def respond(self, request: PageRequest, result: FaultResult) -> None:
+        """A request has been dealt with. Bad memory wakes the waiters too: their copies find the byte."""
+        del result  # an answer is an answer; what is wrong, if anything, shows where the bytes are moved
+        self._requests.answer(request)
+
+    def take_wakeups(self) -> list[Hashable]:
+        """Waiters to resume, each once. The next access of each proceeds without a look at residency."""
+        return self._requests.take_wakeups()
+
+    def forget(self, waiter: Hashable) -> None:
+        """The waiter is gone: it will not be woken, and holds no grant."""
+        self._requests.forget(waiter)
+
+    def _admit(
+        self,
+        space: AddressSpace,
+        pasid: int,
+        address: int,
+        length: int,
+        meter: Meter,
+        waiter: Hashable,
+        *,
+        write: bool,
+    ) -> bool:
+        """Decide whether an access may copy now; otherwise it is parked."""
+        if self._requests.use_grant(waiter) or length <= 0:
+            return True
+        absent = space.absent(address, address + length)
+        if absent is None:
+            return True
+        meter.page_faults += absent.n_pages
+        if not absent.slow:
+            meter.page_faults_handled += 1
+            return True
+        where = Range.of_length(address, length).to_pages()
+        self._requests.park(waiter, pasid, (where,), meter, write=write)
+        return False
+
+    def _admit_v(
+        self, space: AddressSpace, pasid: int, segments: IoVec, meter: Meter, waiter: Hashable, *, write: bool
+    ) -> bool:
+        """The same for a scatter list, which waits for all its slow parts at once."""
+        if self._requests.use_grant(waiter):
+            return True
+        parts = _page_ranges(segments)
+        if not parts:
+            return True
+        first, last = parts[0].start, parts[-1].end
+        if last - first <= _SPAN_LIMIT and space.absent(first, last) is None:
+            return True
+        n_pages, slow = 0, []
+        for part in parts:
+            absent = space.absent(part.start, part.end)
+            if absent is not None:
+                n_pages += absent.n_pages
+                if absent.slow:
+                    slow.append(part)
+        if n_pages:
+            meter.page_faults += n_pages
+            meter.page_faults_handled += not slow
+        if slow:
+            self._requests.park(waiter, pasid, slow, meter, write=write)
+        return not slow
+
+
+def _page_ranges(segments: IoVec) -> list[Range]:
+    """Whole pages a scatter list touches, in order, each once; segments past the address space left out."""
+    pieces: list[list[int]] = segments.tolist()
+    return coalesce(
+        Range(address, address + length).to_pages()
+        for address, length in pieces
+        if length and address + length <= U64_MAX
+    )

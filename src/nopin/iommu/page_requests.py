@@ -1,0 +1,223 @@
+"""Page requests: accesses that wait for absent pages, and what they wait for.
+
+Hardware calls this PRI. An access that finds pages that may take long to bring parks: its waiter (whatever
+names the work to resume, for instance a queue pair) is noted with the ranges it needs, and requests for those
+ranges go to whoever runs faults. When the last one is answered the waiter may go on.
+
+- **Merging.** A range that an outstanding request covers gets no request of its own; one that overlaps a
+  request not yet taken widens it. A thousand queue pairs on one page make one fault.
+- **Bound.** At most `limit` requests are outstanding. What does not fit is remembered with its waiter and
+  becomes a request as room appears, first come first served: no fault is lost and none is refused.
+- **Grants.** A resumed waiter's next access is not checked for residency. Otherwise, under memory pressure,
+  its pages could be gone again each time it looks, and it would park for ever; so it copies at once and at
+  worst waits a moment inside the copy.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+
+from nopin.ranges import Range
+
+
+@dataclass(slots=True)
+class Meter:
+    """Faults and invalidations of one region, by the names of ``rdma stat``.
+
+    Attributes:
+        page_faults: pages that were found absent.
+        page_faults_handled: fault events: accesses that found pages absent, and were dealt with.
+        page_invalidations: pages that invalidations covered.
+        page_invalidations_handled: invalidation events.
+    """
+
+    page_faults: int = 0
+    page_faults_handled: int = 0
+    page_invalidations: int = 0
+    page_invalidations_handled: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class PageRequest:
+    """Pages somebody waits for. Whoever runs faults reads it and answers with `Iommu.respond`.
+
+    Attributes:
+        start, end: page aligned.
+        write: at least one waiter is going to write.
+    """
+
+    pasid: int
+    start: int
+    end: int
+    write: bool
+    _taken: bool = field(default=False, repr=False)
+    _waiters: dict[Hashable, Meter] = field(default_factory=dict, repr=False)
+
+    def covers(self, where: Range, *, write: bool) -> bool:
+        """True when answering this request also answers one for `where`."""
+        return self.start <= where.start and where.end <= self.end and (self.write or not write)
+
+    def widen(self, where: Range, *, write: bool) -> bool:
+        """Take `where` in, if it overlaps and nobody works on this request yet; False if it was not taken."""
+        if self._taken or self.end <= where.start or where.end <= self.start:
+            return False
+        self.start, self.end = min(self.start, where.start), max(self.end, where.end)
+        self.write = self.write or write
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Backlogged:
+    """A range that found no room."""
+
+    waiter: Hashable
+    pasid: int
+    where: Range
+    write: bool
+    meter: Meter
+
+
+class PageRequests:
+    """Outstanding requests, those who wait for them, and those who may go on."""
+
+    def __init__(self, limit: int) -> None:
+        if limit < 1:
+            raise ValueError(f"a queue of {limit} page requests can hold none")
+        self._limit = limit
+        self._fresh: list[PageRequest] = []
+        self._outstanding: dict[int, list[PageRequest]] = {}  # by PASID
+        self._n_outstanding = 0
+        self._backlog: deque[_Backlogged] = deque()
+        self._n_awaited: dict[Hashable, int] = {}  # requests and backlog entries each waiter waits for
+        self._wakeups: dict[Hashable, None] = {}  # in order, each once
+        self._granted: set[Hashable] = set()
+
+    def __len__(self) -> int:
+        return self._n_outstanding
+
+    @property
+    def n_backlogged(self) -> int:
+        """Ranges that wait for room."""
+        return len(self._backlog)
+
+    def park(
+        self, waiter: Hashable, pasid: int, ranges: Iterable[Range], meter: Meter, *, write: bool
+    ) -> None:
+        """Have `waiter` wait until all of `ranges`, page aligned, have been dealt with."""
+        for where in ranges:
+            backlogged = _Backlogged(waiter, pasid, where, write, meter)
+            if not self._place(backlogged):
+                self._backlog.append(backlogged)
+                self._await_one_more(waiter)
+
+    def use_grant(self, waiter: Hashable) -> bool:
+        """True, once, if `waiter` was resumed and has not accessed anything since."""
+        if waiter not in self._granted:
+            return False
+        self._granted.discard(waiter)
+        return True
+
+    def take(self) -> list[PageRequest]:
+        """Requests made since the last call; each must be answered by `answer`."""
+        if not self._fresh:
+            return []
+        taken, self._fresh = self._fresh, []
+        for request in taken:
+            request._taken = True
+        return taken
+
+    def answer(self, request: PageRequest) -> None:
+        """A request has been dealt with, well or badly. One that was dropped meanwhile is ignored."""
+        peers = self._outstanding.get(request.pasid, [])
+        if request not in peers:
+            return
+        self._remove(request, peers)
+        for waiter, meter in request._waiters.items():
+            meter.page_faults_handled += 1
+            self._await_one_less(waiter)
+        self._refill()
+
+    def take_wakeups(self) -> list[Hashable]:
+        """Waiters that may go on, each once, in the order they became ready. Each holds a grant now."""
+        if not self._wakeups:
+            return []
+        woken = list(self._wakeups)
+        self._wakeups.clear()
+        return woken
+
+    def forget(self, waiter: Hashable) -> None:
+        """The waiter is gone. What was requested for it alone still runs, and wakes nobody."""
+        self._granted.discard(waiter)
+        self._wakeups.pop(waiter, None)
+        if self._n_awaited.pop(waiter, 0):
+            self._backlog = deque(entry for entry in self._backlog if entry.waiter != waiter)
+            for peers in self._outstanding.values():
+                for request in peers:
+                    request._waiters.pop(waiter, None)
+
+    def drop_space(self, pasid: int) -> None:
+        """The address space is gone: drop its requests, and wake who waited, so that they find out."""
+        for request in self._outstanding.pop(pasid, []):
+            self._n_outstanding -= 1
+            for waiter in request._waiters:
+                self._await_one_less(waiter)
+        self._fresh = [request for request in self._fresh if request.pasid != pasid]
+        dropped = [entry for entry in self._backlog if entry.pasid == pasid]
+        if dropped:
+            self._backlog = deque(entry for entry in self._backlog if entry.pasid != pasid)
+        for entry in dropped:
+            self._await_one_less(entry.waiter)
+        self._refill()
+
+    def _place(self, wanted: _Backlogged) -> bool:
+        """Attach to an outstanding request, or make one; False when there is no room."""
+        request = self._join(wanted) or self._make(wanted)
+        if request is None:
+            return False
+        if wanted.waiter not in request._waiters:
+            request._waiters[wanted.waiter] = wanted.meter
+            self._await_one_more(wanted.waiter)
+        return True
+
+    def _join(self, wanted: _Backlogged) -> PageRequest | None:
+        for request in self._outstanding.get(wanted.pasid, ()):
+            if request.covers(wanted.where, write=wanted.write):
+                return request
+            if request.widen(wanted.where, write=wanted.write):
+                return request
+        return None
+
+    def _make(self, wanted: _Backlogged) -> PageRequest | None:
+        if self._n_outstanding >= self._limit:
+            return None
+        request = PageRequest(wanted.pasid, wanted.where.start, wanted.where.end, wanted.write)
+        self._outstanding.setdefault(wanted.pasid, []).append(request)
+        self._fresh.append(request)
+        self._n_outstanding += 1
+        return request
+
+    def _remove(self, request: PageRequest, peers: list[PageRequest]) -> None:
+        peers.remove(request)
+        if not peers:
+            del self._outstanding[request.pasid]
+        self._n_outstanding -= 1
+        if not request._taken:  # answered before it was taken: nobody needs to take it now
+            self._fresh.remove(request)
+
+    def _refill(self) -> None:
+        while self._backlog and self._place(self._backlog[0]):
+            self._await_one_less(self._backlog.popleft().waiter)
+
+    def _await_one_more(self, waiter: Hashable) -> None:
+        self._n_awaited[waiter] = self._n_awaited.get(waiter, 0) + 1
+
+    def _await_one_less(self, waiter: Hashable) -> None:
+        left = self._n_awaited[waiter] - 1
+        if left:
+            self._n_awaited[waiter] = left
+            return
+        del self._n_awaited[waiter]
+        self._wakeups[waiter] = None
+        self._granted.add(waiter)

@@ -1,0 +1,108 @@
+"""The memory of one other process: the mechanism under `nopin.mm.plain.PlainSpace`.
+
+Copies go by process number, because that is the only way the kernel offers, and a number can be reused. So
+every access first asks the pidfd: while it says "running", the number is still its own. Numbers are handed
+out round robin, so the instant between question and copy cannot see one come back.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nopin.linux.pagemap import AbsentRun, Pagemap
+from nopin.linux.pidfd import PidFd
+from nopin.linux.proc import Maps
+from nopin.linux.process_vm import ProcessVm
+from nopin.mm.space import Absent, IoVec
+from nopin.ranges import Range
+from nopin.units import PAGE_BYTES
+
+_TOUCH_PAGES = 1024
+"""Pages touched per call; also how late a worker notices that the space was closed under it."""
+
+
+class ProcessMemory:
+    """Copies, residency and faulting-in for one process. Owns its descriptors, the pidfd included.
+
+    One thread at a time, except that `touch` may run on any other.
+
+    Raises:
+        OSError: EACCES or EPERM when we may not look at that process, ENOENT or ESRCH when it is gone.
+    """
+
+    def __init__(self, process: PidFd) -> None:
+        self._process = process
+        self._closed = False
+        self._vm = ProcessVm(process.pid)
+        self._maps = Maps(process.pid)
+        try:
+            self._pagemap = Pagemap(process.pid)
+        except OSError:
+            self._maps.close()
+            raise
+
+    @classmethod
+    def open(cls, pid: int) -> ProcessMemory:
+        """Reach the memory of a running process by its number."""
+        process = PidFd.open(pid)
+        try:
+            return cls(process)
+        except OSError:
+            process.close()
+            raise
+
+    def alive(self) -> bool:
+        """False once the process has exited or this was closed."""
+        return not self._process.exited()
+
+    def read(self, address: int, length: int, local: int) -> int:
+        """Copy from the process to our address `local`; returns bytes moved."""
+        return max(self._vm.read(address, length, local), 0)
+
+    def write(self, address: int, length: int, local: int) -> int:
+        """Copy from our address `local` to the process; returns bytes moved."""
+        return max(self._vm.write(address, length, local), 0)
+
+    def read_v(self, remote: IoVec, local: IoVec) -> int:
+        """Copy process segments to our segments; returns bytes moved."""
+        return max(self._vm.read_v(remote, local), 0)
+
+    def write_v(self, remote: IoVec, local: IoVec) -> int:
+        """Copy our segments to process segments; returns bytes moved."""
+        return max(self._vm.write_v(remote, local), 0)
+
+    def absent(self, start: int, end: int) -> Absent | None:
+        """Pages of [start, end) that are not present, and whether bringing them may wait for a medium."""
+        runs = self._pagemap.absent(start, end)
+        if not runs:
+            return None
+        n_pages = sum(run.where.length for run in runs) // PAGE_BYTES
+        return Absent(n_pages, any(run.swapped or self._has_file(run) for run in runs))
+
+    def touch(self, start: int, end: int) -> int | None:
+        """Read one byte of each page of [start, end); the address of the first that cannot be, or None."""
+        vm = ProcessVm(self._process.pid)  # our own segments: this may be another thread
+        sink = np.zeros(_TOUCH_PAGES, np.uint8)
+        pages = np.ones((_TOUCH_PAGES, 2), np.uint64)
+        here = np.array([[sink.ctypes.data, 0]], np.uint64)
+        for first in range(start, end, _TOUCH_PAGES * PAGE_BYTES):
+            n_pages = min(_TOUCH_PAGES, (end - first) // PAGE_BYTES)
+            pages[:n_pages, 0] = np.arange(n_pages, dtype=np.uint64) * PAGE_BYTES + first
+            here[0, 1] = n_pages
+            if self._closed:
+                return first
+            n_done = max(vm.read_v(pages[:n_pages], here), 0)
+            if n_done < n_pages:
+                return first + n_done * PAGE_BYTES
+        return None
+
+    def close(self) -> None:
+        """Let go of the process. Twice is fine."""
+        self._closed = True
+        self._pagemap.close()
+        self._maps.close()
+        self._process.close()
+
+    def _has_file(self, run: AbsentRun) -> bool:
+        """True if the run touches memory that comes from a file (or is shared, which swaps out unseen)."""
+        return any(m.file_backed for m in self._maps.within(Range(run.where.start, run.where.end)))

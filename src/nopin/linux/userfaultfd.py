@@ -1,0 +1,206 @@
+"""userfaultfd, used only to hear what a process does to its mappings.
+
+Ranges are registered for write protection that is never applied, with WP_ASYNC where the kernel has it: no
+fault of the owner ever waits for us, and only munmap, mremap, madvise and fork send messages. The owner waits
+in those calls until its message has been read (not until it was acted upon), so whoever holds the descriptor
+must read promptly. When the last descriptor is closed the registrations vanish and a waiting owner goes on.
+
+The owner opens the descriptor, because it belongs to the address space that opened it, and passes it to the
+reader, which registers and reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+from enum import IntFlag
+
+from nopin.errors import HostLacks
+from nopin.linux.libc import syscall
+from nopin.ranges import Range
+
+_SYS_USERFAULTFD = 323
+_USER_MODE_ONLY = 1
+_API = 0xAA
+_UFFDIO_API = 0xC018AA3F
+_UFFDIO_REGISTER = 0xC020AA00
+_UFFDIO_UNREGISTER = 0x8010AA01
+_REGISTER_MODE_WP = 2
+_REMEDY = "run as root, or set sysctl vm.unprivileged_userfaultfd=1; sharing works without it, unwatched"
+
+_MESSAGE = struct.Struct("<B7x3Q")
+_READ_MESSAGES = 128
+
+
+class Feature(IntFlag):
+    """UFFD_FEATURE_* bits used here."""
+
+    FLAG_WP = 1 << 0
+    EVENT_FORK = 1 << 1
+    EVENT_REMAP = 1 << 2
+    EVENT_REMOVE = 1 << 3
+    EVENT_UNMAP = 1 << 6
+    WP_HUGETLBFS_SHMEM = 1 << 12
+    WP_UNPOPULATED = 1 << 13
+    WP_ASYNC = 1 << 15
+
+
+NEEDED = Feature.FLAG_WP | Feature.EVENT_REMAP | Feature.EVENT_REMOVE | Feature.EVENT_UNMAP
+WANTED = NEEDED | Feature.EVENT_FORK | Feature.WP_HUGETLBFS_SHMEM | Feature.WP_UNPOPULATED | Feature.WP_ASYNC
+
+
+@dataclass(frozen=True, slots=True)
+class Unmapped:
+    """A range that is no longer mapped (munmap, or something was mapped over it)."""
+
+    where: Range
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A range whose pages are about to be dropped (MADV_DONTNEED, MADV_FREE, MADV_REMOVE)."""
+
+    where: Range
+
+
+@dataclass(frozen=True, slots=True)
+class Remapped:
+    """A range that moved; `Unmapped` for the old place follows."""
+
+    where: Range
+    moved_to: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """The process forked. The child's own descriptor has been closed, so the child is not watched."""
+
+
+Message = Unmapped | Removed | Remapped | Forked
+
+
+class Userfaultfd:
+    """A watching userfaultfd. Owns the descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """The descriptor; readable when messages wait."""
+        return self._fd
+
+    def register(self, where: Range) -> None:
+        """Watch the mappings in `where`, whole pages. Holes in it stay unwatched.
+
+        Raises:
+            OSError: EINVAL when nothing is mapped there or a mapping is of a kind that cannot be watched,
+                EBUSY when another userfaultfd has it, ENOMEM or ESRCH when the process is gone.
+        """
+        argument = bytearray(struct.pack("<4Q", where.start, where.length, _REGISTER_MODE_WP, 0))
+        fcntl.ioctl(self._fd, _UFFDIO_REGISTER, argument, True)
+
+    def unregister(self, where: Range) -> None:
+        """Stop watching `where`, whole pages.
+
+        Raises:
+            OSError: as for `register`.
+        """
+        fcntl.ioctl(self._fd, _UFFDIO_UNREGISTER, struct.pack("<2Q", where.start, where.length))
+
+    def read(self) -> list[Message]:
+        """All messages that wait, without waiting; the owner goes on once they are read."""
+        messages: list[Message] = []
+        while True:
+            try:
+                raw = os.read(self._fd, _MESSAGE.size * _READ_MESSAGES)
+            except BlockingIOError:
+                return messages
+            if not raw:
+                return messages
+            messages += [m for m in map(_parse, _MESSAGE.iter_unpack(raw)) if m is not None]
+
+    def close(self) -> None:
+        """Drop every registration. Twice is fine."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _parse(fields: tuple[int, int, int, int]) -> Message | None:
+    kind, first, second, third = fields
+    if kind == 0x13:
+        os.close(first & 0xFFFFFFFF)  # the kernel opened it in this process just now
+        return Forked()
+    if kind == 0x14:
+        return Remapped(Range.of_length(first, third), second)
+    if kind == 0x15:
+        return Removed(Range(first, second))
+    if kind == 0x16:
+        return Unmapped(Range(first, second))
+    return None  # a page fault message: not asked for, nothing to do
+
+
+def open_watch() -> tuple[int, Feature]:
+    """Open a userfaultfd on our own address space, ready to be passed to the process that will watch.
+
+    Without privilege the kernel grants it for user-mode faults only, which makes no difference to a watch,
+    and refuses fork events: then forks go unheard, and the child's memory is simply not watched.
+
+    Returns:
+        The descriptor (close-on-exec, non-blocking) and the features it was opened with.
+
+    Raises:
+        HostLacks: no userfaultfd here, or not the events we need.
+    """
+    offered = _offered()
+    if offered & NEEDED != NEEDED:
+        raise HostLacks(
+            "userfaultfd", "this kernel lacks its events for mapped memory", "use Linux 5.19 or later"
+        )
+    for features in (offered & WANTED, offered & WANTED & ~Feature.EVENT_FORK):
+        fd = _open_fd()
+        with contextlib.suppress(PermissionError):
+            _api(fd, features)
+            return fd, features
+        os.close(fd)
+    raise HostLacks("userfaultfd", "the kernel refuses its events to this user", _REMEDY)
+
+
+def _open_fd() -> int:
+    flags = os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return syscall(_SYS_USERFAULTFD, "userfaultfd", flags)
+    except PermissionError:
+        pass
+    except OSError as error:
+        raise HostLacks(
+            "userfaultfd", f"{error.strerror}", "use a kernel built with CONFIG_USERFAULTFD"
+        ) from None
+    try:
+        return syscall(_SYS_USERFAULTFD, "userfaultfd", flags | _USER_MODE_ONLY)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            reason = "not allowed for this user, and this kernel (before 5.11) has no user-mode form"
+        else:
+            reason = f"{error.strerror}"
+        raise HostLacks("userfaultfd", reason, _REMEDY) from None
+
+
+def _offered() -> Feature:
+    """What this kernel has, asked on a descriptor of its own: the handshake works once."""
+    fd = _open_fd()
+    try:
+        return Feature(_api(fd, Feature(0)))
+    finally:
+        os.close(fd)
+
+
+def _api(fd: int, features: Feature) -> int:
+    argument = bytearray(struct.pack("<3Q", _API, features, 0))
+    fcntl.ioctl(fd, _UFFDIO_API, argument, True)
+    offered: int = struct.unpack_from("<Q", argument, 8)[0]
+    return offered

@@ -1,0 +1,131 @@
+"""The plain address space: memory a process already has, reached by its own page table.
+
+There is no table of ours to keep coherent. Every access names process addresses and is translated by the
+kernel when it happens, as hardware does with a PASID and shared virtual addressing: a page the owner
+unmapped is gone at once, one it remapped is the new one, a copy-on-write page is broken for the owner only.
+What is added here is judgement: what counts as slow, and that an exited owner is noticed before its process
+number can name somebody else.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from nopin.mm.space import Absent, FaultResult, IoVec, Reason, Staging
+from nopin.units import U64_MAX, page_ceil, page_floor
+
+
+class MemoryPort(Protocol):
+    """Mechanism under a plain space: how this host reaches the memory of one process.
+
+    Copies return the bytes moved, 0 when not even the first byte could be. Local addresses are ours.
+    """
+
+    def read(self, address: int, length: int, local: int) -> int:
+        """Copy from the process to our address `local`."""
+        ...
+
+    def write(self, address: int, length: int, local: int) -> int:
+        """Copy from our address `local` to the process."""
+        ...
+
+    def read_v(self, remote: IoVec, local: IoVec) -> int:
+        """Copy process segments to local segments, in order."""
+        ...
+
+    def write_v(self, remote: IoVec, local: IoVec) -> int:
+        """Copy local segments to process segments, in order."""
+        ...
+
+    def absent(self, start: int, end: int) -> Absent | None:
+        """Pages not present in the page-aligned [start, end); None if all are."""
+        ...
+
+    def touch(self, start: int, end: int) -> int | None:
+        """Bring the page-aligned [start, end) in, changing no byte; the first page that cannot, or None."""
+        ...
+
+    def alive(self) -> bool:
+        """False once the process has exited."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the process."""
+        ...
+
+
+class PlainSpace:
+    """An `AddressSpace` over the ordinary memory of one process. `fault` may run on another thread."""
+
+    def __init__(self, port: MemoryPort) -> None:
+        self._port = port
+        self._gone = False
+        self._closed = False
+
+    @property
+    def gone(self) -> bool:
+        """True once the process is known to have exited; never False again."""
+        if not self._gone:
+            self._gone = not self._port.alive()
+        return self._gone
+
+    def read(self, address: int, length: int, staging: Staging, offset: int) -> int:
+        """Copy process memory into staging; see `AddressSpace`."""
+        if self.gone or length <= 0:
+            return 0
+        return self._port.read(address, length, staging.address + offset)
+
+    def write(self, address: int, length: int, staging: Staging, offset: int) -> int:
+        """Copy staging into process memory; see `AddressSpace`."""
+        if self.gone or length <= 0:
+            return 0
+        return self._port.write(address, length, staging.address + offset)
+
+    def read_v(self, remote: IoVec, staging: Staging, local: IoVec) -> int:
+        """Copy process ranges into staging ranges; see `AddressSpace`."""
+        if self.gone or not len(remote):
+            return 0
+        return self._port.read_v(remote, _at(staging, local))
+
+    def write_v(self, remote: IoVec, staging: Staging, local: IoVec) -> int:
+        """Copy staging ranges into process ranges; see `AddressSpace`."""
+        if self.gone or not len(remote):
+            return 0
+        return self._port.write_v(remote, _at(staging, local))
+
+    def absent(self, start: int, end: int) -> Absent | None:
+        """Pages not present in [start, end), rounded out to pages. Of an owner that is gone, none."""
+        if start >= end:
+            return None
+        return self._port.absent(page_floor(start), min(page_ceil(end), page_floor(U64_MAX)))
+
+    def fault(self, start: int, end: int, *, write: bool) -> FaultResult:
+        """Make the pages of [start, end) present.
+
+        Write intent changes nothing here: touching for write would have to store something, and what is left
+        to do at the copy (breaking copy-on-write) never waits for a medium. A page that may be read but not
+        written therefore counts as done, and the copy finds out.
+        """
+        del write
+        if self.gone:
+            return FaultResult(0, start, Reason.OWNER_GONE)
+        bad = self._port.touch(page_floor(start), page_ceil(end))
+        if bad is None:
+            return FaultResult(end - start)
+        first_bad = max(bad, start)
+        reason = Reason.OWNER_GONE if self.gone else Reason.NO_ACCESS
+        return FaultResult(first_bad - start, first_bad, reason)
+
+    def close(self) -> None:
+        """Let go of the process; from here on it counts as gone. Twice is fine."""
+        self._gone = True
+        if not self._closed:
+            self._closed = True
+            self._port.close()
+
+
+def _at(staging: Staging, local: IoVec) -> IoVec:
+    """Turn staging offsets into addresses."""
+    placed = local.copy()
+    placed[:, 0] += staging.address
+    return placed

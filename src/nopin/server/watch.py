@@ -1,0 +1,163 @@
+"""Watching a client's mappings: userfaultfd messages become notifier invalidations.
+
+Regions overlap and come and go, the kernel knows only "registered" or not, so covers are counted and the kernel
+holds their union, in whole pages. Where a mapping cannot be watched (nothing there, a special kind, another
+userfaultfd) sharing works all the same, without events: such parts are kept as unwatched and tried again by
+`rearm`, as are parts the owner unmapped, because something may be mapped there later.
+
+The owner waits in its munmap, mremap, madvise or fork until `drain` has read the message. The event loop must
+therefore come here whenever the descriptor is readable, before anything that takes long. The server holds the
+only descriptor, so when the server dies the kernel drops it and lets the owner go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+
+from nopin.linux.userfaultfd import Forked, Message, Remapped, Removed, Unmapped, Userfaultfd
+from nopin.mm.notifier import EVERYTHING, Cause, Notifiers
+from nopin.ranges import CountedRanges, Range, coalesce, subtract
+
+MappingsWithin = Callable[[Range], Iterable[Range]]
+"""Lists the mappings that overlap a range, by address."""
+
+
+@dataclass(slots=True)
+class WatchCounters:
+    """Messages read, by what the owner did."""
+
+    unmaps: int = 0
+    remaps: int = 0
+    removes: int = 0
+    forks: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Name to count."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class Watcher:
+    """The watch over one client's address space. Owns the userfaultfd.
+
+    Args:
+        uffd: opened by the client, passed to us.
+        notifiers: told of every change.
+        mappings_within: where the client has mappings now. The kernel registers a range all or nothing, so a
+            range with one unwatchable mapping in it is registered mapping by mapping.
+    """
+
+    def __init__(self, uffd: Userfaultfd, notifiers: Notifiers, mappings_within: MappingsWithin) -> None:
+        self._uffd = uffd
+        self._notifiers = notifiers
+        self._mappings_within = mappings_within
+        self._covers = CountedRanges()
+        self._unwatched: list[Range] = []  # covered, but not registered when last tried
+        self.counters = WatchCounters()
+
+    def fileno(self) -> int:
+        """Readable when messages wait; register it with the event loop."""
+        return self._uffd.fileno()
+
+    def watch(self, where: Range) -> bool:
+        """Cover a range once more. True if all of it is watched now; False is no error."""
+        pages = where.to_pages()
+        for piece in self._covers.add(pages):
+            self._register(piece)
+        return not self.unwatched(pages)
+
+    def unwatch(self, where: Range) -> None:
+        """Take one cover of `where` away.
+
+        Raises:
+            ValueError: it was not watched.
+        """
+        for piece in self._covers.remove(where.to_pages()):
+            self._unwatched = subtract(self._unwatched, piece)
+            self._unregister(piece)
+
+    def unwatched(self, within: Range) -> list[Range]:
+        """Covered parts of `within` that could not be watched when last tried."""
+        parts = (part.intersection(within) for part in self._unwatched)
+        return [part for part in parts if part is not None]
+
+    @property
+    def needs_rearm(self) -> bool:
+        """True while covered parts are unwatched: call `rearm` about once a second."""
+        return bool(self._unwatched)
+
+    def rearm(self) -> None:
+        """Try again to watch what is covered and unwatched."""
+        waiting, self._unwatched = self._unwatched, []
+        for piece in waiting:
+            self._register_each_mapping(piece)
+
+    def drain(self) -> int:
+        """Read every message that waits and tell the notifiers; returns how many. Never waits."""
+        messages = self._uffd.read()  # all of them first: reading is what lets the owner go on
+        for message in messages:
+            self._handle(message)
+        return len(messages)
+
+    def close(self) -> None:
+        """Stop watching everything. Twice is fine."""
+        self._uffd.close()
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Unmapped(where):
+                self.counters.unmaps += 1
+                self._mark_unwatched(where)
+                self._notifiers.invalidate(where, Cause.UNMAP)
+            case Remapped(where, moved_to):
+                self.counters.remaps += 1
+                self._mark_unwatched(where)
+                self._leave(Range.of_length(moved_to, where.length))
+                self._notifiers.invalidate(where, Cause.REMAP)
+            case Removed(where):
+                self.counters.removes += 1
+                self._notifiers.invalidate(where, Cause.REMOVE)
+            case Forked():
+                self.counters.forks += 1
+                self._notifiers.invalidate(EVERYTHING, Cause.FORK)
+
+    def _register(self, piece: Range) -> None:
+        try:
+            self._uffd.register(piece)
+        except OSError:
+            self._register_each_mapping(piece)
+
+    def _register_each_mapping(self, piece: Range) -> None:
+        """Register what can be in `piece`, and remember the rest."""
+        left = [piece]
+        for mapping in self._mappings_within(piece):
+            part = mapping.intersection(piece)
+            if part is None:
+                continue
+            with contextlib.suppress(OSError):
+                self._uffd.register(part)
+                left = subtract(left, part)
+        self._unwatched = coalesce([*self._unwatched, *left])
+
+    def _unregister(self, piece: Range) -> None:
+        try:
+            self._uffd.unregister(piece)
+        except OSError:  # nothing is mapped at its start, or not all of it can be watched
+            for mapping in self._mappings_within(piece):
+                part = mapping.intersection(piece)
+                if part is not None:
+                    with contextlib.suppress(OSError):  # gone meanwhile, or never registered
+                        self._uffd.unregister(part)
+
+    def _mark_unwatched(self, where: Range) -> None:
+        self._unwatched = coalesce([*self._unwatched, *self._covers.covered(where)])
+
+    def _leave(self, moved_to: Range) -> None:
+        """A mapping took its registration along to a place nobody asked to watch; drop it there."""
+        nobodys = [moved_to]
+        for covered in self._covers.covered(moved_to):
+            nobodys = subtract(nobodys, covered)
+            self._unwatched = subtract(self._unwatched, covered)
+        for piece in nobodys:
+            self._unregister(piece)
