@@ -1,1 +1,1 @@
-"""Links that carry packet batches: UDP, raw receive, and middleware around any of them."""
+"""Links carry packets between the NIC and outside: UDP, raw sockets, memory, and middleware around them."""

@@ -71,7 +71,7 @@ seed = lru_cache(maxsize=4096)(_seed)
 
 @lru_cache(maxsize=4096)
 def mask_effect(length: int, byte: int) -> int:
-    """What counting BTH byte 4, which holds `byte`, as ones changes in the CRC of a packet of length bytes."""
+    """What counting BTH byte 4, which holds `byte`, as ones changes in the CRC of length bytes of packet."""
     change = bytes([byte ^ 0xFF])
     return crc32(bytes(_MASKED_BYTE) + change + bytes(length - _MASKED_BYTE - 1)) ^ crc32(bytes(length))
 
