@@ -57,9 +57,7 @@ def sockaddr_of(endpoint: Endpoint, scope: int) -> bytes:
 @lru_cache(maxsize=256)
 def _split(lengths: bytes, segment_bytes: bytes) -> SplitArrays:
     """`split_slots`, remembered: in steady state every receive has one shape. The arrays are read-only."""
-    split = split_slots(
-        np.frombuffer(lengths, np.uint32), np.frombuffer(segment_bytes, np.uint32), MAX_DATAGRAM_BYTES
-    )
+    split = split_slots(np.frombuffer(lengths, np.uint32), np.frombuffer(segment_bytes, np.uint32), MAX_DATAGRAM_BYTES)
     for array in split:
         array.flags.writeable = False
     return split
@@ -282,6 +280,4 @@ def _bind_loopback() -> UdpLink:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-    raise OSError(
-        errno.EADDRINUSE, f"port {ROCE_PORT} is taken on 127.0.0.1 to 127.0.0.{_LOOPBACK_TRIES - 1}"
-    )
+    raise OSError(errno.EADDRINUSE, f"port {ROCE_PORT} is taken on 127.0.0.1 to 127.0.0.{_LOOPBACK_TRIES - 1}")
