@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from nopin.iommu.iommu import Meter
+from nopin.iommu.page_requests import Meter
 from nopin.nic.abi import Access, Discipline
 from nopin.nic.errors import VerbsError
 from nopin.units import U64_MAX

@@ -54,9 +54,7 @@ class _Ring:
         view = memoryview(memory)  # type: ignore[arg-type]  # numpy arrays have the buffer protocol
         self._index = view[:CONTROL_BYTES].cast("Q")
         self._bytes = view[CONTROL_BYTES : CONTROL_BYTES + depth * stride]
-        self._entries: NDArray[np.uint8] = memory[CONTROL_BYTES : CONTROL_BYTES + depth * stride].reshape(
-            depth, stride
-        )
+        self._entries: NDArray[np.uint8] = memory[CONTROL_BYTES : CONTROL_BYTES + depth * stride].reshape(depth, stride)
 
 
 class WorkProducer(_Ring):
@@ -128,6 +126,11 @@ class WorkConsumer(_Ring):
             raise RingCorrupt(f"work ring: producer index {self._index[_PRODUCER]} after {self._taken} taken")
         return n_entries
 
+    @property
+    def has_work(self) -> bool:
+        """Quick form of `available`, for polling: the index moved, validity not judged."""
+        return self._index[_PRODUCER] != self._taken
+
     def take(self) -> bytes:
         """Copy the next entry out. Requires: `available` was positive."""
         start = (self._taken & self._mask) * self._stride
@@ -189,9 +192,7 @@ class CompletionProducer(_Ring):
         if self.room <= 0:
             return False
         start = (self._next & self._mask) * CQE_BYTES
-        _CQE.pack_into(
-            self._bytes, start, wr_id, status, opcode, byte_len, imm, qp_num, src_qp, wc_flags, 0
-        )
+        _CQE.pack_into(self._bytes, start, wr_id, status, opcode, byte_len, imm, qp_num, src_qp, wc_flags, 0)
         self._next += 1
         self._index[_PRODUCER] = self._next
         self._fresh = max(self._fresh, ARMED_SOLICITED if solicited or status else ARMED_NEXT)
@@ -219,7 +220,7 @@ class CompletionConsumer(_Ring):
         self._next = self._index[_CONSUMER]
 
     def poll_one(self) -> tuple[int, ...] | None:
-        """Take the oldest completion as (wr_id, status, opcode, byte_len, imm, qp_num, src_qp, wc_flags, vendor_err)."""
+        """Take the oldest completion as (wr_id, status, opcode, byte_len, imm, qp, src_qp, flags, vendor_err)."""
         at = self._next
         if self._index[_PRODUCER] == at:
             return None

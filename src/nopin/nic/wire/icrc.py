@@ -147,9 +147,7 @@ def _seeds(
     return [by_size[size] for size in sizes]
 
 
-def _crcs(
-    buffer: Bytes, offsets: Offsets, n_covered: NDArray[np.int64], seeds: list[int]
-) -> NDArray[np.uint32]:
+def _crcs(buffer: Bytes, offsets: Offsets, n_covered: NDArray[np.int64], seeds: list[int]) -> NDArray[np.uint32]:
     """The plain CRC of each packet's first n_covered bytes, (n,) uint32.
 
     This loop is the price of a packet: 0.1 us of CRC at 4 KiB and as much of Python, hence the two forms.

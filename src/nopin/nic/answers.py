@@ -1,0 +1,151 @@
+"""The responder's sending half: acknowledgements, atomic answers and the streams of READ responses.
+
+Replies leave in PSN order. A READ is read from the owner's memory piece by piece as it is sent, so a page that is
+out stops only this queue pair's stream, and a region that goes away in the middle ends it with an exact NAK.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nopin.iommu.iommu import PARKED
+from nopin.nic.abi import AsyncEventType
+from nopin.nic.core import Core, fail, waiter_for
+from nopin.nic.plan import Family, Plan
+from nopin.nic.qp import QueuePair, ReadStream, Reply
+from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Aeth, Nak
+from nopin.nic.wire.batch import TxBatch
+from nopin.nic.wire.headers import emit_atomic_ack
+from nopin.nic.wire.opcodes import AETH_BYTES, BTH_BYTES, Opcode
+from nopin.nic.wire.psn import psn_add
+
+_RESPONSE = Family(
+    Opcode.READ_RESPONSE_ONLY,
+    Opcode.READ_RESPONSE_FIRST,
+    Opcode.READ_RESPONSE_MIDDLE,
+    Opcode.READ_RESPONSE_LAST,
+)
+
+_Item = tuple[Reply | ReadStream, int, int]
+"""What is sent, its first packet in the plan, how many packets."""
+
+
+def build(core: Core, qp: QueuePair) -> TxBatch | None:
+    """Build the next batch of replies of a queue pair; None if there is nothing that can go now."""
+    side = qp.recv
+    if not side.replies or side.stream_parked or qp.path is None:
+        return None
+    plan = core.plan
+    plan.start()
+    items = _plan(qp, plan)
+    plan.layout()
+    for item, first, n in items:
+        if isinstance(item, Reply):
+            _write_reply(plan, item, first)
+            side.replies.popleft()
+            continue
+        n_ready = _gather(core, qp, plan, item, first, n)
+        _write_stream_headers(plan, item, first, n_ready)
+        _consume(qp, item, n_ready)
+        if n_ready < n:
+            plan.cut(first + n_ready)
+            break
+    if plan.n == 0:
+        return None
+    core.ready[qp] = None
+    return plan.finish(qp.path, qp.dest_qpn, singly=qp.foreign)
+
+
+def resume(qp: QueuePair) -> None:
+    """Go on with a stream whose page has come."""
+    qp.recv.stream_parked = False
+
+
+def _plan(qp: QueuePair, plan: Plan) -> list[_Item]:
+    items: list[_Item] = []
+    for item in qp.recv.replies:
+        if not plan.room:
+            break
+        first = plan.n
+        if isinstance(item, Reply):
+            opcode = Opcode.ACKNOWLEDGE if item.original is None else Opcode.ATOMIC_ACKNOWLEDGE
+            plan.add_one(opcode, item.psn, 0, ack_req=False)
+            items.append((item, first, 1))
+            continue
+        n = min(item.n_left, plan.room)
+        ends = n == item.n_left
+        last = item.left - (n - 1) * qp.mtu if ends else qp.mtu
+        plan.add_run(_RESPONSE, item.psn, n, qp.mtu, last, starts=item.first, ends=ends)
+        items.append((item, first, n))
+        if not ends:
+            break
+    return items
+
+
+def _write_reply(plan: Plan, reply: Reply, at: int) -> None:
+    offset = int(plan.offsets[at]) + BTH_BYTES
+    Aeth(reply.syndrome, reply.msn).emit(plan.staging.view, offset)
+    if reply.original is not None:
+        emit_atomic_ack(plan.staging.view, offset + AETH_BYTES, reply.original)
+
+
+def _write_stream_headers(plan: Plan, stream: ReadStream, first: int, n: int) -> None:
+    """Write the AETH of the first and the last response; middles have none."""
+    aeth = Aeth(SYNDROME_ACK, stream.msn)
+    if n and stream.first:
+        aeth.emit(plan.staging.view, int(plan.offsets[first]) + BTH_BYTES)
+    if n and n == stream.n_left:
+        aeth.emit(plan.staging.view, int(plan.offsets[first + n - 1]) + BTH_BYTES)
+
+
+def _gather(core: Core, qp: QueuePair, plan: Plan, stream: ReadStream, first: int, n: int) -> int:
+    """Read the payloads of n responses; returns how many packets are whole."""
+    total = int(plan.payload[first : first + n].sum())
+    if total == 0:
+        return n
+    region = stream.region
+    if region is None or not region.alive:
+        done = 0
+    else:
+        va, waiter = region.va(stream.address), waiter_for(region, qp.stream_waiter)
+        if n == 1:
+            offset = int(plan.offsets[first] + plan.header[first])
+            done = core.iommu.read(region.pasid, va, total, plan.staging, offset, region.meter, waiter)
+        else:
+            remote = np.array([[va, total]], np.uint64)
+            local = plan.payload_iov(first, first + n)
+            done = core.iommu.read_v(region.pasid, remote, plan.staging, local, region.meter, waiter)
+    if done == total:
+        return n
+    if done == PARKED:
+        core.counters.parked += 1
+        qp.recv.stream_parked = True
+        return 0
+    whole = int(np.searchsorted(np.cumsum(plan.payload[first : first + n]), done, "right"))
+    _refuse(core, qp, stream, psn_add(stream.psn, whole))
+    return whole
+
+
+def _refuse(core: Core, qp: QueuePair, stream: ReadStream, psn: int) -> None:
+    """End a stream with a NAK at the response that could not be read."""
+    core.counters.sent_nak += 1
+    core.counters.access_error += 1
+    qp.recv.replies.clear()
+    qp.recv.replies.append(stream)  # `_consume` still accounts for what was sent of it
+    qp.recv.replies.append(Reply(psn, Nak.REMOTE_ACCESS_ERROR, (stream.msn - 1) & MSN_MASK))
+    stream.region = None
+    core.event(AsyncEventType.QP_ACCESS_ERR, qp)
+    fail(core, qp)
+
+
+def _consume(qp: QueuePair, stream: ReadStream, n: int) -> None:
+    side = qp.recv
+    failed = stream.region is None and stream.left > 0
+    sent = min(stream.left, n * qp.mtu)
+    stream.psn = psn_add(stream.psn, n)
+    stream.n_left -= n
+    stream.address += sent
+    stream.left -= sent
+    stream.first = stream.first and n == 0
+    if stream.n_left == 0 or failed:
+        side.replies.popleft()

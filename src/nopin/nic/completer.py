@@ -1,0 +1,352 @@
+"""The completer: what the peer answers to our requests.
+
+An answer moves `una` forward: an ACK over any number of SENDs and WRITEs, a READ or atomic response over its own PSN
+and, implicitly, over the SENDs and WRITEs before it. READs and atomics need their own answer: an ACK beyond one
+means the answer was lost, and everything from there is asked for again.
+
+Sources: IBTA volume 1, 9.7.5 and 9.7.7; the RNR and retry counters follow ``rxe_comp.c``, except that retry_cnt 7
+means seven (IBTA), not for ever.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nopin.iommu.iommu import PARKED
+from nopin.nic.abi import AsyncEventType, QpState, WcStatus, WrOpcode
+from nopin.nic.core import Core, fail, send_done
+from nopin.nic.packets import Packets
+from nopin.nic.qp import WINDOW_PACKETS_MAX, WINDOW_PACKETS_MIN, QueuePair
+from nopin.nic.requester import restart_timer, rewind
+from nopin.nic.scatter import scatter
+from nopin.nic.wire.aeth import Aeth, Nak, SyndromeKind, rnr_ns
+from nopin.nic.wire.headers import parse_atomic_ack
+from nopin.nic.wire.opcodes import AETH_BYTES, BTH_BYTES, IS_READ_RESPONSE, Opcode
+from nopin.nic.wire.psn import psn_add, psn_diff
+from nopin.nic.work import ATOMIC_BYTES, IS_ATOMIC, NEEDS_ANSWER, SendWork
+
+_RETRY_FOR_EVER = 7
+"""rnr_retry 7 never runs out."""
+
+NAK_STATUS = {
+    Nak.INVALID_REQUEST: WcStatus.REM_INV_REQ_ERR,
+    Nak.REMOTE_ACCESS_ERROR: WcStatus.REM_ACCESS_ERR,
+    Nak.REMOTE_OPERATIONAL_ERROR: WcStatus.REM_OP_ERR,
+}
+
+
+def receive(core: Core, qp: QueuePair, packets: Packets, now: int) -> None:
+    """Take response packets, in order of arrival."""
+    side = qp.send
+    if side.parked == "scatter":
+        side.held.append(packets.detach())
+        return
+    at, n = 0, len(packets)
+    while at < n and qp.state in (QpState.RTS, QpState.SQD):
+        opcode = int(packets.opcode[at])
+        if packets.payload[at] < 0:
+            core.counters.malformed_drop += 1
+            at += 1
+        elif IS_READ_RESPONSE[opcode]:
+            at = _read_responses(core, qp, packets, at, now)
+        else:
+            _acknowledge(core, qp, packets, at, now)
+            at += not side.parked
+        if side.parked == "scatter":
+            side.held.append(packets.part(at, n).detach())
+            return
+
+
+def resume(core: Core, qp: QueuePair, now: int) -> None:
+    """Go on after a local page has come."""
+    side = qp.send
+    parked, side.parked = side.parked, ""
+    core.ready[qp] = None
+    if parked != "scatter":
+        return
+    held, side.held = side.held, []
+    for packets in held:
+        receive(core, qp, packets, now)
+    restart_timer(qp, now)
+
+
+def on_deadline(core: Core, qp: QueuePair, now: int) -> None:
+    """Fire the timers that are due: the end of an RNR wait, or the acknowledge timeout."""
+    side = qp.send
+    if side.wait_until is not None and now >= side.wait_until:
+        side.wait_until = None
+        core.ready[qp] = None
+    if side.deadline is None or now < side.deadline:
+        return
+    if side.parked or side.wait_until is not None:
+        restart_timer(qp, now)  # a wait of our own is not the peer's silence
+        return
+    core.counters.ack_timeout += 1
+    _retry(core, qp, now)
+
+
+def deadline(qp: QueuePair) -> int | None:
+    """When `on_deadline` wants to be called for this queue pair."""
+    side = qp.send
+    if side.deadline is None or side.wait_until is None:
+        return side.wait_until if side.deadline is None else side.deadline
+    return min(side.deadline, side.wait_until)
+
+
+def settle(core: Core, qp: QueuePair) -> None:
+    """Fail work that could not be sent once all before it is done; report a drained send queue."""
+    side = qp.send
+    if side.halted is not None and side.una == side.sent and side.works and side.works[0] is side.halted:
+        finish_with_error(core, qp, side.halted.status)
+    elif qp.state is QpState.SQD and not qp.drained and side.una == side.high:
+        qp.drained = True
+        core.event(AsyncEventType.SQ_DRAINED, qp)
+
+
+# --- progress -------------------------------------------------------------------------------------------------
+
+
+def _progress(core: Core, qp: QueuePair, psn: int, now: int) -> None:
+    """Acknowledge everything before psn, completing what is whole."""
+    side = qp.send
+    n_new = psn_diff(psn, side.una)
+    if n_new <= 0:
+        return
+    side.una = psn
+    side.acked += n_new
+    if psn_diff(side.sent, psn) < 0:
+        side.sent = psn  # an answer to something sent before a retry rewound us
+    while side.reads and psn_diff(side.reads[0], psn) < 0:
+        side.reads.popleft()
+    while side.works:
+        work = side.works[0]
+        if work.status or side.acked < work.n_psn:
+            break
+        side.acked -= work.n_psn
+        side.works.popleft()
+        send_done(core, qp, work, WcStatus.SUCCESS)
+    _grow(qp, n_new)
+    side.gap_at = None
+    side.retries_left = qp.attr.retry_cnt or 0
+    side.rnr_left = qp.attr.rnr_retry or 0
+    restart_timer(qp, now)
+    core.ready[qp] = None
+
+
+def _grow(qp: QueuePair, n_new: int) -> None:
+    """Open the window by a step for each window's worth of progress."""
+    side = qp.send
+    side.grown += n_new
+    if side.grown >= side.window:
+        side.grown = 0
+        side.window = min(WINDOW_PACKETS_MAX, side.window + WINDOW_PACKETS_MIN)
+
+
+def _unanswered(qp: QueuePair, psn: int) -> int | None:
+    """Return the first PSN up to psn that belongs to a READ or atomic still without an answer."""
+    side = qp.send
+    position = side.una
+    for work in side.works:
+        if psn_diff(psn, position) < 0 or work.status:
+            return None
+        if work.opcode in NEEDS_ANSWER:
+            return position
+        position = psn_add(work.first_psn, work.n_psn)
+    return None
+
+
+def _retry(core: Core, qp: QueuePair, now: int) -> None:
+    """Go back to `una`, if retries are left; a lost packet halves the window."""
+    side = qp.send
+    if side.retries_left <= 0:
+        core.counters.retry_exceeded += 1
+        finish_with_error(core, qp, WcStatus.RETRY_EXC_ERR)
+        return
+    side.retries_left -= 1
+    side.window = max(WINDOW_PACKETS_MIN, side.window // 2)
+    side.grown = 0
+    rewind(core, qp)
+    side.deadline = None  # runs again from the moment the packets have gone out
+
+
+def finish_with_error(core: Core, qp: QueuePair, status: WcStatus) -> None:
+    """Complete the oldest work with an error and fail the queue pair."""
+    side = qp.send
+    if side.works:
+        send_done(core, qp, side.works.popleft(), status)
+    fail(core, qp)
+
+
+# --- acknowledgements -----------------------------------------------------------------------------------------
+
+
+def _acknowledge(core: Core, qp: QueuePair, packets: Packets, at: int, now: int) -> None:
+    """Take an ACK, NAK, RNR NAK or atomic response."""
+    side = qp.send
+    psn = int(packets.psn[at])
+    aeth = Aeth.parse(packets.staging.view, int(packets.offsets[at]) + BTH_BYTES)
+    if psn_diff(psn, side.una) < 0 or psn_diff(psn, side.high) >= 0:
+        core.counters.ghost_response += 1
+        return
+    if int(packets.opcode[at]) == Opcode.ATOMIC_ACKNOWLEDGE:
+        _atomic_response(core, qp, packets, at, psn, now)
+    elif aeth.kind == SyndromeKind.ACK:
+        lost = _unanswered(qp, psn)
+        _progress(core, qp, psn_add(psn, 1) if lost is None else lost, now)
+        if lost is not None:
+            _ask_again(core, qp, now)
+    elif aeth.kind == SyndromeKind.RNR_NAK:
+        core.counters.rcvd_rnr_nak += 1
+        if _reached(core, qp, psn, now):
+            wait_for_receiver(core, qp, aeth.value, now)
+    elif aeth.kind == SyndromeKind.NAK:
+        core.counters.rcvd_nak += 1
+        if _reached(core, qp, psn, now):
+            _take_nak(core, qp, aeth.syndrome, now)
+    else:
+        core.counters.malformed_drop += 1
+
+
+def _reached(core: Core, qp: QueuePair, psn: int, now: int) -> bool:
+    """Acknowledge what lies before a NAK's PSN; False if an answer before it is missing (ask again instead)."""
+    lost = _unanswered(qp, psn_add(psn, -1))
+    _progress(core, qp, psn if lost is None else lost, now)
+    if lost is not None:
+        _ask_again(core, qp, now)
+    return lost is None
+
+
+def wait_for_receiver(core: Core, qp: QueuePair, code: int, now: int) -> None:
+    """Wait as the peer's RNR NAK asks, if RNR retries are left."""
+    side = qp.send
+    if (qp.attr.rnr_retry or 0) != _RETRY_FOR_EVER:
+        if side.rnr_left <= 0:
+            core.counters.rnr_retry_exceeded += 1
+            finish_with_error(core, qp, WcStatus.RNR_RETRY_EXC_ERR)
+            return
+        side.rnr_left -= 1
+    rewind(core, qp)
+    side.wait_until = now + rnr_ns(code)
+    side.deadline = None
+
+
+def _take_nak(core: Core, qp: QueuePair, syndrome: int, now: int) -> None:
+    if syndrome == Nak.SEQUENCE_ERROR:
+        _retry(core, qp, now)
+        return
+    status = NAK_STATUS.get(Nak(syndrome)) if syndrome in set(Nak) else None
+    if status is None:
+        core.counters.malformed_drop += 1
+        return
+    finish_with_error(core, qp, status)
+
+
+def _ask_again(core: Core, qp: QueuePair, now: int) -> None:
+    """Repeat a request whose answer was lost, once per gap; further losses are the timer's."""
+    side = qp.send
+    core.counters.out_of_seq_response += 1
+    if side.gap_at == side.una:
+        return
+    _retry(core, qp, now)
+    side.gap_at = side.una
+
+
+# --- answers with data ----------------------------------------------------------------------------------------
+
+
+def _answering(core: Core, qp: QueuePair, psn: int, now: int) -> SendWork | None:
+    """Return the work that expects the answer with this PSN next; acknowledges the SENDs and WRITEs before it."""
+    side = qp.send
+    if psn_diff(psn, side.una) < 0 or psn_diff(psn, side.high) >= 0:
+        core.counters.ghost_response += 1
+        return None
+    lost = _unanswered(qp, psn)
+    if lost is None:
+        core.counters.ghost_response += 1
+        return None
+    _progress(core, qp, lost, now)
+    if lost != psn:
+        _ask_again(core, qp, now)
+        return None
+    return side.works[0]
+
+
+def _atomic_response(core: Core, qp: QueuePair, packets: Packets, at: int, psn: int, now: int) -> None:
+    work = _answering(core, qp, psn, now)
+    if work is None or work.opcode not in IS_ATOMIC or packets.payload[at] != 0:
+        return
+    offset = int(packets.offsets[at]) + BTH_BYTES + AETH_BYTES
+    original = parse_atomic_ack(packets.staging.view, offset)
+    core.scratch.view[:ATOMIC_BYTES] = original.to_bytes(ATOMIC_BYTES, "little")
+    iov = np.array([[0, ATOMIC_BYTES]], np.uint64)
+    done = scatter(core, work.pieces, core.scratch, iov, qp.requester_waiter)
+    if done == PARKED:
+        _park(core, qp)
+        return
+    if done < ATOMIC_BYTES:
+        _local_error(core, qp)
+        return
+    _progress(core, qp, psn_add(psn, 1), now)
+
+
+def _read_responses(core: Core, qp: QueuePair, packets: Packets, at: int, now: int) -> int:
+    """Take a run of READ responses; returns the index after it (the same when it parked)."""
+    psn = int(packets.psn[at])
+    work = _answering(core, qp, psn, now)
+    if work is None or work.opcode is not WrOpcode.RDMA_READ:
+        return at + 1
+    index = psn_diff(psn, work.first_psn)
+    stop = _run_end(packets, at, work.n_psn - index)
+    run = packets.part(at, stop)
+    n_good = _well_sized(qp, work, run, index)
+    if n_good == 0:
+        finish_with_error(core, qp, WcStatus.BAD_RESP_ERR)
+        return stop
+    run = run.part(0, n_good)
+    total = int(run.payload.sum())
+    if total and not _take_payload(core, qp, work, run, index, total):
+        return at if qp.send.parked else stop
+    _progress(core, qp, psn_add(psn, n_good), now)
+    return at + n_good
+
+
+def _take_payload(core: Core, qp: QueuePair, work: SendWork, run: Packets, index: int, total: int) -> bool:
+    """Copy READ data to where the client wants it; False when it parked or failed."""
+    pieces = list(work.slice(index * qp.mtu, total))
+    done = scatter(core, pieces, run.staging, run.payload_iov(), qp.requester_waiter)
+    if done == PARKED:
+        _park(core, qp)
+        return False
+    if done < total:
+        _local_error(core, qp)
+        return False
+    return True
+
+
+def _park(core: Core, qp: QueuePair) -> None:
+    core.counters.parked += 1
+    qp.send.parked = "scatter"
+
+
+def _local_error(core: Core, qp: QueuePair) -> None:
+    core.counters.local_protection_error += 1
+    finish_with_error(core, qp, WcStatus.LOC_PROT_ERR)
+
+
+def _run_end(packets: Packets, at: int, n_most: int) -> int:
+    """Return the index after the READ responses that follow one another from `at`."""
+    end = min(len(packets), at + n_most)
+    psn = packets.psn[at:end]
+    steps = np.flatnonzero(
+        (((psn - psn[0]) & np.uint32(0xFFFFFF)) != np.arange(end - at)) | ~IS_READ_RESPONSE[packets.opcode[at:end]]
+    )
+    return at + int(steps[0]) if len(steps) else end
+
+
+def _well_sized(qp: QueuePair, work: SendWork, run: Packets, index: int) -> int:
+    """Count the leading responses that carry exactly what their place in the READ demands."""
+    expected = np.full(len(run), qp.mtu, np.int64)
+    if index + len(run) == work.n_psn:
+        expected[-1] = work.length - (work.n_psn - 1) * qp.mtu
+    wrong = np.flatnonzero((run.payload != expected) | (run.pad != (-expected & 3)))
+    return int(wrong[0]) if len(wrong) else len(run)

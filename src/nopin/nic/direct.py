@@ -1,0 +1,307 @@
+"""The direct path: both queue pairs live on this device, so messages are copied from memory to memory.
+
+No packet is built and nothing can be lost, but the outcomes are those of the wire, decided by the same functions: who
+may access what (`refusal.check_target`), which receive is used, what is told to whom when a page cannot be reached.
+A message is copied in pieces of at most CHUNK_BYTES through the staging buffer; it parks between pieces.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nopin.iommu.iommu import PARKED
+from nopin.mm.space import Staging
+from nopin.nic import atomics
+from nopin.nic.abi import Access, AsyncEventType, QpState, SendFlags, WcFlags, WcOpcode, WcStatus, WrOpcode
+from nopin.nic.completer import NAK_STATUS, finish_with_error, wait_for_receiver
+from nopin.nic.core import Core, recv_done, send_done, take_recv, waiter_for
+from nopin.nic.qp import Inbound, QueuePair
+from nopin.nic.refusal import (
+    NotReady,
+    Parked,
+    Refusal,
+    check_target,
+    fail_request,
+    invalid_request,
+    no_access,
+    prepare,
+)
+from nopin.nic.requester import fetch, timeout_ns
+from nopin.nic.scatter import gather, prepare_pieces, scatter
+from nopin.nic.wire.aeth import Nak
+from nopin.nic.wire.psn import psn_add
+from nopin.nic.work import (
+    ATOMIC_BYTES,
+    IS_ATOMIC,
+    IS_SEND,
+    NEEDS_ANSWER,
+    Piece,
+    RecvWork,
+    SendWork,
+    slice_pieces,
+)
+
+CHUNK_BYTES = 1 << 20
+TURN_BYTES = 4 << 20
+TURN_WORKS = 128
+"""What one queue pair may do before the others get their turn."""
+
+
+class LocalFault(Exception):
+    """Our own memory cannot be accessed."""
+
+
+def advance(core: Core, qp: QueuePair, now: int) -> None:
+    """Carry out posted work in order, as far as it goes this turn."""
+    side = qp.send
+    if qp.state not in (QpState.RTS, QpState.SQD) or side.parked or side.wait_until is not None:
+        return
+    if qp.may_send():
+        fetch(core, qp)
+    n_bytes, n_works = TURN_BYTES, TURN_WORKS
+    while side.works and n_bytes > 0 and n_works > 0:
+        work = side.works[0]
+        if work.status:
+            finish_with_error(core, qp, work.status)
+            return
+        peer = find_peer(core, qp)
+        if peer is None:
+            _no_answer(qp, now)
+            return
+        if not _carry_out(core, qp, peer, work, now):
+            return
+        n_bytes -= work.length
+        n_works -= 1
+    if side.works:
+        core.ready[qp] = None
+
+
+def find_peer(core: Core, qp: QueuePair) -> QueuePair | None:
+    """Return the queue pair that would answer ours."""
+    peer = core.qps.get(qp.dest_qpn)
+    if peer is None or not peer.direct or peer.dest_qpn != qp.qpn or not peer.may_receive():
+        return None
+    return peer
+
+
+def _no_answer(qp: QueuePair, now: int) -> None:
+    """Let the acknowledge timer run, as if packets had gone out and nothing came back."""
+    wait = timeout_ns(qp)
+    if qp.send.deadline is None and wait is not None:
+        qp.send.deadline = now + wait
+
+
+def _carry_out(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork, now: int) -> bool:
+    """Do one work; False when it waits or failed."""
+    side = qp.send
+    _establish(core, peer)
+    try:
+        _execute(core, qp, peer, work)
+    except Parked:
+        core.counters.parked += 1
+        side.parked = "direct"
+        return False
+    except NotReady:
+        core.counters.sent_rnr_nak += 1
+        core.counters.rcvd_rnr_nak += 1
+        wait_for_receiver(core, qp, peer.attr.min_rnr_timer or 0, now)
+        return False
+    except LocalFault:
+        core.counters.local_protection_error += 1
+        finish_with_error(core, qp, WcStatus.LOC_PROT_ERR)
+        return False
+    except Refusal as refusal:
+        core.counters.sent_nak += 1
+        fail_request(core, peer, refusal)
+        finish_with_error(core, qp, NAK_STATUS[refusal.nak])
+        return False
+    side.works.popleft()
+    side.una = side.sent = side.high = psn_add(work.first_psn, work.n_psn)
+    side.deadline = None
+    side.retries_left = qp.attr.retry_cnt or 0
+    side.rnr_left = qp.attr.rnr_retry or 0
+    core.counters.direct_messages += 1
+    core.counters.direct_bytes += work.length
+    send_done(core, qp, work, WcStatus.SUCCESS)
+    return True
+
+
+def _establish(core: Core, peer: QueuePair) -> None:
+    if peer.state is QpState.RTR and not peer.established:
+        peer.established = True
+        core.event(AsyncEventType.COMM_EST, peer)
+
+
+def _execute(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
+    if work.opcode in IS_ATOMIC:
+        _atomic(core, qp, peer, work)
+        return
+    _prepare_local(core, qp, work)
+    if work.opcode in IS_SEND:
+        _send(core, qp, peer, work)
+    elif work.opcode is WrOpcode.RDMA_READ:
+        _read(core, qp, peer, work)
+    else:
+        _write(core, qp, peer, work)
+
+
+def _prepare_local(core: Core, qp: QueuePair, work: SendWork) -> None:
+    write = work.opcode in NEEDS_ANSWER
+    if work.done_bytes == 0 and not prepare_pieces(core, work.pieces, qp.requester_waiter, write=write):
+        raise Parked
+
+
+def _write(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
+    while work.done_bytes < work.length:
+        target = _remote(core, qp, peer, work, Access.REMOTE_WRITE, write=True)
+        n = min(CHUNK_BYTES, work.length - work.done_bytes)
+        n_read = _take_local(core, qp, work, n)
+        done = scatter(core, list(slice_pieces(target, work.done_bytes, n_read)), *_staged(core, qp, n_read))
+        _check(done, n_read, no_access())
+        _check(n_read, n, LocalFault())
+        work.done_bytes += n
+    if work.opcode is WrOpcode.RDMA_WRITE_WITH_IMM:
+        recv = take_recv(core, peer)
+        if recv is None:
+            raise NotReady
+        _deliver(core, peer, work, recv, WcOpcode.RECV_RDMA_WITH_IMM)
+
+
+def _read(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
+    if not peer.attr.max_dest_rd_atomic:
+        raise invalid_request()
+    while work.done_bytes < work.length:
+        source = _remote(core, qp, peer, work, Access.REMOTE_READ, write=False)
+        n = min(CHUNK_BYTES, work.length - work.done_bytes)
+        n_read = gather(core, list(slice_pieces(source, work.done_bytes, n)), *_staged(core, qp, n))
+        n_read = _whole_packets(qp, n_read, n)
+        done = scatter(core, list(work.slice(work.done_bytes, n_read)), *_staged(core, qp, n_read))
+        _check(done, n_read, LocalFault())
+        _check(n_read, n, no_access())
+        work.done_bytes += n
+
+
+def _send(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
+    recv = _receive_for(core, qp, peer, work)
+    while work.done_bytes < work.length:
+        n = min(CHUNK_BYTES, work.length - work.done_bytes)
+        n_read = _take_local(core, qp, work, n)
+        pieces = list(slice_pieces(recv.pieces, work.done_bytes, n_read))
+        done = scatter(core, pieces, *_staged(core, qp, n_read))
+        _check(done, n_read, Refusal(Nak.REMOTE_OPERATIONAL_ERROR, WcStatus.LOC_PROT_ERR))
+        _check(n_read, n, LocalFault())
+        work.done_bytes += n
+    if work.opcode is WrOpcode.SEND_WITH_INV and not core.regions.invalidate(work.imm, peer.pd):
+        raise Refusal(Nak.REMOTE_ACCESS_ERROR, WcStatus.REM_INV_REQ_ERR)
+    peer.recv.inbound = None
+    _deliver(core, peer, work, recv, WcOpcode.RECV)
+
+
+def _receive_for(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> RecvWork:
+    """Return the peer's receive for a SEND: the one it already began with, or the next."""
+    inbound = peer.recv.inbound
+    if inbound is not None and inbound.recv is not None:
+        return inbound.recv
+    recv = take_recv(core, peer)
+    if recv is None:
+        raise NotReady
+    peer.recv.inbound = Inbound(recv=recv)
+    if recv.status:
+        raise Refusal(Nak.REMOTE_OPERATIONAL_ERROR, recv.status)
+    if work.length > recv.capacity:
+        raise Refusal(Nak.INVALID_REQUEST, WcStatus.LOC_LEN_ERR)
+    if not prepare_pieces(core, recv.pieces, qp.requester_waiter, write=True):
+        raise Parked
+    return recv
+
+
+def _atomic(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
+    if not peer.attr.max_dest_rd_atomic or work.remote_address % ATOMIC_BYTES:
+        raise invalid_request()
+    region = check_target(core, peer, work.rkey, work.remote_address, ATOMIC_BYTES, Access.REMOTE_ATOMIC)
+    for piece in work.pieces:  # before the effect, so that the answer can be stored without waiting
+        meter, pasid = piece.region.meter, piece.region.pasid
+        if not core.iommu.prepare(pasid, piece.va, piece.length, meter, qp.requester_waiter, write=True):
+            raise Parked
+    swap = work.opcode is WrOpcode.ATOMIC_CMP_AND_SWP
+    original = atomics.execute(
+        core,
+        region,
+        region.va(work.remote_address),
+        compare=work.compare_add if swap else None,
+        operand=work.swap if swap else work.compare_add,
+        waiter=waiter_for(region, qp.requester_waiter),
+    )
+    if original == PARKED:
+        raise Parked
+    if original is None:
+        raise no_access()
+    core.scratch.view[:ATOMIC_BYTES] = original.to_bytes(ATOMIC_BYTES, "little")
+    done = scatter(core, work.pieces, core.scratch, np.array([[0, ATOMIC_BYTES]], np.uint64), None)
+    _check(done, ATOMIC_BYTES, LocalFault())
+
+
+def _remote(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork, need: Access, *, write: bool) -> list[Piece]:
+    """Check the whole remote range again before each piece: the region may have gone meanwhile."""
+    region = check_target(core, peer, work.rkey, work.remote_address, work.length, need)
+    va = region.va(work.remote_address)
+    if work.done_bytes == 0:
+        prepare(core, region, va, work.length, qp.requester_waiter, write=write)
+    return [Piece(region, va, work.length)]
+
+
+def _take_local(core: Core, qp: QueuePair, work: SendWork, n: int) -> int:
+    """Bring the next n bytes of the message into staging; returns bytes, whole packets when short."""
+    if work.inline is not None:
+        core.plan.staging.view[:n] = work.inline[work.done_bytes : work.done_bytes + n]
+        return n
+    done = gather(core, list(work.slice(work.done_bytes, n)), *_staged(core, qp, n))
+    return _whole_packets(qp, done, n)
+
+
+def _whole_packets(qp: QueuePair, done: int, n: int) -> int:
+    """Cut a short copy to what would have left in whole packets on the wire.
+
+    Raises:
+        Parked: the copy parked.
+    """
+    if done == PARKED:
+        raise Parked
+    return done if done == n else done - done % qp.mtu
+
+
+def _staged(
+    core: Core, qp: QueuePair, n: int
+) -> tuple[Staging, np.ndarray[tuple[int, int], np.dtype[np.uint64]], tuple[int, str]]:
+    return core.plan.staging, np.array([[0, n]], np.uint64), qp.requester_waiter
+
+
+def _check(done: int, expected: int, otherwise: Exception) -> None:
+    """Raise what a short copy means.
+
+    Raises:
+        Parked: the copy parked; `otherwise`: it was short.
+    """
+    if done == PARKED:
+        raise Parked
+    if done < expected:
+        raise otherwise
+
+
+def _deliver(core: Core, peer: QueuePair, work: SendWork, recv: RecvWork, opcode: WcOpcode) -> None:
+    flags = WcFlags.NONE
+    if work.opcode in (WrOpcode.SEND_WITH_IMM, WrOpcode.RDMA_WRITE_WITH_IMM):
+        flags = WcFlags.WITH_IMM
+    elif work.opcode is WrOpcode.SEND_WITH_INV:
+        flags = WcFlags.WITH_INV
+    recv_done(
+        core,
+        peer,
+        recv,
+        WcStatus.SUCCESS,
+        opcode=opcode,
+        byte_len=work.length,
+        imm=work.imm if flags else 0,
+        flags=flags,
+        solicited=bool(work.flags & SendFlags.SOLICITED),
+    )

@@ -1,0 +1,232 @@
+"""Messages that arrive in packets: WRITE and SEND, placed run by run.
+
+A run is what is here of one message: its packets in order, up to and including its last. It is checked as a whole
+(opcode order, sizes, pads), copied with one call, and only then does the expected PSN move.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nopin.iommu.iommu import PARKED
+from nopin.nic.abi import Access, WcFlags, WcOpcode, WcStatus
+from nopin.nic.core import Core, recv_done, take_recv, waiter_for
+from nopin.nic.packets import Packets
+from nopin.nic.qp import Inbound, QueuePair
+from nopin.nic.refusal import NotReady, Parked, Refusal, check_target, invalid_request, no_access, prepare
+from nopin.nic.scatter import prepare_pieces, scatter
+from nopin.nic.wire.aeth import MSN_MASK, Nak
+from nopin.nic.wire.headers import Reth, parse_u32
+from nopin.nic.wire.opcodes import BTH_BYTES, ENDS_MESSAGE, HAS_IETH, HAS_IMM, IS_SEND, IS_WRITE, Opcode
+from nopin.nic.wire.psn import psn_add
+from nopin.nic.work import slice_pieces
+
+
+def take_message(core: Core, qp: QueuePair, packets: Packets, at: int, end: int) -> int:
+    """Execute the packets of one message that are here; returns the index after them."""
+    side = qp.recv
+    opcode = int(packets.opcode[at])
+    inbound = side.inbound
+    if inbound is None:
+        inbound = _begin(core, qp, packets, at)
+    elif bool(IS_SEND[opcode]) != (inbound.recv is not None) or opcode in _STARTS:
+        raise invalid_request()
+    stop = _message_end(packets, at, end)
+    ends = bool(ENDS_MESSAGE[packets.opcode[stop - 1]])
+    n_good = _well_sized(qp, inbound, packets, at, stop, ends=ends)
+    needs_recv = ends and inbound.recv is None and bool(HAS_IMM[packets.opcode[stop - 1]])
+    if n_good == stop - at and needs_recv and side.next_recv is None:
+        side.next_recv = take_recv(core, qp)
+        if side.next_recv is None:
+            n_good -= 1  # everything but the packet that needs the receive
+            _place(core, qp, inbound, packets, at, at + n_good)
+            raise NotReady
+    _place(core, qp, inbound, packets, at, at + n_good)
+    if n_good < stop - at:
+        side.inbound = inbound
+        raise _bad_size(inbound)
+    if ends:
+        _complete(core, qp, inbound, packets, stop - 1)
+    return stop
+
+
+_STARTS = frozenset(
+    {
+        Opcode.SEND_FIRST,
+        Opcode.SEND_ONLY,
+        Opcode.SEND_ONLY_IMM,
+        Opcode.SEND_ONLY_INVALIDATE,
+        Opcode.WRITE_FIRST,
+        Opcode.WRITE_ONLY,
+        Opcode.WRITE_ONLY_IMM,
+    }
+)
+
+
+def _begin(core: Core, qp: QueuePair, packets: Packets, at: int) -> Inbound:
+    """Open a message: resolve where it goes. Leaves no trace when it parks or is refused."""
+    side = qp.recv
+    opcode = int(packets.opcode[at])
+    if opcode not in _STARTS:
+        raise invalid_request()
+    if packets.payload[at] < 0:
+        raise invalid_request()
+    if IS_SEND[opcode]:
+        recv = take_recv(core, qp)
+        if recv is None:
+            raise NotReady
+        inbound = Inbound(recv=recv)
+        if recv.status:
+            side.inbound = inbound
+            raise Refusal(Nak.REMOTE_OPERATIONAL_ERROR, recv.status)
+        if not prepare_pieces(core, recv.pieces, qp.responder_waiter, write=True):
+            side.next_recv = recv
+            raise Parked
+        return inbound
+    reth = Reth.parse(packets.staging.view, int(packets.offsets[at]) + BTH_BYTES)
+    if reth.length == 0:
+        return Inbound()
+    region = check_target(core, qp, reth.rkey, reth.address, reth.length, Access.REMOTE_WRITE)
+    va = region.va(reth.address)
+    prepare(core, region, va, reth.length, qp.responder_waiter, write=True)
+    return Inbound(region=region, va=va, length=reth.length)
+
+
+def _message_end(packets: Packets, at: int, end: int) -> int:
+    """Return the index after the last packet here that can belong to the message at `at`."""
+    opcode = packets.opcode
+    if ENDS_MESSAGE[opcode[at]]:
+        return at + 1
+    middle = Opcode.SEND_MIDDLE if IS_SEND[opcode[at]] else Opcode.WRITE_MIDDLE
+    others = np.flatnonzero(opcode[at + 1 : end] != middle)
+    if not len(others):
+        return end
+    stop = at + 1 + int(others[0])
+    family = IS_SEND if middle == Opcode.SEND_MIDDLE else IS_WRITE
+    closes = ENDS_MESSAGE[opcode[stop]] and family[opcode[stop]] and int(opcode[stop]) not in _STARTS
+    return stop + 1 if closes else stop
+
+
+def _well_sized(qp: QueuePair, inbound: Inbound, packets: Packets, at: int, stop: int, *, ends: bool) -> int:
+    """Count the leading packets whose payload and pad are right for their position.
+
+    All but the last of a message are exactly one MTU without pad; the last has the rest.
+    """
+    payload, pad = packets.payload[at:stop], packets.pad[at:stop]
+    n_full = stop - at - ends
+    wrong = np.flatnonzero((payload[:n_full] != qp.mtu) | (pad[:n_full] != 0))
+    if len(wrong):
+        return int(wrong[0])
+    total = inbound.received + n_full * qp.mtu
+    limit = inbound.recv.capacity if inbound.recv is not None else inbound.length
+    if total > limit or (not ends and inbound.recv is None and total == limit):
+        # A WRITE's last byte belongs to its last packet, so the full ones must end before the limit.
+        return max(0, min(n_full, (limit - inbound.received - (inbound.recv is None)) // qp.mtu))
+    if not ends:
+        return n_full
+    last = int(payload[-1])
+    only = int(packets.opcode[stop - 1]) in _STARTS
+    fits = (0 if only else 1) <= last <= qp.mtu and int(pad[-1]) == (-last & 3)
+    exact = total + last <= limit if inbound.recv is not None else total + last == limit
+    return n_full + 1 if fits and exact else n_full
+
+
+def _bad_size(inbound: Inbound) -> Refusal:
+    """A message longer than its receive buffer is LOC_LEN_ERR at the receiver (the verbs' meaning)."""
+    return invalid_request() if inbound.recv is None else Refusal(Nak.INVALID_REQUEST, WcStatus.LOC_LEN_ERR)
+
+
+def _place(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at: int, stop: int) -> None:
+    """Copy the payloads of well-formed packets to where they belong and advance the sequence.
+
+    Raises:
+        Parked: nothing was copied and nothing advanced.
+        Refusal: the sequence advanced over the packets that were copied whole.
+    """
+    side = qp.recv
+    if stop > at:
+        total = int(packets.payload[at:stop].sum())
+        if total:
+            _copy(core, qp, inbound, packets, at, stop, total)
+        _advance_over(qp, inbound, packets, at, stop, total)
+        side.inbound = inbound
+
+
+def _advance_over(qp: QueuePair, inbound: Inbound, packets: Packets, at: int, stop: int, n_bytes: int) -> None:
+    side = qp.recv
+    side.epsn = psn_add(side.epsn, stop - at)
+    inbound.received += n_bytes
+    if packets.ack_req[at:stop].any():
+        side.ack_due = True
+
+
+def _copy(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at: int, stop: int, total: int) -> None:
+    done = _copy_out(core, qp, inbound, packets, at, stop, total)
+    if done == total:
+        return
+    if done == PARKED:
+        if inbound.recv is not None and qp.recv.inbound is None:
+            qp.recv.next_recv = inbound.recv
+        raise Parked
+    sizes = packets.payload[at:stop]
+    whole = int(np.searchsorted(np.cumsum(sizes), done, "right"))
+    _advance_over(qp, inbound, packets, at, at + whole, int(sizes[:whole].sum()))
+    qp.recv.inbound = inbound
+    if inbound.recv is None:
+        raise no_access()
+    raise Refusal(Nak.REMOTE_OPERATIONAL_ERROR, WcStatus.LOC_PROT_ERR)
+
+
+def _copy_out(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at: int, stop: int, total: int) -> int:
+    """Copy payloads; returns bytes done or PARKED."""
+    staging, waiter = packets.staging, qp.responder_waiter
+    if inbound.recv is None:
+        region = inbound.region
+        assert region is not None
+        if not region.alive:
+            return 0
+        va = inbound.va + inbound.received
+        if stop - at == 1:
+            offset = int(packets.offsets[at] + packets.header[at])
+            return core.iommu.write(region.pasid, va, total, staging, offset, region.meter, waiter_for(region, waiter))
+        remote = np.array([[va, total]], np.uint64)
+        local = packets.part(at, stop).payload_iov()
+        return core.iommu.write_v(region.pasid, remote, staging, local, region.meter, waiter_for(region, waiter))
+    pieces = list(slice_pieces(inbound.recv.pieces, inbound.received, total))
+    return scatter(core, pieces, staging, packets.part(at, stop).payload_iov(), waiter)
+
+
+def _complete(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at: int) -> None:
+    """Finish a message at its last packet: count it, complete the receive it used."""
+    side = qp.recv
+    opcode = int(packets.opcode[at])
+    side.inbound = None
+    recv = inbound.recv
+    imm, flags = 0, WcFlags.NONE
+    if HAS_IMM[opcode] or HAS_IETH[opcode]:
+        imm = parse_u32(packets.staging.view, int(packets.offsets[at] + packets.header[at]) - 4)
+        flags = WcFlags.WITH_IMM if HAS_IMM[opcode] else WcFlags.WITH_INV
+    if flags is WcFlags.WITH_INV and not core.regions.invalidate(imm, qp.pd):
+        # The sequence has passed the packet; the NAK must name it.
+        side.epsn = psn_add(side.epsn, -1)
+        side.inbound = inbound
+        raise Refusal(Nak.REMOTE_ACCESS_ERROR, WcStatus.REM_INV_REQ_ERR)
+    side.msn = (side.msn + 1) & MSN_MASK
+    wc_opcode = WcOpcode.RECV
+    if recv is None:
+        if flags is not WcFlags.WITH_IMM:
+            return
+        recv, side.next_recv = side.next_recv, None
+        assert recv is not None, "a WRITE with immediate took its receive before it was placed"
+        wc_opcode = WcOpcode.RECV_RDMA_WITH_IMM
+    recv_done(
+        core,
+        qp,
+        recv,
+        WcStatus.SUCCESS,
+        opcode=wc_opcode,
+        byte_len=inbound.received,
+        imm=imm,
+        flags=flags,
+        solicited=bool(packets.solicited[at]),
+    )

@@ -1,0 +1,406 @@
+"""The NIC: objects, the way of packets in and out, and what its runner has to carry out.
+
+No clock, no socket, no thread: the runner brings packets and the time, takes packets, notices and events away, and
+calls again at `next_deadline`. `receive` sorts packets to queue pairs after the checks that drop silently (IBTA 9.6);
+what happens then is in `responder.py` and `completer.py`. `transmit` serves queue pairs in turn from `answers.py`,
+`requester.py` or, for a peer on this device, `direct.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nopin.iommu.iommu import Iommu
+from nopin.mm.space import Bytes, Staging
+from nopin.nic import answers, completer, direct, requester, responder
+from nopin.nic.abi import Access, Discipline, QpState
+from nopin.nic.attributes import QpAttr, QpCaps
+from nopin.nic.core import Core, fail, flush, reset
+from nopin.nic.counters import Counters
+from nopin.nic.cq import Cq
+from nopin.nic.errors import VerbsError
+from nopin.nic.events import AsyncEvent
+from nopin.nic.mr import Pd, Region, RegionTable
+from nopin.nic.packets import Packets, describe
+from nopin.nic.qp import QueuePair
+from nopin.nic.rings import CompletionProducer, WorkConsumer
+from nopin.nic.transitions import check_transition, merge
+from nopin.nic.wire import icrc
+from nopin.nic.wire.batch import Endpoint, PacketBatch, Path, TxBatch
+from nopin.nic.wire.bth import PKEY_MASK, BthBatch, parse_bth
+from nopin.nic.wire.opcodes import IS_KNOWN, IS_REQUEST, MIN_PACKET_BYTES
+
+_FIRST_QPN = 2
+_N_QPNS = (1 << 24) - 3
+"""QPN 0 and 1 are management queue pairs, 0xffffff is multicast."""
+
+
+class Nic:
+    """One RoCEv2 device.
+
+    Args:
+        draw: `draw(n)` returns a random integer in [0, n); keys, QPNs come from it.
+        endpoint: the device's own address and UDP port.
+        mtu: the largest path MTU its link carries.
+    """
+
+    def __init__(self, *, iommu: Iommu, endpoint: Endpoint, mtu: int, draw: Callable[[int], int]) -> None:
+        self.iommu = iommu
+        self.endpoint = endpoint
+        self.mtu = mtu
+        self._draw = draw
+        self._core = Core(iommu, RegionTable(draw), endpoint)
+        self._timed: dict[QueuePair, None] = {}
+        self._staging: Staging | None = None
+
+    @property
+    def counters(self) -> Counters:
+        """What was counted since the device was made."""
+        return self._core.counters
+
+    # --- objects ----------------------------------------------------------------------------------------------
+
+    def alloc_pd(self) -> Pd:
+        """Make a protection domain."""
+        return Pd()
+
+    def dealloc_pd(self, pd: Pd) -> None:
+        """Destroy a protection domain.
+
+        Raises:
+            VerbsError: EBUSY while regions or queue pairs use it.
+        """
+        if pd.n_users:
+            raise VerbsError(f"the protection domain still has {pd.n_users} regions or queue pairs", errno.EBUSY)
+
+    def register(
+        self,
+        pd: Pd,
+        *,
+        pasid: int,
+        address: int,
+        length: int | None,
+        iova: int,
+        access: Access,
+        discipline: Discipline,
+    ) -> Region:
+        """Register a range of an address space; see `RegionTable.register`."""
+        return self._core.regions.register(
+            pd,
+            pasid=pasid,
+            address=address,
+            length=length,
+            iova=iova,
+            access=access,
+            discipline=discipline,
+        )
+
+    def deregister(self, region: Region) -> None:
+        """Remove a region: when this returns nothing reaches memory through it. Twice is fine."""
+        self._core.regions.deregister(region)
+
+    def create_cq(self, ring: CompletionProducer) -> Cq:
+        """Make a completion queue on a ring."""
+        return Cq(ring)
+
+    def destroy_cq(self, cq: Cq) -> None:
+        """Destroy a completion queue.
+
+        Raises:
+            VerbsError: EBUSY while queue pairs use it.
+        """
+        if cq.n_users:
+            raise VerbsError("the completion queue is in use by queue pairs", errno.EBUSY)
+        self._core.dirty.pop(cq, None)
+
+    def create_qp(
+        self,
+        pd: Pd,
+        send_cq: Cq,
+        recv_cq: Cq,
+        send_ring: WorkConsumer,
+        recv_ring: WorkConsumer,
+        caps: QpCaps,
+        sq_sig_all: bool,
+    ) -> QueuePair:
+        """Make a queue pair in RESET, with a random number."""
+        qpn = _FIRST_QPN + self._draw(_N_QPNS)
+        while qpn in self._core.qps:
+            qpn = _FIRST_QPN + self._draw(_N_QPNS)
+        qp = QueuePair(qpn, pd, send_cq, recv_cq, send_ring, recv_ring, caps, sq_sig_all)
+        self._core.qps[qpn] = qp
+        pd.n_users += 1
+        send_cq.n_users += 1
+        recv_cq.n_users += 1
+        return qp
+
+    def modify_qp(self, qp: QueuePair, attr: QpAttr, now: int) -> None:
+        """Change attributes or state.
+
+        Raises:
+            VerbsError: EINVAL; nothing was changed.
+        """
+        target = check_transition(qp.state, attr)
+        if attr.path_mtu is not None and attr.path_mtu > self.mtu:
+            raise VerbsError(f"path_mtu {attr.path_mtu} is above this device's {self.mtu}")
+        if target is QpState.RESET:
+            reset(self._core, qp)
+            qp.attr = QpAttr()
+            return
+        if target is QpState.ERR:
+            qp.recv.replies.clear()
+            fail(self._core, qp)
+            return
+        before = qp.state
+        merge(qp.attr, attr)
+        qp.state = target
+        if before is QpState.INIT and target is QpState.RTR:
+            self._enter_rtr(qp)
+        elif before is QpState.RTR and target is QpState.RTS:
+            _enter_rts(qp)
+        elif target is QpState.SQD:
+            qp.drained = False
+        self._core.ready[qp] = None
+
+    def query_qp(self, qp: QueuePair) -> QpAttr:
+        """Return the current attributes."""
+        current = QpAttr()
+        merge(current, qp.attr)
+        current.state = int(qp.state)
+        current.sq_psn = qp.send.next_psn
+        current.rq_psn = qp.recv.epsn
+        return current
+
+    def destroy_qp(self, qp: QueuePair) -> None:
+        """Destroy a queue pair: no access on its behalf is under way when this returns. Twice is fine."""
+        if self._core.qps.pop(qp.qpn, None) is None:
+            return
+        reset(self._core, qp)
+        self._timed.pop(qp, None)
+        qp.pd.n_users -= 1
+        qp.send_cq.n_users -= 1
+        qp.recv_cq.n_users -= 1
+
+    def _enter_rtr(self, qp: QueuePair) -> None:
+        attr = qp.attr
+        assert attr.av is not None
+        assert attr.path_mtu is not None
+        remote = Endpoint(attr.av.gid, attr.av.port)
+        qp.path = Path(self.endpoint, remote)
+        qp.mtu = attr.path_mtu
+        qp.direct = remote == self.endpoint
+        qp.recv.epsn = attr.rq_psn or 0
+
+    # --- the runner's calls -----------------------------------------------------------------------------------
+
+    def poll_rings(self, now: int) -> bool:
+        """Look at every ring for new work; True when there was some."""
+        found = False
+        core = self._core
+        for qp in core.qps.values():
+            if qp.state is QpState.RTS:
+                if qp.send_ring.has_work and qp not in core.ready and requester.can_fetch(qp):
+                    core.ready[qp] = None
+                    found = True
+            elif qp.state is QpState.ERR and (qp.send_ring.has_work or qp.recv_ring.has_work):
+                flush(core, qp)
+                found = True
+        return found
+
+    @property
+    def busy(self) -> bool:
+        """True while `transmit` has something to try."""
+        return bool(self._core.ready)
+
+    def receive(self, batch: PacketBatch, now: int) -> None:
+        """Take packets that arrived along one path."""
+        core = self._core
+        core.counters.rcvd_pkts += len(batch.offsets)
+        core.counters.rcvd_bytes += int(batch.lengths.sum())
+        for qp, packets in self._sort(batch):
+            if IS_REQUEST[packets.opcode[0]]:
+                responder.receive(core, qp, packets, now)
+            else:
+                completer.receive(core, qp, packets, now)
+            self._after(qp)
+
+    def transmit(self, now: int) -> Iterator[TxBatch]:
+        """Serve every queue pair that has something to send once; each batch is valid until the next step."""
+        core = self._core
+        for qp in list(core.ready):
+            core.ready.pop(qp, None)
+            if qp.qpn not in core.qps:
+                continue
+            if qp.direct:
+                direct.advance(core, qp, now)
+            else:
+                yield from self._send_of(qp, now)
+            self._after(qp)
+
+    def next_deadline(self) -> int | None:
+        """When `on_deadline` wants to be called next."""
+        soonest: int | None = None
+        for qp in list(self._timed):
+            at = _deadline(qp)
+            if at is None:
+                del self._timed[qp]
+            elif soonest is None or at < soonest:
+                soonest = at
+        return soonest
+
+    def on_deadline(self, now: int) -> None:
+        """Fire every timer that is due."""
+        for qp in list(self._timed):
+            bound = responder.park_deadline(qp)
+            if bound is not None and now >= bound:
+                responder.give_up_waiting(self._core, qp)
+            completer.on_deadline(self._core, qp, now)
+            self._after(qp)
+
+    def resume(self, waiters: Iterable[Hashable], now: int) -> None:
+        """Go on with work whose page requests were answered."""
+        for waiter in waiters:
+            assert isinstance(waiter, tuple)
+            qpn, side = waiter
+            qp = self._core.qps.get(qpn)
+            if qp is None:
+                continue
+            if side == "send":
+                completer.resume(self._core, qp, now)
+            elif side == "recv":
+                responder.resume(self._core, qp, now)
+            else:
+                answers.resume(qp)
+            self._core.ready[qp] = None
+            self._after(qp)
+
+    def take_notices(self) -> list[Cq]:
+        """Return the armed completion queues that got a completion: their channels are to be kicked."""
+        dirty = list(self._core.dirty)
+        self._core.dirty.clear()
+        return [cq for cq in dirty if cq.ring.fired()]
+
+    def take_events(self) -> list[AsyncEvent]:
+        """Return what happened since the last call."""
+        events, self._core.events = self._core.events, []
+        return events
+
+    def take_corrupt(self) -> list[QueuePair | Cq]:
+        """Return objects whose rings hold nonsense: their client is to be disconnected."""
+        corrupt, self._core.corrupt = self._core.corrupt, []
+        return corrupt
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    def _send_of(self, qp: QueuePair, now: int) -> Iterator[TxBatch]:
+        replies = answers.build(self._core, qp)
+        if replies is not None:
+            yield self._counted(replies)
+        requests = requester.build(self._core, qp, now)
+        if requests is not None:
+            yield self._counted(requests)
+
+    def _counted(self, batch: TxBatch) -> TxBatch:
+        self._core.counters.sent_pkts += self._core.plan.n
+        self._core.counters.sent_bytes += sum(segment.length for segment in batch.segments)
+        return batch
+
+    def _after(self, qp: QueuePair) -> None:
+        """Draw the consequences of a step: halted work, timers, a broken completion queue."""
+        completer.settle(self._core, qp)
+        if qp.send_cq.broken or qp.recv_cq.broken:
+            fail(self._core, qp)
+        if _deadline(qp) is not None:
+            self._timed[qp] = None
+
+    def _sort(self, batch: PacketBatch) -> Iterator[tuple[QueuePair, Packets]]:
+        """Drop what must be dropped silently and group the rest by queue pair and direction, in order."""
+        offsets, lengths = self._whole(batch)
+        if not len(offsets):
+            return
+        bth = parse_bth(batch.buffer, offsets)
+        good = _well_formed(bth)
+        counters = self._core.counters
+        if not good.all():
+            counters.malformed_drop += int((~good).sum())
+        if not batch.icrc_checked:
+            intact = icrc.verify(batch.buffer, offsets, lengths, batch.path)
+            counters.icrc_drop += int((good & ~intact).sum())
+            good &= intact
+        packets = describe(
+            self._staging_of(batch.buffer),
+            offsets,
+            lengths,
+            bth.opcode,
+            bth.psn,
+            bth.ack_req,
+            bth.solicited,
+            bth.pad,
+        )
+        yield from self._groups(packets, bth.qpn, good, batch.path)
+
+    def _groups(
+        self, packets: Packets, qpn: NDArray[np.uint32], good: NDArray[np.bool_], path: Path
+    ) -> Iterator[tuple[QueuePair, Packets]]:
+        # One number per packet whose change starts a new group: direction, queue pair, fit to be used.
+        kind = qpn.astype(np.int64) * 2 + IS_REQUEST[packets.opcode]
+        kind[~good] = -1
+        edges = [0, *(np.flatnonzero(np.diff(kind)) + 1).tolist(), len(packets)]
+        for start, end in itertools.pairwise(edges):
+            if kind[start] < 0:
+                continue
+            qp = self._admit(int(qpn[start]), path, end - start, request=bool(kind[start] & 1))
+            if qp is not None:
+                yield qp, packets.part(start, end)
+
+    def _admit(self, qpn: int, path: Path, n_packets: int, *, request: bool) -> QueuePair | None:
+        counters = self._core.counters
+        qp = self._core.qps.get(qpn)
+        if qp is None:
+            counters.unknown_qpn_drop += n_packets
+            return None
+        ready = qp.may_receive() if request else qp.state in (QpState.RTS, QpState.SQD)
+        if not ready or qp.path is None:
+            counters.wrong_state_drop += n_packets
+            return None
+        if path.remote.gid != qp.path.remote.gid or path.local.gid != qp.path.local.gid or qp.direct:
+            counters.wrong_path_drop += n_packets
+            return None
+        return qp
+
+    def _whole(self, batch: PacketBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        long_enough = batch.lengths >= MIN_PACKET_BYTES
+        if long_enough.all():
+            return batch.offsets, batch.lengths
+        self._core.counters.malformed_drop += int((~long_enough).sum())
+        return batch.offsets[long_enough], batch.lengths[long_enough]
+
+    def _staging_of(self, buffer: Bytes) -> Staging:
+        """Wrap the link's buffer, which is the same one call after call."""
+        if self._staging is None or self._staging.array is not buffer:
+            self._staging = Staging(buffer)
+        return self._staging
+
+
+def _well_formed(bth: BthBatch) -> NDArray[np.bool_]:
+    good: NDArray[np.bool_] = IS_KNOWN[bth.opcode] & (bth.version == 0) & ((bth.pkey & PKEY_MASK) == PKEY_MASK)
+    return good
+
+
+def _enter_rts(qp: QueuePair) -> None:
+    side = qp.send
+    side.next_psn = side.una = side.sent = side.high = qp.attr.sq_psn or 0
+    side.retries_left = qp.attr.retry_cnt or 0
+    side.rnr_left = qp.attr.rnr_retry or 0
+
+
+def _deadline(qp: QueuePair) -> int | None:
+    bound, timer = responder.park_deadline(qp), completer.deadline(qp)
+    if bound is None or timer is None:
+        return timer if bound is None else bound
+    return min(bound, timer)

@@ -1,0 +1,95 @@
+"""Received packets of one queue pair, header fields beside them, as the responder and completer take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nopin.mm.space import Staging
+from nopin.nic.wire.opcodes import HEADER_BYTES, ICRC_BYTES
+
+
+@dataclass(slots=True, eq=False)
+class Packets:
+    """n packets for one queue pair, in order of arrival; arrays are (n,).
+
+    Attributes:
+        staging: holds the bytes; the link's buffer unless `detach` was called.
+        offsets: of each BTH. `header`: bytes from there to the payload. `payload`: bytes of payload, which is
+            negative for a packet too short for its own opcode.
+    """
+
+    staging: Staging
+    offsets: NDArray[np.int64]
+    opcode: NDArray[np.uint8]
+    psn: NDArray[np.uint32]
+    ack_req: NDArray[np.bool_]
+    solicited: NDArray[np.bool_]
+    pad: NDArray[np.uint8]
+    lengths: NDArray[np.int64]
+    header: NDArray[np.int64]
+    payload: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def part(self, start: int, end: int) -> Packets:
+        """View packets [start, end)."""
+        cut = slice(start, end)
+        return Packets(
+            self.staging,
+            self.offsets[cut],
+            self.opcode[cut],
+            self.psn[cut],
+            self.ack_req[cut],
+            self.solicited[cut],
+            self.pad[cut],
+            self.lengths[cut],
+            self.header[cut],
+            self.payload[cut],
+        )
+
+    def detach(self) -> Packets:
+        """Copy the bytes out of the link's buffer, so that the packets can be kept."""
+        ends = np.cumsum(self.lengths)
+        staging = Staging.of_size(int(ends[-1]) if len(ends) else 0)
+        starts = ends - self.lengths
+        for source, target, length in zip(self.offsets.tolist(), starts.tolist(), self.lengths.tolist(), strict=True):
+            staging.array[target : target + length] = self.staging.array[source : source + length]
+        return Packets(
+            staging,
+            starts,
+            self.opcode,
+            self.psn,
+            self.ack_req,
+            self.solicited,
+            self.pad,
+            self.lengths,
+            self.header,
+            self.payload,
+        )
+
+    def payload_iov(self) -> NDArray[np.uint64]:
+        """Return where the payloads lie in the staging buffer: (n, 2) uint64."""
+        iov = np.empty((len(self.offsets), 2), np.uint64)
+        iov[:, 0] = self.offsets + self.header
+        iov[:, 1] = self.payload
+        return iov
+
+
+def describe(
+    staging: Staging,
+    offsets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    opcode: NDArray[np.uint8],
+    psn: NDArray[np.uint32],
+    ack_req: NDArray[np.bool_],
+    solicited: NDArray[np.bool_],
+    pad: NDArray[np.uint8],
+) -> Packets:
+    """Add header and payload lengths to parsed headers."""
+    header = HEADER_BYTES[opcode]
+    payload = lengths - header - pad - ICRC_BYTES
+    return Packets(staging, offsets, opcode, psn, ack_req, solicited, pad, lengths, header, payload)

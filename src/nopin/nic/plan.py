@@ -1,0 +1,175 @@
+"""A plan of packets to send: filled by requester or responder, laid out and sealed as one batch.
+
+The steps are always: `add_*` for each run of packets, `layout`, write the extension headers, gather the payloads
+into the places `layout` gave them, `finish`. Every step is a handful of numpy operations for any number of packets.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nopin.mm.space import IoVec, Staging
+from nopin.nic.wire import icrc
+from nopin.nic.wire.batch import Path, Segment, TxBatch
+from nopin.nic.wire.bth import emit_bth
+from nopin.nic.wire.opcodes import HEADER_BYTES, ICRC_BYTES, MAX_HEADER_BYTES, Opcode
+
+PACKETS_MAX = 256
+_PACKET_BYTES_MAX = MAX_HEADER_BYTES + 4096 + 3 + ICRC_BYTES
+
+SEGMENT_PACKETS_MAX = 128
+SEGMENT_BYTES_MAX = 65507
+"""UDP_SEGMENT: at most 128 segments and one UDP datagram's worth of bytes a call."""
+
+
+class Family(NamedTuple):
+    """The opcodes of one kind of message, by a packet's position in it."""
+
+    only: Opcode
+    first: Opcode
+    middle: Opcode
+    last: Opcode
+
+
+class Plan:
+    """Up to PACKETS_MAX packets for one queue pair.
+
+    After `layout`: `offsets` (of each BTH), `header`, `payload` and `sizes` are (n,) int64 arrays.
+    """
+
+    def __init__(self) -> None:
+        self.staging = Staging.of_size(PACKETS_MAX * _PACKET_BYTES_MAX)
+        self.n = 0
+        self._opcode = np.zeros(PACKETS_MAX, np.uint8)
+        self._psn = np.zeros(PACKETS_MAX, np.uint32)
+        self._payload = np.zeros(PACKETS_MAX, np.int64)
+        self._ack_req = np.zeros(PACKETS_MAX, np.bool_)
+        self._solicited = np.zeros(PACKETS_MAX, np.bool_)
+        self._count = np.arange(PACKETS_MAX, dtype=np.uint32)
+        self.offsets: NDArray[np.int64] = self._payload[:0]
+        self.header: NDArray[np.int64] = self._payload[:0]
+        self.sizes: NDArray[np.int64] = self._payload[:0]
+
+    @property
+    def payload(self) -> NDArray[np.int64]:
+        """Payload bytes of each packet."""
+        return self._payload[: self.n]
+
+    @property
+    def room(self) -> int:
+        """Packets that still fit."""
+        return PACKETS_MAX - self.n
+
+    def start(self) -> None:
+        """Begin a new plan."""
+        self.n = 0
+        self._ack_req[:] = False
+        self._solicited[:] = False
+
+    def add_one(self, opcode: int, psn: int, payload: int, *, ack_req: bool, solicited: bool = False) -> None:
+        """Add one packet."""
+        at = self.n
+        self._opcode[at] = opcode
+        self._psn[at] = psn
+        self._payload[at] = payload
+        if ack_req:
+            self._ack_req[at] = True
+        if solicited:
+            self._solicited[at] = True
+        self.n = at + 1
+
+    def add_run(
+        self, family: Family, psn: int, n: int, mtu: int, last_payload: int, *, starts: bool, ends: bool
+    ) -> None:
+        """Add n consecutive packets of one message; `starts` and `ends` say which of its ends they include."""
+        first, after = self.n, self.n + n
+        self._opcode[first:after] = family.middle
+        self._payload[first:after] = mtu
+        self._psn[first:after] = (self._count[:n] + np.uint32(psn)) & np.uint32(0xFFFFFF)
+        if ends:
+            self._opcode[after - 1] = family.last
+            self._payload[after - 1] = last_payload
+        if starts:
+            self._opcode[first] = family.only if ends and n == 1 else family.first
+        self.n = after
+
+    def request_ack(self, at: int | slice) -> None:
+        """Set the acknowledge request bit of packets already added."""
+        self._ack_req[at] = True
+
+    def solicit(self, at: int) -> None:
+        """Set the solicited event bit of a packet already added."""
+        self._solicited[at] = True
+
+    def cut(self, n: int) -> None:
+        """Keep only the first n packets; legal before and after `layout`."""
+        self.n = n
+        self.offsets, self.header, self.sizes = self.offsets[:n], self.header[:n], self.sizes[:n]
+
+    def layout(self) -> None:
+        """Give every packet its place, back to back, and zero the pad bytes (payloads come later)."""
+        payload = self.payload
+        self.header = HEADER_BYTES[self._opcode[: self.n]]
+        padded = (payload + 3) & ~3
+        self.sizes = self.header + padded + ICRC_BYTES
+        ends = np.cumsum(self.sizes)
+        self.offsets = ends - self.sizes
+        odd = padded != payload
+        if odd.any():
+            # A padded packet has at least four bytes of payload and pad, so these three never touch its headers.
+            icrc_at = ends[odd] - ICRC_BYTES
+            for back in (1, 2, 3):
+                self.staging.array[icrc_at - back] = 0
+
+    def payload_iov(self, start: int, end: int) -> IoVec:
+        """Return where the payloads of packets [start, end) go: (n, 2) uint64."""
+        iov = np.empty((end - start, 2), np.uint64)
+        iov[:, 0] = self.offsets[start:end] + self.header[start:end]
+        iov[:, 1] = self._payload[start:end]
+        return iov
+
+    def finish(self, path: Path, qpn: int, *, singly: bool) -> TxBatch:
+        """Write base headers and ICRCs; returns the batch, valid until the next `start`."""
+        n = self.n
+        emit_bth(
+            self.staging.array,
+            self.offsets,
+            opcode=self._opcode[:n],
+            qpn=qpn,
+            psn=self._psn[:n],
+            ack_req=self._ack_req[:n],
+            solicited=self._solicited[:n],
+            pad=(-self._payload[:n]) & 3,
+        )
+        icrc.seal(self.staging.array, self.offsets, self.sizes, path)
+        return TxBatch(path, self.staging, segments_of(self.offsets, self.sizes, singly=singly))
+
+
+def segments_of(offsets: NDArray[np.int64], sizes: NDArray[np.int64], *, singly: bool = False) -> list[Segment]:
+    """Group packets that lie back to back into segmentation-offload sends.
+
+    All packets of a segment have its stride as size, but the last may be shorter.
+    """
+    if singly:
+        return [Segment(o, s, s) for o, s in zip(offsets.tolist(), sizes.tolist(), strict=True)]
+    segments: list[Segment] = []
+    edges = [0, *(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(sizes)]
+    at = 0
+    for edge, after in itertools.pairwise(edges):
+        at = max(at, edge)  # the run before may have taken our first packet as its short tail
+        stride = int(sizes[edge])
+        most = max(1, min(SEGMENT_PACKETS_MAX, SEGMENT_BYTES_MAX // stride))
+        while at < after:
+            n = min(most, after - at)
+            end = at + n
+            length = n * stride
+            if end == after and n < most and end < len(sizes) and sizes[end] < stride:
+                length += int(sizes[end])
+                end += 1
+            segments.append(Segment(int(offsets[at]), length, stride))
+            at = end
+    return segments

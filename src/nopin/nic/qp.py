@@ -1,0 +1,216 @@
+"""The queue pair: identity, attributes, and the two halves' state.
+
+Nothing here decides. `requester.py` and `completer.py` own `SendSide` (what we ask of the peer), `responder.py` owns
+`ReceiveSide` (what the peer asks of us), `direct.py` replaces both where the peer lives on the same device.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from nopin.nic.abi import QpState
+from nopin.nic.attributes import QpAttr, QpCaps
+from nopin.nic.cq import Cq
+from nopin.nic.mr import Pd, Region
+from nopin.nic.packets import Packets
+from nopin.nic.rings import WorkConsumer
+from nopin.nic.wire.batch import Path
+from nopin.nic.work import RecvWork, SendWork
+
+WINDOW_PACKETS_MAX = 512
+WINDOW_PACKETS_MIN = 16
+
+
+@dataclass(slots=True, eq=False)
+class SendSide:
+    """What we ask of the peer.
+
+    PSN space, each compared modulo 2^24: `una` <= `sent` <= `high` <= `next_psn`.
+
+    Attributes:
+        works: taken from the ring and not yet completed, oldest first; their PSNs are consecutive.
+        acked: how many PSNs of the oldest work lie before `una`.
+        next_psn: for the next work taken.
+        una: oldest PSN not acknowledged or answered.
+        sent: next PSN to put on the wire; goes back to `una` on a retry.
+        high: one past the highest PSN ever sent; a response at or beyond it is a ghost.
+        reads: last PSN of each READ or atomic request on the wire.
+        window: PSNs that may be outstanding; halves on loss, grows with progress.
+        deadline: when the acknowledge timer fires.
+        wait_until: an RNR wait in progress.
+        halted: work that cannot be sent; fails once everything before it has been answered.
+        parked: a local page is being brought in: "gather" (nothing is sent) or "scatter" (responses are held).
+        held: responses that wait for a parked scatter.
+        gap_at: `una` at which a gap in responses was already answered by a retry.
+    """
+
+    works: deque[SendWork] = field(default_factory=deque)
+    acked: int = 0
+    next_psn: int = 0
+    una: int = 0
+    sent: int = 0
+    high: int = 0
+    reads: deque[int] = field(default_factory=deque)
+    window: int = WINDOW_PACKETS_MAX // 2
+    grown: int = 0
+    deadline: int | None = None
+    wait_until: int | None = None
+    retries_left: int = 7
+    rnr_left: int = 7
+    halted: SendWork | None = None
+    parked: str = ""
+    held: list[Packets] = field(default_factory=list)
+    gap_at: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Inbound:
+    """A message of several packets that is arriving.
+
+    Attributes:
+        recv: the receive work in use (SEND); None for a WRITE.
+        region: where a WRITE goes; None for a SEND or a WRITE of nothing.
+        va: virtual address of its first byte (WRITE).
+        length: of the whole message (WRITE); a SEND's is known at its last packet.
+        received: bytes so far.
+    """
+
+    recv: RecvWork | None = None
+    region: Region | None = None
+    va: int = 0
+    length: int = 0
+    received: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class SavedRequest:
+    """A READ or atomic that was executed, kept to answer its duplicates."""
+
+    psn: int
+    n_psn: int
+    rkey: int
+    address: int
+    length: int
+    original: int | None = None
+    """Atomic: the value to send again."""
+
+
+@dataclass(slots=True, eq=False)
+class ReadStream:
+    """A READ being answered: the next response to send and the range left."""
+
+    psn: int
+    n_left: int
+    rkey: int
+    address: int
+    left: int
+    first: bool
+    msn: int
+    region: Region | None
+
+
+@dataclass(slots=True, eq=False)
+class Reply:
+    """An acknowledge to send: ACK, NAK, RNR NAK, or an atomic's answer when `original` is set."""
+
+    psn: int
+    syndrome: int
+    msn: int
+    original: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class ReceiveSide:
+    """What the peer asks of us.
+
+    Attributes:
+        epsn: the PSN expected next.
+        msn: messages completed, modulo 2^24.
+        inbound: a message in progress.
+        next_recv: a receive taken from the ring for a message that could not begin yet.
+        saved: answered READs and atomics, newest last, at most max_dest_rd_atomic.
+        replies: responses to send, in PSN order; a plain ACK at the end absorbs later ones.
+        nak_sent: the peer knows that `epsn` is missing; drop what comes before it.
+        parked_at: when a fault parked the request at `epsn`; None when not parked.
+        held: packets that arrived while parked, the parked one first.
+        n_held: how many packets that is.
+    """
+
+    epsn: int = 0
+    msn: int = 0
+    inbound: Inbound | None = None
+    next_recv: RecvWork | None = None
+    saved: deque[SavedRequest] = field(default_factory=deque)
+    replies: deque[ReadStream | Reply] = field(default_factory=deque)
+    nak_sent: bool = False
+    ack_due: bool = False
+    parked_at: int | None = None
+    stream_parked: bool = False
+    held: list[Packets] = field(default_factory=list)
+    n_held: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class QueuePair:
+    """A reliable connection.
+
+    Attributes:
+        attr: current attributes.
+        path: set when the peer is known (RTR).
+        direct: the peer is a queue pair of this device.
+        established: COMM_EST was reported. drained: SQ_DRAINED was reported since SQD was entered.
+    """
+
+    qpn: int
+    pd: Pd
+    send_cq: Cq
+    recv_cq: Cq
+    send_ring: WorkConsumer
+    recv_ring: WorkConsumer
+    caps: QpCaps
+    sq_sig_all: bool
+    state: QpState = QpState.RESET
+    attr: QpAttr = field(default_factory=QpAttr)
+    path: Path | None = None
+    mtu: int = 1024
+    direct: bool = False
+    established: bool = False
+    drained: bool = False
+    send: SendSide = field(default_factory=SendSide)
+    recv: ReceiveSide = field(default_factory=ReceiveSide)
+    owner: object = None
+
+    @property
+    def dest_qpn(self) -> int:
+        """The peer's number; known from RTR on."""
+        assert self.attr.dest_qpn is not None
+        return self.attr.dest_qpn
+
+    @property
+    def foreign(self) -> bool:
+        """The peer is not nopin."""
+        return self.attr.av is not None and self.attr.av.foreign
+
+    @property
+    def requester_waiter(self) -> tuple[int, str]:
+        """The name under which our requests wait for pages."""
+        return (self.qpn, "send")
+
+    @property
+    def responder_waiter(self) -> tuple[int, str]:
+        """The name under which the peer's requests wait for pages."""
+        return (self.qpn, "recv")
+
+    @property
+    def stream_waiter(self) -> tuple[int, str]:
+        """The name under which a READ being answered waits for pages."""
+        return (self.qpn, "stream")
+
+    def may_receive(self) -> bool:
+        """Packets are taken from RTR on."""
+        return self.state in (QpState.RTR, QpState.RTS, QpState.SQD)
+
+    def may_send(self) -> bool:
+        """New requests go out in RTS; SQD only finishes what is under way."""
+        return self.state is QpState.RTS

@@ -1,0 +1,378 @@
+"""The requester: takes work from the send ring and puts its packets on the wire.
+
+Everything is decided in PSN space. Each work owns the PSNs [first_psn, first_psn + n_psn); a READ owns one per
+response. `sent` says how far the wire has been told, so a retry is nothing but `sent = una`: packets are derived from
+work and PSN each time, never stored. A long READ is asked for in several requests, each no longer than the window, so
+that its responses never outrun our receive buffer.
+
+A batch is planned from what may go (window, RNR wait, fence, outstanding READs), laid out, and its payloads are
+gathered from the client's memory straight into the packets, one copy call per region. A gather that meets a page on
+a medium parks the queue pair; one that meets a hole halts it at that work, which fails once all before it is done.
+
+Sources: IBTA volume 1, 9.7.3 (ACK request), 9.7.7 (READ), 9.7.9 (retry); 11.5 for fences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from nopin.iommu.iommu import PARKED
+from nopin.nic.abi import Discipline, QpState, SendFlags, WcStatus, WrOpcode
+from nopin.nic.core import Core, available, take_send, waiter_for
+from nopin.nic.mr import Region
+from nopin.nic.plan import Family, Plan
+from nopin.nic.qp import QueuePair
+from nopin.nic.scatter import gather, prepare_pieces
+from nopin.nic.wire.batch import TxBatch
+from nopin.nic.wire.headers import AtomicEth, Reth, emit_u32
+from nopin.nic.wire.opcodes import BTH_BYTES, IMM_BYTES, Opcode
+from nopin.nic.wire.psn import psn_add, psn_diff
+from nopin.nic.work import IS_ATOMIC, IS_WRITE, NEEDS_ANSWER, Piece, SendWork
+from nopin.units import U64_MAX
+
+WORKS_MAX = 512
+"""Work requests decoded ahead per queue pair; the ring holds the rest."""
+
+ACK_EVERY_PACKETS = 64
+"""Inside a long message, ask for an acknowledgement this often (as rxe does)."""
+
+TIMEOUT_UNIT_NS = 4096
+"""The acknowledge timer is 4.096 us times two to the power of its code."""
+
+_SEND = (Opcode.SEND_ONLY, Opcode.SEND_FIRST, Opcode.SEND_MIDDLE, Opcode.SEND_LAST)
+_WRITE = (Opcode.WRITE_ONLY, Opcode.WRITE_FIRST, Opcode.WRITE_MIDDLE, Opcode.WRITE_LAST)
+_FAMILY = {
+    WrOpcode.SEND: Family(*_SEND),
+    WrOpcode.SEND_WITH_IMM: Family(Opcode.SEND_ONLY_IMM, Opcode.SEND_FIRST, Opcode.SEND_MIDDLE, Opcode.SEND_LAST_IMM),
+    WrOpcode.SEND_WITH_INV: Family(
+        Opcode.SEND_ONLY_INVALIDATE, Opcode.SEND_FIRST, Opcode.SEND_MIDDLE, Opcode.SEND_LAST_INVALIDATE
+    ),
+    WrOpcode.RDMA_WRITE: Family(*_WRITE),
+    WrOpcode.RDMA_WRITE_WITH_IMM: Family(
+        Opcode.WRITE_ONLY_IMM, Opcode.WRITE_FIRST, Opcode.WRITE_MIDDLE, Opcode.WRITE_LAST_IMM
+    ),
+}
+_WITH_WORD = frozenset({WrOpcode.SEND_WITH_IMM, WrOpcode.SEND_WITH_INV, WrOpcode.RDMA_WRITE_WITH_IMM})
+_ONE_PACKET = {
+    WrOpcode.RDMA_READ: Opcode.READ_REQUEST,
+    WrOpcode.ATOMIC_CMP_AND_SWP: Opcode.COMPARE_SWAP,
+    WrOpcode.ATOMIC_FETCH_AND_ADD: Opcode.FETCH_ADD,
+}
+
+
+class Chunk(NamedTuple):
+    """Consecutive packets of one work in a plan.
+
+    Attributes:
+        nth: the work's packet (or, for a READ, response) it begins with.
+        n_psn: PSNs it takes; a READ request takes as many as it asks responses for.
+        at: its first packet in the plan; `n_packets` of them there.
+    """
+
+    work: SendWork
+    nth: int
+    n_psn: int
+    at: int
+    n_packets: int
+
+
+def can_fetch(qp: QueuePair) -> bool:
+    """Say whether `fetch` could take something if it were posted."""
+    side = qp.send
+    return side.halted is None and not side.parked and len(side.works) < WORKS_MAX
+
+
+def fetch(core: Core, qp: QueuePair) -> None:
+    """Take posted work from the ring and give it PSNs."""
+    side = qp.send
+    n_new = min(available(core, qp, qp.send_ring), WORKS_MAX - len(side.works))
+    for _ in range(n_new):
+        if side.halted is not None:
+            return
+        work = take_send(core, qp)
+        side.works.append(work)
+        if work.status:
+            side.halted = work
+            work.first_psn, work.n_psn = side.next_psn, 0
+            return
+        work.first_psn = side.next_psn
+        work.n_psn = 1 if work.opcode in IS_ATOMIC else max(1, -(-work.length // qp.mtu))
+        side.next_psn = psn_add(side.next_psn, work.n_psn)
+
+
+def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
+    """Build the next batch of requests; None if nothing may go now."""
+    side = qp.send
+    if qp.state not in (QpState.RTS, QpState.SQD) or side.parked or side.wait_until is not None:
+        return None
+    if qp.may_send():
+        fetch(core, qp)
+    plan = core.plan
+    plan.start()
+    chunks = _plan(qp, plan)
+    if not chunks:
+        return None
+    plan.layout()
+    chunks = _cut(plan, chunks, _gather(core, qp, plan, chunks))
+    if not chunks:
+        return None
+    _write_headers(qp, plan, chunks)
+    _account(qp, chunks, now)
+    core.ready[qp] = None
+    assert qp.path is not None
+    return plan.finish(qp.path, qp.dest_qpn, singly=qp.foreign)
+
+
+def rewind(core: Core, qp: QueuePair) -> None:
+    """Send again from the oldest PSN that was not acknowledged."""
+    side = qp.send
+    core.counters.resent_pkts += psn_diff(side.sent, side.una)
+    side.sent = side.una
+    side.reads.clear()
+    core.ready[qp] = None
+
+
+def timeout_ns(qp: QueuePair) -> int | None:
+    """Return the acknowledge timeout; None for code 0, which means wait for ever."""
+    code = qp.attr.timeout
+    return TIMEOUT_UNIT_NS << code if code else None
+
+
+def restart_timer(qp: QueuePair, now: int) -> None:
+    """Run the acknowledge timer exactly while something is outstanding."""
+    side = qp.send
+    wait = timeout_ns(qp)
+    outstanding = side.una != side.sent
+    side.deadline = now + wait if outstanding and wait is not None else None
+
+
+# --- planning -------------------------------------------------------------------------------------------------
+
+
+def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
+    """Choose the packets that may go now, starting at `sent`."""
+    side = qp.send
+    chunks: list[Chunk] = []
+    if not side.works:
+        return chunks
+    # Counted from the oldest work, not by PSN comparison: one work may own 2^23 PSNs, half the circle.
+    in_flight = psn_diff(side.sent, side.una)
+    index = side.acked + in_flight
+    fresh = psn_diff(side.high, side.sent)
+    window = side.window - in_flight
+    n_reads = len(side.reads)
+    for work in side.works:
+        if work.status:
+            return chunks
+        while index < work.n_psn:
+            if window <= 0 or not plan.room:
+                return chunks
+            if index == 0 and fresh <= 0 and not _may_start(qp, work, n_reads):
+                return chunks
+            if work.opcode in NEEDS_ANSWER:
+                if n_reads >= max(1, qp.attr.max_rd_atomic or 0):
+                    return chunks
+                n_reads += 1
+                n_psn = min(work.n_psn - index, max(1, window), max(1, side.window // 2))
+                chunks.append(Chunk(work, index, n_psn, plan.n, 1))
+                plan.add_one(_ONE_PACKET[work.opcode], psn_add(work.first_psn, index), 0, ack_req=True)
+            else:
+                n_psn = min(work.n_psn - index, window, plan.room)
+                chunks.append(Chunk(work, index, n_psn, plan.n, n_psn))
+                _add_data(qp, plan, chunks[-1], closes_window=n_psn == window)
+            index += n_psn
+            window -= n_psn
+            fresh -= n_psn
+        index -= work.n_psn
+    return chunks
+
+
+def _may_start(qp: QueuePair, work: SendWork, n_reads: int) -> bool:
+    """Say whether a work that was never on the wire may begin."""
+    if qp.state is QpState.SQD:
+        return False
+    return not (work.flags & SendFlags.FENCE and n_reads)
+
+
+def _add_data(qp: QueuePair, plan: Plan, chunk: Chunk, *, closes_window: bool) -> None:
+    work, n = chunk.work, chunk.n_packets
+    ends = chunk.nth + n == work.n_psn
+    last = work.length - (work.n_psn - 1) * qp.mtu if ends else qp.mtu
+    psn = psn_add(work.first_psn, chunk.nth)
+    plan.add_run(_FAMILY[work.opcode], psn, n, qp.mtu, last, starts=chunk.nth == 0, ends=ends)
+    first_due = ACK_EVERY_PACKETS - 1 - chunk.nth % ACK_EVERY_PACKETS
+    if first_due < n:
+        plan.request_ack(slice(chunk.at + first_due, plan.n, ACK_EVERY_PACKETS))
+    if ends or closes_window:
+        plan.request_ack(plan.n - 1)
+    if ends and work.flags & SendFlags.SOLICITED:
+        plan.solicit(plan.n - 1)
+
+
+def _cut(plan: Plan, chunks: list[Chunk], n_packets: int) -> list[Chunk]:
+    """Keep what lies in the first n packets; a data chunk may lose its tail, a READ request is whole."""
+    if n_packets == plan.n:
+        return chunks
+    kept: list[Chunk] = []
+    for chunk in chunks:
+        n = min(chunk.n_packets, n_packets - chunk.at)
+        if n <= 0:
+            break
+        kept.append(chunk if n == chunk.n_packets else chunk._replace(n_psn=n, n_packets=n))
+    plan.cut(n_packets)
+    if n_packets:
+        plan.request_ack(n_packets - 1)  # the packet that would have asked may never follow
+    return kept
+
+
+def _account(qp: QueuePair, chunks: list[Chunk], now: int) -> None:
+    """Move `sent` over what goes out; remember READs; start the timer."""
+    side = qp.send
+    for chunk in chunks:
+        side.sent = psn_add(side.sent, chunk.n_psn)
+        if chunk.work.opcode in NEEDS_ANSWER:
+            side.reads.append(psn_add(side.sent, -1))
+    if psn_diff(side.sent, side.high) > 0:
+        side.high = side.sent
+    if side.deadline is None:
+        restart_timer(qp, now)
+
+
+# --- filling --------------------------------------------------------------------------------------------------
+
+
+def _write_headers(qp: QueuePair, plan: Plan, chunks: list[Chunk]) -> None:
+    """Write the extension headers: RETH where a WRITE begins or a READ asks, immediates where messages end."""
+    view = plan.staging.view
+    for chunk in chunks:
+        work = chunk.work
+        if work.opcode in NEEDS_ANSWER:
+            _write_request(plan, chunk, qp.mtu)
+            continue
+        if chunk.nth == 0 and work.opcode in IS_WRITE:
+            at = int(plan.offsets[chunk.at]) + BTH_BYTES
+            Reth(work.remote_address, work.rkey, work.length).emit(view, at)
+        if work.opcode in _WITH_WORD and chunk.nth + chunk.n_psn == work.n_psn:
+            last = chunk.at + chunk.n_packets - 1
+            emit_u32(view, int(plan.offsets[last] + plan.header[last]) - IMM_BYTES, work.imm)
+
+
+def _write_request(plan: Plan, chunk: Chunk, mtu: int) -> None:
+    work, view = chunk.work, plan.staging.view
+    at = int(plan.offsets[chunk.at]) + BTH_BYTES
+    if work.opcode is WrOpcode.RDMA_READ:
+        start = chunk.nth * mtu
+        length = min(work.length - start, chunk.n_psn * mtu)
+        Reth(work.remote_address + start & U64_MAX, work.rkey, length).emit(view, at)
+    elif work.opcode is WrOpcode.ATOMIC_CMP_AND_SWP:
+        AtomicEth(work.remote_address, work.rkey, work.swap, work.compare_add).emit(view, at)
+    else:
+        AtomicEth(work.remote_address, work.rkey, work.compare_add, 0).emit(view, at)
+
+
+def _gather(core: Core, qp: QueuePair, plan: Plan, chunks: list[Chunk]) -> int:
+    """Bring all payloads into the packets; returns how many leading packets are complete."""
+    for group in _groups(chunks):
+        at = group[0].at
+        n = group[-1].at + group[-1].n_packets - at
+        n_ready = _gather_group(core, qp, plan, group, at, n)
+        if n_ready < n:
+            return at + n_ready
+    return plan.n
+
+
+def _groups(chunks: list[Chunk]) -> Iterator[list[Chunk]]:
+    """Join neighbours whose payload comes from one range each of one region: they are copied with one call."""
+    group: list[Chunk] = []
+    for chunk in chunks:
+        if group and _region(chunk) is not None and _region(chunk) is _region(group[-1]):
+            group.append(chunk)
+            continue
+        if group:
+            yield group
+        group = [chunk]
+    if group:
+        yield group
+
+
+def _region(chunk: Chunk) -> Region | None:
+    """The region of a chunk that comes from one range and may be joined with others."""
+    pieces = chunk.work.pieces
+    if len(pieces) != 1 or chunk.work.opcode in NEEDS_ANSWER:
+        return None
+    region = pieces[0].region
+    return None if region.discipline is Discipline.SHORT_TERM else region
+
+
+def _gather_group(core: Core, qp: QueuePair, plan: Plan, group: list[Chunk], at: int, n: int) -> int:
+    work = group[0].work
+    if group[0].nth == 0 and not _prepared(core, qp, work):
+        return 0
+    if work.opcode in NEEDS_ANSWER or work.length == 0:
+        return n
+    if work.inline is not None:
+        _copy_inline(plan, group[0], qp.mtu)
+        return n
+    sizes = plan.payload[at : at + n]
+    total = int(sizes.sum())
+    if n == 1 and len(work.pieces) == 1:
+        done = _gather_one(core, qp, plan, group[0])
+    else:
+        pieces = [piece for chunk in group for piece in _pieces(chunk, plan, qp.mtu)]
+        done = gather(core, pieces, plan.staging, plan.payload_iov(at, at + n), qp.requester_waiter)
+    if done == total:
+        return n
+    if done == PARKED:
+        _park(core, qp)
+        return 0
+    whole = int(np.searchsorted(np.cumsum(sizes), done, "right"))
+    bad = next(chunk.work for chunk in group if at + whole < chunk.at + chunk.n_packets)
+    bad.status = WcStatus.LOC_PROT_ERR
+    qp.send.halted = bad
+    core.counters.local_protection_error += 1
+    return whole
+
+
+def _gather_one(core: Core, qp: QueuePair, plan: Plan, chunk: Chunk) -> int:
+    piece = chunk.work.pieces[0]
+    region = piece.region
+    if not region.alive:
+        return 0
+    offset = int(plan.offsets[chunk.at] + plan.header[chunk.at])
+    length = int(plan.payload[chunk.at])
+    va = piece.va + chunk.nth * qp.mtu
+    waiter = waiter_for(region, qp.requester_waiter)
+    return core.iommu.read(region.pasid, va, length, plan.staging, offset, region.meter, waiter)
+
+
+def _pieces(chunk: Chunk, plan: Plan, mtu: int) -> Iterator[Piece]:
+    length = int(plan.payload[chunk.at : chunk.at + chunk.n_packets].sum())
+    return chunk.work.slice(chunk.nth * mtu, length)
+
+
+def _prepared(core: Core, qp: QueuePair, work: SendWork) -> bool:
+    """Make a short-term work's pages present before its first byte is copied."""
+    write = work.opcode in NEEDS_ANSWER
+    if prepare_pieces(core, work.pieces, qp.requester_waiter, write=write):
+        return True
+    _park(core, qp)
+    return False
+
+
+def _park(core: Core, qp: QueuePair) -> None:
+    core.counters.parked += 1
+    qp.send.parked = "gather"
+
+
+def _copy_inline(plan: Plan, chunk: Chunk, mtu: int) -> None:
+    inline = chunk.work.inline
+    assert inline is not None
+    at = chunk.nth * mtu
+    for k in range(chunk.at, chunk.at + chunk.n_packets):
+        n_bytes = int(plan.payload[k])
+        start = int(plan.offsets[k] + plan.header[k])
+        plan.staging.view[start : start + n_bytes] = inline[at : at + n_bytes]
+        at += n_bytes

@@ -1,0 +1,309 @@
+"""The responder: what the peer asks of us, in PSN order.
+
+Packets come in batches. Within a batch, those that continue the expected sequence are handled by message, or, for
+small WRITEs, many messages at once; each such step is one copy into the owner's memory whatever the number of
+packets. Everything that is not steady state (duplicates, gaps, errors) is handled one packet at a time.
+
+A step either completes, or parks, or fails:
+
+- *parks*: a page must come from a medium. Nothing of the step was executed, the expected PSN stays, and the packets
+  are kept until the page request is answered. The acknowledgement is simply late; if it becomes later than
+  PARK_BOUND_NS the peer is sent an RNR NAK, so that its own timer never has to guess (facts: a parked responder holds
+  its acknowledgement).
+- *fails*: the packets before the failing one were executed and are acknowledged by the NAK's PSN; of the failing
+  packet at most the bytes before the failing byte were written; nothing after it.
+
+Sources: IBTA volume 1, chapter 9.7; the order of checks follows the Linux rxe driver's ``rxe_resp.c``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nopin.iommu.iommu import PARKED
+from nopin.nic import atomics
+from nopin.nic.abi import Access, AsyncEventType, QpState
+from nopin.nic.core import Core, waiter_for
+from nopin.nic.inbound import take_message
+from nopin.nic.mr import Region
+from nopin.nic.packets import Packets
+from nopin.nic.qp import QueuePair, ReadStream, Reply, SavedRequest
+from nopin.nic.refusal import (
+    NotReady,
+    Parked,
+    Refusal,
+    check_target,
+    fail_request,
+    invalid_request,
+    no_access,
+    prepare,
+)
+from nopin.nic.small_writes import small_writes
+from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Nak, rnr_syndrome
+from nopin.nic.wire.headers import AtomicEth, Reth
+from nopin.nic.wire.opcodes import BTH_BYTES, IS_SEND, IS_WRITE, Opcode
+from nopin.nic.wire.psn import psn_add, psn_diff
+from nopin.nic.work import ATOMIC_BYTES
+from nopin.units import MS_NS
+
+PARK_BOUND_NS = 20 * MS_NS
+"""A fault that outlasts this is told to the peer: well below the usual 67 ms acknowledge timer (code 14)."""
+
+HELD_PACKETS_MAX = 2048
+"""Packets a parked queue pair keeps; more are dropped and will be sent again."""
+
+
+def receive(core: Core, qp: QueuePair, packets: Packets, now: int) -> None:
+    """Take request packets, in order of arrival."""
+    side = qp.recv
+    if side.parked_at is not None:
+        _hold(core, qp, packets)
+        return
+    if qp.state is QpState.RTR and not qp.established:
+        qp.established = True
+        core.event(AsyncEventType.COMM_EST, qp)
+    gaps = np.flatnonzero(((packets.psn[1:] - packets.psn[:-1]) & np.uint32(0xFFFFFF)) != 1) + 1
+    edges = [*gaps.tolist(), len(packets)]
+    at = 0
+    for edge in edges:
+        while at < edge and qp.may_receive():
+            ahead = psn_diff(int(packets.psn[at]), side.epsn)
+            if ahead < 0:
+                _duplicate(core, qp, packets, at)
+                at += 1
+            elif ahead > 0:
+                _out_of_sequence(core, qp, edge - at)
+                at = edge
+            else:
+                at = _advance(core, qp, packets, at, edge, now)
+                if side.parked_at is not None:
+                    _hold(core, qp, packets.part(at, len(packets)))
+                    _acknowledge(core, qp)
+                    return
+    _acknowledge(core, qp)
+
+
+def resume(core: Core, qp: QueuePair, now: int) -> None:
+    """Go on with a request whose page has come."""
+    side = qp.recv
+    if side.parked_at is None:
+        return
+    side.parked_at = None
+    held, side.held, side.n_held = side.held, [], 0
+    for packets in held:
+        receive(core, qp, packets, now)
+
+
+def give_up_waiting(core: Core, qp: QueuePair) -> None:
+    """Turn a park that outlasted its bound into an RNR NAK; the page request goes on."""
+    side = qp.recv
+    side.parked_at = None
+    core.counters.parked_drop += side.n_held
+    side.held, side.n_held = [], 0
+    _not_ready(core, qp)
+
+
+def park_deadline(qp: QueuePair) -> int | None:
+    """When a parked request must be answered by an RNR NAK."""
+    at = qp.recv.parked_at
+    return None if at is None else at + PARK_BOUND_NS
+
+
+def _hold(core: Core, qp: QueuePair, packets: Packets) -> None:
+    side = qp.recv
+    fits = min(len(packets), HELD_PACKETS_MAX - side.n_held)
+    core.counters.parked_drop += len(packets) - fits
+    if fits <= 0:
+        return
+    side.held.append(packets.part(0, fits).detach())
+    side.n_held += fits
+
+
+def _acknowledge(core: Core, qp: QueuePair) -> None:
+    """Queue one ACK for everything completed, if the peer asked for one."""
+    side = qp.recv
+    if not side.ack_due:
+        return
+    side.ack_due = False
+    psn = psn_add(side.epsn, -1)
+    last = side.replies[-1] if side.replies else None
+    if isinstance(last, Reply) and last.syndrome == SYNDROME_ACK and last.original is None:
+        last.psn, last.msn = psn, side.msn
+    else:
+        side.replies.append(Reply(psn, SYNDROME_ACK, side.msn))
+    core.ready[qp] = None
+
+
+def _out_of_sequence(core: Core, qp: QueuePair, n_packets: int) -> None:
+    """Ask once for the missing packet; drop everything until it comes."""
+    side = qp.recv
+    core.counters.out_of_seq_request += n_packets
+    if side.nak_sent:
+        core.counters.dropped_after_nak += n_packets
+        return
+    side.nak_sent = True
+    core.counters.sent_nak += 1
+    side.replies.append(Reply(side.epsn, Nak.SEQUENCE_ERROR, side.msn))
+    core.ready[qp] = None
+
+
+def _not_ready(core: Core, qp: QueuePair) -> None:
+    """Send RNR NAK for the expected packet and drop what follows it until it comes again."""
+    side = qp.recv
+    side.nak_sent = True
+    core.counters.sent_rnr_nak += 1
+    code = qp.attr.min_rnr_timer or 0
+    side.replies.append(Reply(side.epsn, rnr_syndrome(code), side.msn))
+    core.ready[qp] = None
+
+
+def _duplicate(core: Core, qp: QueuePair, packets: Packets, at: int) -> None:
+    """Answer a request that was executed before, without executing it again."""
+    side = qp.recv
+    core.counters.duplicate_request += 1
+    opcode, psn = int(packets.opcode[at]), int(packets.psn[at])
+    if IS_SEND[opcode] or IS_WRITE[opcode]:
+        side.ack_due = True
+        return
+    saved = _saved_at(qp, psn)
+    if opcode == Opcode.READ_REQUEST and saved is not None and saved.original is None:
+        if _repeat_read(core, qp, packets, at, saved):
+            return
+    elif saved is not None and saved.original is not None and saved.psn == psn:
+        side.replies.append(Reply(psn, SYNDROME_ACK, side.msn, saved.original))
+        core.ready[qp] = None
+        return
+    core.counters.duplicate_drop += 1
+
+
+def _saved_at(qp: QueuePair, psn: int) -> SavedRequest | None:
+    for saved in reversed(qp.recv.saved):
+        if 0 <= psn_diff(psn, saved.psn) < saved.n_psn:
+            return saved
+    return None
+
+
+def _repeat_read(core: Core, qp: QueuePair, packets: Packets, at: int, saved: SavedRequest) -> bool:
+    """Send READ responses again from a PSN on, if the request lies inside the saved one."""
+    if packets.payload[at] != 0:
+        return False
+    reth = Reth.parse(packets.staging.view, int(packets.offsets[at]) + BTH_BYTES)
+    psn = int(packets.psn[at])
+    inside = saved.address <= reth.address and reth.address + reth.length <= saved.address + saved.length
+    if reth.rkey != saved.rkey or not inside:
+        return False
+    # What is still queued at or after this PSN will be asked for again: the peer went back to here.
+    side = qp.recv
+    side.replies.clear()
+    side.stream_parked = False
+    core.iommu.forget(qp.stream_waiter)
+    region = core.regions.check(reth.rkey, qp.pd, reth.address, reth.length, Access.REMOTE_READ)
+    side.replies.append(_stream(qp, psn, reth, region))
+    core.ready[qp] = None
+    return True
+
+
+def _stream(qp: QueuePair, psn: int, reth: Reth, region: Region | None) -> ReadStream:
+    n_psn = max(1, -(-reth.length // qp.mtu))
+    return ReadStream(psn, n_psn, reth.rkey, reth.address, reth.length, True, qp.recv.msn, region)
+
+
+def _advance(core: Core, qp: QueuePair, packets: Packets, at: int, end: int, now: int) -> int:
+    """Execute what the packet at the expected PSN begins or continues; returns the next index.
+
+    The same index comes back when the queue pair parked.
+    """
+    side = qp.recv
+    side.nak_sent = False
+    opcode = int(packets.opcode[at])
+    try:
+        if opcode == Opcode.WRITE_ONLY and side.inbound is None:
+            n_done = small_writes(core, qp, packets, at, end)
+            if n_done:
+                return at + n_done
+        if IS_SEND[opcode] or IS_WRITE[opcode]:
+            return take_message(core, qp, packets, at, end)
+        if side.inbound is not None or packets.payload[at] != 0:
+            raise invalid_request()
+        if opcode == Opcode.READ_REQUEST:
+            _read_request(core, qp, packets, at)
+        elif opcode in (Opcode.COMPARE_SWAP, Opcode.FETCH_ADD):
+            _atomic_request(core, qp, packets, at)
+        else:
+            raise invalid_request()
+    except Parked:
+        core.counters.parked += 1
+        side.parked_at = now
+        return at
+    except NotReady:
+        _acknowledge(core, qp)
+        _not_ready(core, qp)
+        return end
+    except Refusal as refusal:
+        refuse(core, qp, refusal)
+        return end
+    return at + 1
+
+
+def refuse(core: Core, qp: QueuePair, refusal: Refusal) -> None:
+    """Answer the request at the expected PSN with a NAK and fail the queue pair."""
+    side = qp.recv
+    side.ack_due = False
+    core.counters.sent_nak += 1
+    side.replies.append(Reply(side.epsn, refusal.nak, side.msn))
+    fail_request(core, qp, refusal)
+
+
+def _read_request(core: Core, qp: QueuePair, packets: Packets, at: int) -> None:
+    """Accept a READ: its responses are streamed by `answers.py`."""
+    side = qp.recv
+    reth = Reth.parse(packets.staging.view, int(packets.offsets[at]) + BTH_BYTES)
+    if not qp.attr.max_dest_rd_atomic:
+        raise invalid_request()
+    region = None
+    if reth.length:
+        region = check_target(core, qp, reth.rkey, reth.address, reth.length, Access.REMOTE_READ)
+        va = region.va(reth.address)
+        prepare(core, region, va, reth.length, qp.responder_waiter, write=False)
+    side.msn = (side.msn + 1) & MSN_MASK
+    stream = _stream(qp, side.epsn, reth, region)
+    _save(qp, SavedRequest(side.epsn, stream.n_left, reth.rkey, reth.address, reth.length))
+    side.epsn = psn_add(side.epsn, stream.n_left)
+    _acknowledge(core, qp)
+    side.replies.append(stream)
+    core.ready[qp] = None
+
+
+def _atomic_request(core: Core, qp: QueuePair, packets: Packets, at: int) -> None:
+    """Execute an atomic and keep its result for duplicates."""
+    side = qp.recv
+    eth = AtomicEth.parse(packets.staging.view, int(packets.offsets[at]) + BTH_BYTES)
+    if not qp.attr.max_dest_rd_atomic or eth.address % ATOMIC_BYTES:
+        raise invalid_request()
+    region = check_target(core, qp, eth.rkey, eth.address, ATOMIC_BYTES, Access.REMOTE_ATOMIC)
+    swap = int(packets.opcode[at]) == Opcode.COMPARE_SWAP
+    original = atomics.execute(
+        core,
+        region,
+        region.va(eth.address),
+        compare=eth.compare if swap else None,
+        operand=eth.swap_or_add,
+        waiter=waiter_for(region, qp.responder_waiter),
+    )
+    if original == PARKED:
+        raise Parked
+    if original is None:
+        raise no_access()
+    side.msn = (side.msn + 1) & MSN_MASK
+    _save(qp, SavedRequest(side.epsn, 1, eth.rkey, eth.address, ATOMIC_BYTES, original))
+    _acknowledge(core, qp)
+    side.replies.append(Reply(side.epsn, SYNDROME_ACK, side.msn, original))
+    side.epsn = psn_add(side.epsn, 1)
+    core.ready[qp] = None
+
+
+def _save(qp: QueuePair, request: SavedRequest) -> None:
+    saved = qp.recv.saved
+    saved.append(request)
+    while len(saved) > (qp.attr.max_dest_rd_atomic or 0):
+        saved.popleft()
