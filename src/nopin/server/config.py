@@ -1,0 +1,37 @@
+"""What a device server is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nopin.server.limits import Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """Settings of one server.
+
+    Attributes:
+        socket_path: the Unix socket clients connect to.
+        bind: the address for RoCEv2 and the exchange; None takes a free loopback address.
+        exchange_port: TCP port of the exchange; 0 takes a free one.
+        parent_pid: end when this process ends.
+        ready_fd: one byte is written here once the server listens; then it is closed.
+        chaos: middleware around the link, as `link.middleware.wrap` reads it.
+        raw: receive by raw socket, which checks the ICRC of foreign senders too (needs root).
+        spin_us: the longest the loop looks for work before it sleeps, microseconds; 0 never spins.
+        n_workers: threads that resolve page requests.
+        limits: what one client, and all together, may have.
+    """
+
+    socket_path: Path
+    bind: str | None = None
+    exchange_port: int = 0
+    parent_pid: int | None = None
+    ready_fd: int | None = None
+    chaos: str | None = None
+    raw: bool = False
+    spin_us: int = 50
+    n_workers: int = 8
+    limits: Limits = field(default_factory=Limits)

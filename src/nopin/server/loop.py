@@ -1,0 +1,141 @@
+"""The event loop: one thread that does everything but wait for slow pages.
+
+One turn, top to bottom: what arrived on descriptors (first of all, because a client whose mapping changes
+waits until we read), packets, new work in rings, deadlines, page requests, packets out, notices and events to
+clients.
+
+Between turns it decides whether to sleep. Posting costs a client no system call while the server is awake:
+the server says in the state page when it sleeps, and the client rings only then. Both sides write first, then
+fence, then read what the other wrote; so at least one of them sees the other, and no post is missed:
+
+    client: write entry, write index, fence, read "sleeping"    -> ring if it sleeps
+    server: write "sleeping", fence, read every index           -> work instead of sleeping if there is any
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from nopin.linux.fence import fence
+from nopin.server import events
+from nopin.server.core import Core
+from nopin.server.objects import ClientCq, ClientQp
+from nopin.server.spin import SpinBudget
+from nopin.units import S_NS
+
+
+class Loop:
+    """Runs until `stop`.
+
+    Args:
+        spin_ns: the longest it looks for work before it sleeps; it never spins without clients.
+    """
+
+    def __init__(self, core: Core, spin_ns: int) -> None:
+        self._core = core
+        self._spin = SpinBudget(spin_ns)
+        self._stopping = False
+        self._packets_wait = False
+        for fd in core.link.filenos():
+            core.poller.watch(fd, self._on_packets)
+        core.poller.watch(core.doorbell, self._on_doorbell)
+        core.poller.watch(core.workers.fd, self._on_fault_results)
+
+    def stop(self) -> None:
+        """Make `run` return after the present turn."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Turn, spin a little, sleep; again."""
+        clock = self._core.clock
+        spin_until = 0
+        while not self._stopping:
+            now = clock()
+            if self._turn(now):
+                spin_until = now + self._spin.budget_ns if self._core.sessions else 0
+            elif now >= spin_until:
+                self._sleep()
+
+    def _turn(self, now: int) -> bool:
+        """Do what there is to do now; tell whether there was anything."""
+        core = self._core
+        worked = core.poller.poll(0) > 0
+        self._receive(now)
+        worked |= core.nic.poll_rings(now)
+        self._meet_deadlines(now)
+        self._page_requests(now)
+        self._transmit(now)
+        self._tell_clients()
+        return worked or core.nic.busy
+
+    def _receive(self, now: int) -> None:
+        core = self._core
+        due = core.link.next_deadline()
+        if not self._packets_wait and (due is None or due > now):
+            return
+        self._packets_wait = False
+        for batch in core.link.receive(now):
+            core.nic.receive(batch, now)
+
+    def _meet_deadlines(self, now: int) -> None:
+        core = self._core
+        due = core.nic.next_deadline()
+        if due is not None and due <= now:
+            core.nic.on_deadline(now)
+        core.timers.run(now)
+
+    def _page_requests(self, now: int) -> None:
+        """Hand new requests to the workers, and resume whose pages have come."""
+        core = self._core
+        for request in core.iommu.take_requests():
+            space = core.iommu.space(request.pasid)
+            if space is not None:  # otherwise it was unbound meanwhile, and its waiters are awake
+                core.workers.submit(request, space)
+        woken = core.iommu.take_wakeups()
+        if woken:
+            core.nic.resume(woken, now)
+
+    def _transmit(self, now: int) -> None:
+        core = self._core
+        for batch in core.nic.transmit(now):
+            core.link.send(batch, now)
+
+    def _tell_clients(self) -> None:
+        nic = self._core.nic
+        for cq in nic.take_notices():
+            if isinstance(cq.owner, ClientCq) and cq.owner.channel is not None:
+                cq.owner.channel.kick()
+        events.deliver(nic.take_events())
+        for target in nic.take_corrupt():
+            if isinstance(target.owner, ClientCq | ClientQp):
+                target.owner.session.misbehaved("it wrote nonsense into a ring")
+
+    def _sleep(self) -> None:
+        """Sleep until a descriptor is ready or a deadline has come, unless work was posted meanwhile."""
+        core = self._core
+        core.state_page.set_sleeping(True)
+        fence()
+        began = core.clock()
+        if not core.nic.poll_rings(began) and not core.nic.busy:
+            core.poller.poll(self._timeout_s(began))
+            self._spin.slept(core.clock() - began)
+        core.state_page.set_sleeping(False)
+
+    def _timeout_s(self, now: int) -> float:
+        core = self._core
+        deadlines = (core.nic.next_deadline(), core.link.next_deadline(), core.timers.next_deadline())
+        soonest = min((deadline for deadline in deadlines if deadline is not None), default=None)
+        return -1 if soonest is None else max(0, soonest - now) / S_NS
+
+    def _on_packets(self, _mask: int) -> None:
+        self._packets_wait = True
+
+    def _on_doorbell(self, _mask: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._core.doorbell)
+
+    def _on_fault_results(self, _mask: int) -> None:
+        core = self._core
+        for request, result in core.workers.collect():
+            core.iommu.respond(request, result)

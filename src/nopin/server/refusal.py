@@ -1,0 +1,30 @@
+"""How a request is refused: an error with the errno a verbs provider would return, turned into a reply."""
+
+from __future__ import annotations
+
+import errno as codes
+
+from nopin.control.messages import Refused
+from nopin.errors import ServerRefused
+from nopin.nic.errors import VerbsError
+
+
+def refuse(message: str, errno: int, code: str | None = None) -> ServerRefused:
+    """Make the error that refuses a request; the code is the errno's name unless given."""
+    return ServerRefused(message, code=code or name_of(errno), errno=errno)
+
+
+def refuse_limit(message: str, errno: int) -> ServerRefused:
+    """Make the error for a limit that is reached."""
+    return refuse(message, errno, "limit")
+
+
+def refused(error: ServerRefused | VerbsError, seq: int) -> Refused:
+    """Turn an error into the reply that tells it."""
+    code = error.code if isinstance(error, ServerRefused) else name_of(error.errno)
+    return Refused(seq=seq, code=code, errno=error.errno, message=str(error))
+
+
+def name_of(errno: int) -> str:
+    """Return an errno's name in small letters."""
+    return codes.errorcode.get(errno, "error").lower()

@@ -1,0 +1,162 @@
+"""Regions of a client: registration, what it hears about them, and publishing."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from nopin.control.messages import Event, Register
+from nopin.mm.notifier import Cause, Invalidation
+from nopin.nic.abi import Access, AsyncEventType, Discipline
+from nopin.nic.errors import VerbsError
+from nopin.ranges import Range
+from nopin.server.domain import Domain
+from nopin.server.objects import ClientRegion, find
+from nopin.server.refusal import refuse
+from nopin.server.shares import ArrayLayout, Share
+from nopin.units import PAGE_BYTES, U64_MAX
+
+if TYPE_CHECKING:
+    from nopin.server.session import Session
+
+
+def register(session: Session, request: Register) -> ClientRegion:
+    """Register memory of the client's process.
+
+    Raises:
+        ServerRefused: a limit is reached, the domain is unknown, the discipline impossible, or the memory out
+            of our reach.
+        VerbsError: EINVAL, an impossible range or impossible rights.
+    """
+    objects = session.objects
+    domain = find(objects.domains, request.pd, "protection domain")
+    discipline = _discipline(request)
+    amounts = _amounts(pinned=discipline is Discipline.PINNED)
+    objects.usage.take(**amounts)
+    try:
+        entry = _register(session, request, domain, discipline)
+    except Exception:
+        objects.usage.give(**amounts)
+        raise
+    objects.regions[entry.object_id] = entry
+    _watch(session, entry)
+    return entry
+
+
+def deregister(session: Session, entry: ClientRegion) -> None:
+    """Destroy a region: no access is under way in it afterwards. Requires: its shares are withdrawn."""
+    session.core.nic.deregister(entry.region)
+    del session.objects.regions[entry.object_id]
+    if entry.watch is not None:
+        session.memory.unwatch(entry.watch)
+    if entry.pinned_pasid is not None:
+        session.memory.unpin(entry.pinned_pasid)
+    session.objects.usage.give(**_amounts(pinned=entry.pinned_pasid is not None))
+
+
+def publish(session: Session, entry: ClientRegion, layout: ArrayLayout) -> Share:
+    """Let peers attach to an array inside a region.
+
+    Raises:
+        ServerRefused: a limit is reached.
+        VerbsError: EINVAL, the array does not lie inside the region.
+    """
+    objects = session.objects
+    objects.usage.take(shares=1)
+    try:
+        share = session.core.shares.publish(entry.region, entry.domain, layout, session.pid)
+    except VerbsError:
+        objects.usage.give(shares=1)
+        raise
+    objects.shares[share.name] = share
+    return share
+
+
+def withdraw(session: Session, share: Share, cause: str) -> None:
+    """Stop publishing: nobody can attach any more, and who is attached gets access errors and is told why."""
+    session.core.shares.withdraw(share, cause)
+    del session.objects.shares[share.name]
+    session.objects.usage.give(shares=1)
+
+
+def withdraw_all(session: Session, cause: str, *, of: ClientRegion | None = None) -> None:
+    """Withdraw the shares of one region, or of the whole client."""
+    for share in list(session.objects.shares.values()):
+        if of is None or share.region is of.region:
+            withdraw(session, share, cause)
+
+
+def _amounts(*, pinned: bool) -> dict[str, int]:
+    """Say what a region counts as; a pinned one holds its ring and its window, mapped."""
+    return {"regions": 1, "descriptors": 3 if pinned else 0}
+
+
+def _register(session: Session, request: Register, domain: Domain, discipline: Discipline) -> ClientRegion:
+    pinned_pasid = _pin(session, request) if discipline is Discipline.PINNED else None
+    try:
+        region = session.core.nic.register(
+            domain.pd,
+            pasid=session.memory.plain_pasid() if pinned_pasid is None else pinned_pasid,
+            address=request.address,
+            length=request.length,
+            iova=request.iova,
+            access=Access(request.access),
+            discipline=discipline,
+        )
+    except Exception:
+        if pinned_pasid is not None:
+            session.memory.unpin(pinned_pasid)
+        raise
+    entry = ClientRegion(session, session.objects.new_handle(), region, domain, pinned_pasid)
+    region.owner = entry
+    return entry
+
+
+def _discipline(request: Register) -> Discipline:
+    try:
+        return Discipline(request.discipline)
+    except ValueError:
+        raise refuse(f"unknown discipline {request.discipline}", errno.EINVAL) from None
+
+
+def _pin(session: Session, request: Register) -> int:
+    if request.ring_fd is None or request.length is None:
+        raise refuse("a pinned region needs a length and the client's io_uring (ring_fd)", errno.EINVAL)
+    if not 0 < request.length <= U64_MAX + 1 - request.address or request.address < 0:
+        raise refuse(f"range {request.address:#x} + {request.length:#x} is empty or wraps", errno.EINVAL)
+    return session.memory.pin(request.ring_fd, request.address, request.length)
+
+
+def _watch(session: Session, entry: ClientRegion) -> None:
+    """Hear about changes of a region's range; a pinned one follows none, and the implicit one is everywhere."""
+    region = entry.region
+    if region.implicit or region.discipline is Discipline.PINNED or region.end > U64_MAX + 1 - PAGE_BYTES:
+        return
+
+    def invalidated(change: Invalidation) -> None:
+        _invalidated(entry, change)
+
+    watch = session.memory.watch(Range(region.start, region.end), invalidated)
+    if watch is not None:
+        entry.watch, entry.watched = watch
+
+
+def _invalidated(entry: ClientRegion, change: Invalidation) -> None:
+    """Count a change of a region's range and tell the owner."""
+    region = entry.region
+    hit = change.where.intersection(Range(region.start, region.end))
+    assert hit is not None, "notifiers call for overlaps only"
+    pages = hit.to_pages()
+    entry.generation += 1
+    region.meter.page_invalidations += 0 if change.cause is Cause.FORK else pages.length // PAGE_BYTES
+    region.meter.page_invalidations_handled += 1
+    entry.session.emit(
+        Event(
+            kind=int(AsyncEventType.REGION_INVALIDATED),
+            object_id=entry.object_id,
+            cause=change.cause.value,
+            start=hit.start,
+            end=hit.end,
+            generation=entry.generation,
+        )
+    )

@@ -1,0 +1,210 @@
+"""A device server from start to end: put together, run, taken apart."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+from nopin.errors import ServerError, UsageError
+from nopin.iommu.iommu import Iommu
+from nopin.link.base import Link
+from nopin.link.middleware import wrap
+from nopin.link.raw import RawLink
+from nopin.link.udp import bind_link
+from nopin.linux.pidfd import PidFd
+from nopin.nic.nic import Nic
+from nopin.nic.wire.gid import address_of
+from nopin.server.clients import Clients, SocketFile
+from nopin.server.config import ServeConfig
+from nopin.server.core import Core, log
+from nopin.server.exchange import Exchange
+from nopin.server.loop import Loop
+from nopin.server.poller import Poller
+from nopin.server.state_page import StatePage
+from nopin.server.timers import Timers
+from nopin.server.workers import Workers
+from nopin.units import US_NS
+
+__all__ = ["ServeConfig", "serve"]
+
+_BACKLOG = 128
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def serve(config: ServeConfig) -> None:
+    """Run a device server until SIGTERM, SIGINT or, with `parent_pid`, the parent's end.
+
+    A server started by a parent leaves SIGINT to it: Ctrl-C reaches both, and the parent may want to go on.
+
+    Raises:
+        UsageError: an address or the middleware's text makes no sense.
+        ServerError: another server has the socket, an address is taken, or the parent is gone already.
+        HostLacks: the host forbids something asked for.
+    """
+    with contextlib.ExitStack() as stack:
+        core, exchange_socket, client_socket = _put_together(config, stack)
+        exchange = Exchange(core, exchange_socket)
+        clients = Clients(core, client_socket)
+        loop = Loop(core, config.spin_us * US_NS if _has_cpus() else 0)
+        stack.enter_context(_stopped_by_signals(core, loop, with_sigint=config.parent_pid is None))
+        if config.parent_pid is not None:
+            _end_with(config.parent_pid, core, loop, stack)
+        _announce(config.ready_fd)
+        log.info("serving %s, exchange %s:%d", config.socket_path, core.exchange_host, core.exchange_port)
+        try:
+            loop.run()
+        finally:
+            exchange.close("server stopping")
+            clients.close()
+
+
+def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Core, socket.socket, socket.socket]:
+    """Make everything the server consists of; the stack closes it.
+
+    Returns:
+        The core, the listening exchange socket and the listening client socket, to be owned by listeners.
+    """
+    _raise_descriptor_limit()
+    socket_file = SocketFile(config.socket_path)
+    stack.callback(socket_file.close)
+    link = _make_link(config)
+    stack.callback(link.close)
+    exchange_socket = _listen_tcp(config.bind or address_of(link.endpoint.gid), config.exchange_port)
+    state_page = StatePage()
+    stack.callback(state_page.close)
+    doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    stack.callback(os.close, doorbell)
+    workers = Workers(config.n_workers)
+    stack.callback(workers.close)
+    poller = Poller()
+    stack.callback(poller.close)
+    iommu = Iommu()
+    nic = Nic(iommu=iommu, endpoint=link.endpoint, mtu=link.mtu, draw=secrets.randbelow)
+    core = Core(
+        nic=nic,
+        iommu=iommu,
+        link=link,
+        poller=poller,
+        timers=Timers(),
+        workers=workers,
+        limits=config.limits,
+        state_page=state_page,
+        doorbell=doorbell,
+        exchange_host=exchange_socket.getsockname()[0],
+        exchange_port=exchange_socket.getsockname()[1],
+        clock=time.monotonic_ns,
+    )
+    return core, exchange_socket, socket_file.socket
+
+
+def _make_link(config: ServeConfig) -> Link:
+    """Open the link that was asked for, middleware included.
+
+    Raises:
+        UsageError: the address is not one of this host, or the middleware's text has no meaning.
+        HostLacks: a raw socket is not allowed.
+        ServerError: the address is taken, or a file of the middleware cannot be made.
+    """
+    try:
+        link: Link = RawLink(config.bind or "127.0.0.1") if config.raw else bind_link(config.bind)
+    except OSError as problem:
+        raise ServerError(f"cannot open the RoCE port: {problem.strerror or problem}") from problem
+    if not config.chaos:
+        return link
+    try:
+        return wrap(link, config.chaos, clock_offset_ns=time.time_ns() - time.monotonic_ns())
+    except OSError as problem:
+        link.close()
+        raise ServerError(f"cannot set up {config.chaos!r}: {problem}") from problem
+    except UsageError:
+        link.close()
+        raise
+
+
+def _listen_tcp(host: str, port: int) -> socket.socket:
+    """Listen for peers.
+
+    Raises:
+        ServerError: the address or port cannot be had.
+    """
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(place)
+        sock.listen(_BACKLOG)
+    except OSError as problem:
+        text = f"cannot listen for peers on {host} port {port}: {problem.strerror}"
+        raise ServerError(text) from problem
+    return sock
+
+
+def _raise_descriptor_limit() -> None:
+    """Use as many descriptors as the host allows: every ring of every client takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _has_cpus() -> bool:
+    """Spinning on the only CPU would keep the client from posting what we look for."""
+    return len(os.sched_getaffinity(0)) > 1
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(core: Core, loop: Loop, *, with_sigint: bool) -> Iterator[None]:
+    """Let signals end the loop; only Python's main thread can have handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # A byte in the pipe ends epoll_wait even where the signal came just before it.
+    receiver, sender = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def drain(_mask: int) -> None:
+        os.read(receiver, 64)
+
+    core.poller.watch(receiver, drain)
+    old_wakeup = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+    stop_on = _SIGNALS if with_sigint else (signal.SIGTERM,)
+    old = {number: signal.signal(number, lambda _number, _frame: loop.stop()) for number in stop_on}
+    if not with_sigint:
+        old[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(old_wakeup)
+        core.poller.forget(receiver)
+        os.close(receiver)
+        os.close(sender)
+
+
+def _end_with(parent_pid: int, core: Core, loop: Loop, stack: contextlib.ExitStack) -> None:
+    """End the loop when the parent ends.
+
+    Raises:
+        ServerError: it has ended already.
+    """
+    try:
+        parent = PidFd.open(parent_pid)
+    except OSError as problem:
+        raise ServerError(f"the parent, pid {parent_pid}, is gone") from problem
+    stack.callback(parent.close)
+    core.poller.watch(parent.fileno(), lambda _mask: loop.stop())
+
+
+def _announce(ready_fd: int | None) -> None:
+    """Tell who started us that clients can connect."""
+    if ready_fd is not None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(ready_fd, b"\n")
+        os.close(ready_fd)

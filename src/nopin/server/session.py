@@ -1,0 +1,171 @@
+"""One client: its connection, and everything that ends with it.
+
+A session ends when the socket closes, when the process exits (a child that inherited the socket does not keep
+it alive), when the client sends something malformed, or when the server stops. All these ways lead to `end`,
+once.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from nopin.control.codec import ProtocolError, decode_request, encode
+from nopin.control.messages import AnyRequest, Event, Hello, Reply, Request
+from nopin.control.packets import close_all, receive_packet
+from nopin.errors import ServerRefused
+from nopin.linux.pidfd import PidFd
+from nopin.nic.errors import VerbsError
+from nopin.server.client_memory import ClientMemory
+from nopin.server.core import Core, log
+from nopin.server.handlers import handle
+from nopin.server.objects import ClientObjects
+from nopin.server.outbox import Outbox
+from nopin.server.poller import READ, WRITE
+from nopin.server.refusal import refused
+from nopin.server.teardown import tear_down
+
+_HANG_UP = 0x010 | 0x008  # EPOLLHUP, EPOLLERR
+_REQUESTS_PER_TURN = 16
+
+
+class Session:
+    """A connected client. Owns the socket, the process handle and all objects made for the client.
+
+    Attributes:
+        process: the process whose memory the client may register: the one that connected.
+        name: its command name, for figures.
+    """
+
+    def __init__(self, core: Core, sock: socket.socket, process: PidFd, name: str) -> None:
+        self.core = core
+        self.process = process
+        self.name = name
+        self.objects = ClientObjects(core.limits)
+        self.memory = ClientMemory(core, process)
+        self.greeted = False
+        self.alive = True
+        self._sock = sock
+        self._outbox = Outbox(sock)
+        self._events_waited_for = READ
+        core.poller.watch(sock.fileno(), self._on_socket)
+        core.poller.watch(process.fileno(), self._on_exit)
+
+    @property
+    def pid(self) -> int:
+        """Number of the client's process."""
+        return self.process.pid
+
+    @property
+    def n_events_dropped(self) -> int:
+        """Events the client did not read in time."""
+        return self._outbox.n_dropped
+
+    def emit(self, event: Event) -> None:
+        """Send an event; the oldest are dropped when the client does not read."""
+        if not self.alive:
+            return
+        before = self._outbox.n_dropped
+        self._outbox.event(encode(event))
+        self.core.counters.events_dropped += self._outbox.n_dropped - before
+        self._flush()
+
+    def end(self, reason: str) -> None:
+        """Tear everything down, in order. Twice is fine."""
+        if not self.alive:
+            return
+        self.alive = False
+        log.info("client %d (%s) ends: %s", self.pid, self.name, reason)
+        poller = self.core.poller
+        poller.forget(self._sock.fileno())
+        poller.forget(self.process.fileno())
+        self._outbox.close()
+        tear_down(self)
+        self._sock.close()
+        self.process.close()
+        self.core.counters.clients_ended += 1
+        self.core.sessions.discard(self)
+
+    def misbehaved(self, what: str) -> None:
+        """End the session because the client broke the protocol."""
+        self.core.counters.clients_misbehaved += 1
+        self.end(what)
+
+    def _on_exit(self, _mask: int) -> None:
+        self.end("the process exited")
+
+    def _on_socket(self, mask: int) -> None:
+        if mask & WRITE:
+            self._flush()
+        if mask & READ:
+            self._read()
+        elif mask & _HANG_UP:
+            self.end("the connection was closed")
+
+    def _read(self) -> None:
+        """Carry out the requests that have arrived, up to a bound, or until a reply cannot be sent."""
+        for _ in range(_REQUESTS_PER_TURN):
+            if not self.alive or self._outbox.replies_waiting:
+                return
+            try:
+                packet = receive_packet(self._sock, 1)
+                if not packet.data:
+                    close_all(packet.fds)
+                    self.end("the connection was closed")
+                    return
+                self._carry_out(packet.data, packet.fds)
+            except BlockingIOError:
+                return
+            except ProtocolError as problem:
+                self.misbehaved(str(problem))
+            except OSError as problem:
+                self.end(f"the connection broke: {problem}")
+
+    def _carry_out(self, data: bytes, fds: list[int]) -> None:
+        """Decode one request, do it, answer it.
+
+        Raises:
+            ProtocolError: the client does not keep to the protocol.
+        """
+        try:
+            request = decode_request(data)
+            self._check(request, fds)
+        except ProtocolError:
+            close_all(fds)
+            raise
+        self.core.counters.requests += 1
+        try:
+            replies, reply_fds = handle(self, request, fds)
+        except (ServerRefused, VerbsError) as problem:
+            self.core.counters.requests_refused += 1
+            replies, reply_fds = [refused(problem, request.seq)], ()
+        self._answer(request, replies, reply_fds)
+
+    def _check(self, request: AnyRequest, fds: Sequence[int]) -> None:
+        if isinstance(request, Hello) == self.greeted:
+            raise ProtocolError("Hello comes first, and once")
+        expected = int(isinstance(request, Hello) and request.has_uffd)
+        if len(fds) != expected:
+            raise ProtocolError(f"{len(fds)} descriptors beside {type(request).__name__}, {expected} belong there")
+
+    def _answer(self, request: Request, replies: Sequence[Reply], fds: Sequence[int]) -> None:
+        if not self.alive:
+            close_all(fds)
+            return
+        for reply in replies:
+            reply.seq = request.seq
+            self._outbox.reply(encode(reply), fds)
+            fds = ()
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what can be sent; wait for room where it cannot, and for requests once all are answered."""
+        try:
+            self._outbox.flush()
+        except OSError as problem:
+            self.end(f"the connection broke: {problem}")
+            return
+        waits_for = (WRITE if self._outbox.waiting else 0) | (0 if self._outbox.replies_waiting else READ)
+        if waits_for != self._events_waited_for:
+            self._events_waited_for = waits_for
+            self.core.poller.change(self._sock.fileno(), waits_for)

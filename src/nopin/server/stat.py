@@ -1,0 +1,107 @@
+"""Figures of the server's objects: one row each, keys as in ``rdma resource show`` and ``rdma stat show``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from nopin.control.messages import MESSAGE_BYTES_MAX, Stat
+from nopin.nic.abi import QpState
+from nopin.nic.qp import QueuePair
+from nopin.server.core import Core
+from nopin.server.session import Session
+from nopin.units import U64_MAX
+
+Row = dict[str, Any]
+
+DEVICE = "nopin0"
+_ENVELOPE_BYTES = 256
+
+
+def rows(core: Core) -> Iterator[Row]:
+    """Yield every row: the device, its link, then client by client, then what serves attached peers."""
+    yield {"kind": "dev", "dev": DEVICE, **core.counters.as_dict(), **core.nic.counters.as_dict()}
+    yield {"kind": "link", "dev": DEVICE, "mtu": core.link.mtu, **core.link.statistics()}
+    for session in sorted(core.sessions, key=lambda session: session.pid):
+        yield from _client(session)
+    for responder in core.responders:
+        yield _queue_pair(responder.qp, responder.share.owner_pid, "peer")
+
+
+def pages(core: Core) -> list[Stat]:
+    """Return the rows as messages, each short enough to be sent."""
+    found = [Stat(rows=[])]
+    room = MESSAGE_BYTES_MAX - _ENVELOPE_BYTES
+    for row in rows(core):
+        n_bytes = len(msgspec.msgpack.encode(row))
+        if n_bytes > room:
+            found[-1].more = True
+            found.append(Stat(rows=[]))
+            room = MESSAGE_BYTES_MAX - _ENVELOPE_BYTES
+        found[-1].rows.append(row)
+        room -= n_bytes
+    return found
+
+
+def _client(session: Session) -> Iterator[Row]:
+    objects = session.objects
+    pid, comm = session.pid, session.name
+    used = objects.usage.as_dict()
+    yield {
+        "kind": "client",
+        "pid": pid,
+        "comm": comm,
+        "watching": session.memory.watching,
+        "events_dropped": session.n_events_dropped,
+        **used,
+    }
+    for entry in objects.regions.values():
+        region = entry.region
+        meter = region.meter
+        yield {
+            "kind": "mr",
+            "dev": DEVICE,
+            "mrn": entry.object_id,
+            "rkey": region.rkey,
+            "lkey": region.lkey,
+            "iova": region.iova,
+            "mrlen": min(region.length, U64_MAX),
+            "pid": pid,
+            "comm": comm,
+            "discipline": region.discipline.name.lower(),
+            "watched": entry.watched,
+            "page_faults": meter.page_faults,
+            "page_faults_handled": meter.page_faults_handled,
+            "page_invalidations": meter.page_invalidations,
+            "page_invalidations_handled": meter.page_invalidations_handled,
+        }
+    for cq in objects.cqs.values():
+        yield {
+            "kind": "cq",
+            "dev": DEVICE,
+            "cqn": cq.object_id,
+            "cqe": cq.cq.ring.depth,
+            "users": cq.cq.n_users,
+            "pid": pid,
+            "comm": comm,
+        }
+    for qp in objects.qps.values():
+        yield _queue_pair(qp.qp, pid, comm)
+
+
+def _queue_pair(qp: QueuePair, pid: int, comm: str) -> Row:
+    return {
+        "kind": "qp",
+        "dev": DEVICE,
+        "lqpn": qp.qpn,
+        "rqpn": qp.attr.dest_qpn or 0,
+        "type": "RC",
+        "state": QpState(qp.state).name,
+        "rq-psn": qp.recv.epsn,
+        "sq-psn": qp.send.next_psn,
+        "direct": qp.direct,
+        "pid": pid,
+        "comm": comm,
+    }
