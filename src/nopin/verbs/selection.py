@@ -168,9 +168,7 @@ def _sliced(part: slice, size: int, stride: int) -> tuple[int, _Dim]:
 def _normalised(base: int, dims: list[_Dim], itemsize: int) -> Selection:
     shape = tuple(dim.count for dim in dims)
     if 0 in shape:
-        return Selection(
-            shape, itemsize, itemsize, 0, base, (), tuple(range(len(dims))), (slice(None),) * len(dims)
-        )
+        return Selection(shape, itemsize, itemsize, 0, base, (), tuple(range(len(dims))), (slice(None),) * len(dims))
     flips = tuple(slice(None, None, -1) if dim.stride < 0 else slice(None) for dim in dims)
     base += sum((dim.count - 1) * dim.stride for dim in dims if dim.stride < 0)
     order = tuple(sorted(range(len(dims)), key=lambda axis: -abs(dims[axis].stride)))

@@ -1,0 +1,87 @@
+"""A device server as a child of this process, for programs that use the library without starting one.
+
+Programs that start at once share one server: a lock decides who starts it. It ends with the process that
+started it, so where several programs share one for long, `nopin serve` is started by itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+from nopin.control.paths import check_socket_path, ensure_private_directory, log_path
+from nopin.errors import ServerError, ServerGone
+from nopin.verbs.session import Session
+
+START_TIMEOUT_S = 20.0
+
+_children: list[subprocess.Popen[bytes]] = []
+"""Kept, so that nobody reports a running child as forgotten."""
+
+
+def connect_or_start(path: Path) -> Session:
+    """Connect to the server at `path`; start one there if there is none.
+
+    Raises:
+        ServerError: it does not start; the message holds its last words.
+        ServerRefused: it does not want us.
+    """
+    try:
+        return Session(path)
+    except ServerGone:
+        pass
+    check_socket_path(path)
+    ensure_private_directory(path.parent)
+    lock = os.open(path.with_name(path.name + ".start"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            return Session(path)  # somebody started it while we waited for the lock
+        except ServerGone:
+            _start(path)
+        return Session(path)
+    finally:
+        os.close(lock)
+
+
+def _start(path: Path) -> None:
+    ready, theirs = os.pipe()
+    command = [sys.executable, "-m", "nopin", "serve", "--child-of", str(os.getpid())]
+    command += ["--socket", str(path), "--ready-fd", str(theirs)]
+    log = log_path(path)
+    try:
+        with log.open("wb") as errors:
+            child = subprocess.Popen(
+                command,
+                pass_fds=(theirs,),
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,  # Ctrl-C is for this program; the server ends with it anyway
+            )
+        _children.append(child)
+        os.close(theirs)
+        theirs = -1
+        _await_ready(ready, child, log)
+    finally:
+        os.close(ready)
+        if theirs >= 0:
+            os.close(theirs)
+
+
+def _await_ready(ready: int, child: subprocess.Popen[bytes], log: Path) -> None:
+    waiter = select.poll()
+    waiter.register(ready, select.POLLIN)
+    if waiter.poll(START_TIMEOUT_S * 1000) and os.read(ready, 1):
+        return
+    child.kill()
+    child.wait()
+    _children.remove(child)
+    lines = log.read_text(errors="replace").strip().splitlines()
+    words = lines[-1] if lines else "it said nothing"
+    raise ServerError(f"the device server did not start: {words} (its log: {log})")

@@ -1,0 +1,241 @@
+"""The device: a process's access to a device server, and the root of all its objects."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nopin.control.messages import GetStat, Stat
+from nopin.control.paths import default_socket_path
+from nopin.errors import NopinError
+from nopin.nic.abi import Access, AsyncEventType, Discipline
+from nopin.verbs.access import AccessLike, parse_access, parse_discipline
+from nopin.verbs.buffers import memory_of
+from nopin.verbs.channel import CompletionChannel
+from nopin.verbs.child_server import connect_or_start
+from nopin.verbs.cq import CompletionQueue
+from nopin.verbs.events import AsyncEvent
+from nopin.verbs.objects import DeviceObject
+from nopin.verbs.pd import ProtectionDomain
+from nopin.verbs.qp import QueuePair
+from nopin.verbs.region import MemoryRegion
+from nopin.verbs.session import Session
+from nopin.verbs.share import Share
+from nopin.verbs.waiting import SPIN_US
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """What the device server says about itself.
+
+    Attributes:
+        gid: 16 bytes, its RoCEv2 address; `port` its UDP port.
+        mtu: the largest path MTU, bytes.
+        limits: the most this client may have, by name.
+        watching: munmap, mremap, madvise and fork of registered memory arrive as events.
+    """
+
+    gid: bytes
+    port: int
+    mtu: int
+    limits: dict[str, int]
+    server_pid: int
+    exchange_host: str
+    exchange_port: int
+    watching: bool
+
+
+class Device(DeviceObject):
+    """A connection to a device server.
+
+    It stays open until closed or until the process ends: dropping it does not end what it shares.
+
+    Args:
+        server: path of the server's socket; None for the user's default one, started as a child of this
+            process when there is none.
+
+    Raises:
+        ServerGone: nobody listens at `server`.
+        ServerError: the default server does not start.
+    """
+
+    def __init__(self, server: str | None = None) -> None:
+        self.session = connect_or_start(default_socket_path()) if server is None else Session(Path(server))
+        super().__init__(retired=self.session.retired)
+        self._held: set[DeviceObject] = set()
+        _open.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Device at {self.session.control.path}>"
+
+    def share(
+        self,
+        what: object = None,
+        length: int | None = None,
+        *,
+        access: AccessLike = "rw",
+        discipline: Discipline | str = "on-demand",
+    ) -> Share:
+        """Let peers reach memory of this process in place; nothing is copied, touched or (on demand) pinned.
+
+        Args:
+            what: a numpy array or anything with the buffer protocol; an address, with `length`; nothing for
+                the whole process, each mapping with its own permissions.
+            length: bytes, for an address.
+            access: letters of r (read), w (write), a (atomic).
+            discipline: "on-demand", "short-term" or "pinned".
+
+        Raises:
+            UsageError: no such memory, or writing asked for a read-only buffer.
+            ServerRefused: the server refused, or the memory cannot be pinned.
+        """
+        self._require_open()
+        memory = memory_of(what, length)
+        rights, how = parse_access(access), parse_discipline(discipline)
+        region = MemoryRegion(self.default_pd, memory, rights, how, None)
+        try:
+            return Share(self, region, memory)
+        except BaseException:
+            region.close()
+            raise
+
+    def alloc_pd(self) -> ProtectionDomain:
+        """Make a protection domain."""
+        return ProtectionDomain(self)
+
+    def create_channel(self) -> CompletionChannel:
+        """Make a completion channel."""
+        self._require_open()
+        return CompletionChannel(self)
+
+    def create_cq(
+        self, depth: int = 256, channel: CompletionChannel | None = None, *, spin_us: int = SPIN_US
+    ) -> CompletionQueue:
+        """Make a completion queue for `depth` completions; `wait` looks for `spin_us` before it sleeps."""
+        self._require_open()
+        return CompletionQueue(self, depth, channel, spin_us=spin_us)
+
+    def stat(self) -> list[dict[str, Any]]:
+        """Return one row of figures for each object of this user, keys as the `rdma` tool prints them."""
+        self._require_open()
+        return self.session.request(GetStat(seq=0), Stat)[0].rows
+
+    def events(self, timeout: float = 0.0) -> list[AsyncEvent]:
+        """Return the asynchronous events that came; wait up to `timeout` seconds for the first.
+
+        Raises:
+            ServerGone: the server went away.
+        """
+        self._require_open()
+        return [
+            AsyncEvent(
+                AsyncEventType(event.kind),
+                self._target(AsyncEventType(event.kind), event.object_id),
+                event.object_id,
+                event.cause,
+                event.start,
+                event.end,
+                event.generation,
+            )
+            for event in self.session.control.take_events(timeout)
+        ]
+
+    @property
+    def info(self) -> DeviceInfo:
+        """What the server said when we connected."""
+        welcome = self.session.welcome
+        return DeviceInfo(
+            gid=welcome.gid,
+            port=welcome.port,
+            mtu=welcome.mtu,
+            limits=welcome.limits,
+            server_pid=welcome.server_pid,
+            exchange_host=welcome.exchange_host,
+            exchange_port=welcome.exchange_port,
+            watching=welcome.watching,
+        )
+
+    @functools.cached_property
+    def default_pd(self) -> ProtectionDomain:
+        """The protection domain of shares and remote arrays."""
+        return ProtectionDomain(self)
+
+    @functools.cached_property
+    def whole_process(self) -> MemoryRegion:
+        """The whole process as a region for local use: nothing needs registering for a transfer."""
+        return self.default_pd.register(access=Access.LOCAL_WRITE)
+
+    def _target(self, kind: AsyncEventType, object_id: int) -> DeviceObject | None:
+        for found in _descendants(self):
+            if kind is AsyncEventType.REGION_INVALIDATED:
+                hit = isinstance(found, MemoryRegion) and found.handle == object_id
+            elif kind is AsyncEventType.CQ_ERR:
+                hit = isinstance(found, CompletionQueue) and found.handle == object_id
+            else:
+                hit = isinstance(found, QueuePair) and found.qpn == object_id
+            if hit:
+                return found
+        return None
+
+    def _hold(self, held: DeviceObject) -> None:
+        """Keep an object alive until it is closed."""
+        self._held.add(held)
+
+    def _release(self, held: DeviceObject) -> None:
+        self._held.discard(held)
+
+    def _end(self) -> None:
+        self.session.close()
+
+    def _let_go(self) -> None:
+        self._held.clear()
+        _open.discard(self)
+
+    def _abandon(self) -> None:
+        super()._abandon()
+        self.session.abandon()
+
+
+_open: set[Device] = set()
+_default: list[Device] = []
+
+
+def default_device() -> Device:
+    """Return the process's own device for `attach`, made at first use."""
+    if _default and (_default[0].closed or _default[0].session.control.gone):
+        _default.pop().close()
+    if not _default:
+        _default.append(Device())
+    return _default[0]
+
+
+def _descendants(root: DeviceObject) -> set[DeviceObject]:
+    found: set[DeviceObject] = set()
+    fresh = {root}
+    while fresh:
+        found |= fresh
+        fresh = {child for known in fresh for child in known._children} - found
+    return found
+
+
+def _close_all() -> None:
+    """Let the server finish with our memory before the interpreter frees it."""
+    for device in list(_open):
+        try:
+            device.close()
+        except NopinError:
+            continue  # the process ends; its server notices that as well
+
+
+def _abandon_all() -> None:
+    for device in list(_open):
+        device._abandon()
+    _default.clear()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_abandon_all)

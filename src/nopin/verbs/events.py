@@ -1,0 +1,30 @@
+"""Asynchronous events: what happened to an object without a request for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nopin.nic.abi import AsyncEventType
+from nopin.verbs.objects import DeviceObject
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncEvent:
+    """An asynchronous event.
+
+    Attributes:
+        kind: what happened.
+        target: the queue pair, completion queue or region; None when it is closed already.
+        object_id: the QPN of a queue pair, the handle of another.
+        cause: for REGION_INVALIDATED: "unmap", "remap", "remove" or "fork".
+        start: first byte concerned; `end` one past the last.
+        generation: counts the invalidations of that region, from 1.
+    """
+
+    kind: AsyncEventType
+    target: DeviceObject | None
+    object_id: int
+    cause: str = ""
+    start: int = 0
+    end: int = 0
+    generation: int = 0

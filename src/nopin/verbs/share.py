@@ -1,0 +1,60 @@
+"""Shares: memory that peers attach to by a URL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nopin.control.messages import Publish, Published, Withdraw
+from nopin.control.url import ShareUrl
+from nopin.verbs.buffers import Memory
+from nopin.verbs.objects import DeviceObject
+from nopin.verbs.region import MemoryRegion
+
+if TYPE_CHECKING:
+    from nopin.verbs.device import Device
+
+
+class Share(DeviceObject):
+    """Published memory of this process. It stays shared until closed, or until the device is.
+
+    Attributes:
+        url: whoever has it may attach, with the share's rights. It holds a secret.
+        region: the memory region behind it.
+    """
+
+    def __init__(self, device: Device, region: MemoryRegion, memory: Memory) -> None:
+        request = Publish(
+            seq=0,
+            mr=region.handle,
+            dtype=memory.dtype,
+            shape=list(memory.shape),
+            strides=list(memory.strides),
+            offset=memory.offset,
+        )
+        published, _ = device.session.request(request, Published)
+        welcome = device.session.welcome
+        self.device = device
+        self.region = region
+        self.name = published.share
+        self.url = str(
+            ShareUrl(
+                host=welcome.exchange_host,
+                port=welcome.exchange_port,
+                share=published.share,
+                token=published.token,
+            )
+        )
+        super().__init__(region)
+        device._hold(self)
+
+    def __repr__(self) -> str:
+        return f"<Share {self.name} of {self.region!r}>"
+
+    def close(self) -> None:
+        """Withdraw it: attached peers get access errors and are told. Its memory may be freed afterwards."""
+        super().close()
+        self.device._release(self)
+        self.region.close()
+
+    def _end(self) -> None:
+        self.device.session.tell(Withdraw(seq=0, share=self.name))

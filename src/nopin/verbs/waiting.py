@@ -1,0 +1,141 @@
+"""Waiting for a completion: look at memory for a moment, then sleep until the device says so.
+
+A wake-up across CPUs costs as much as a whole small transfer, so short waits never sleep. While it looks, a
+waiter offers its CPU to whoever needs one: on a small machine that is the server it waits for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Callable
+
+from nopin.control.socket import ControlSocket
+from nopin.errors import ServerGone
+from nopin.nic.rings import CompletionConsumer
+from nopin.units import S_NS, US_NS
+
+SPIN_US = 100
+"""How long a waiter looks before it sleeps, microseconds."""
+LOOKS_PER_YIELD = 8
+
+
+class Waiter:
+    """Waits for completions of one ring.
+
+    Args:
+        ring: where completions appear.
+        channel_fd: the eventfd of its completion channel.
+        control: the connection whose end is the server's end.
+        spin_us: how long to look before sleeping.
+
+    Attributes:
+        on_side_event: called when one of the further descriptors (`also`) is readable.
+    """
+
+    def __init__(
+        self, ring: CompletionConsumer, channel_fd: int, control: ControlSocket, spin_us: int = SPIN_US
+    ) -> None:
+        self._ring = ring
+        self._channel_fd = channel_fd
+        self._control = control
+        self._spin_ns = spin_us * US_NS
+        self._epoll = select.epoll()
+        self._epoll.register(channel_fd, select.EPOLLIN)
+        self._epoll.register(control.fileno(), 0)  # EPOLLHUP comes unasked; events there are not for us
+        self._side_fd = -1
+        self.on_side_event: Callable[[], None] = _nothing
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when `collect` has something to do."""
+        return self._epoll.fileno()
+
+    def also(self, fd: int) -> None:
+        """Wake up for one more descriptor."""
+        self._side_fd = fd
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
+
+    def no_longer(self) -> None:
+        """Forget the descriptor given to `also`."""
+        fd, self._side_fd = self._side_fd, -1
+        if fd >= 0:
+            self._epoll.unregister(fd)
+
+    def wait(self, deadline_ns: int | None, *, until: Callable[[], bool]) -> bool:
+        """Wait for a completion in the ring, or until `until()` holds (asked when woken for another reason).
+
+        Args:
+            deadline_ns: on the monotonic clock; None waits for ever.
+
+        Returns:
+            False when the deadline passed first.
+
+        Raises:
+            ServerGone: the server went away.
+        """
+        if self._look(deadline_ns):
+            return True
+        while True:
+            if self.armed_and_ready() or until():
+                return True
+            left_s = -1.0 if deadline_ns is None else (deadline_ns - time.monotonic_ns()) / S_NS
+            if deadline_ns is not None and left_s <= 0:
+                return False
+            self.collect(left_s)
+            if self._ring.ready or until():
+                return True
+
+    def armed_and_ready(self) -> bool:
+        """Ask for a notice at the next completion; True if one is there already."""
+        self._ring.arm()
+        return self._ring.ready
+
+    def collect(self, timeout_s: float = 0.0) -> None:
+        """Sleep until something happens, and take note of it.
+
+        Raises:
+            ServerGone: the server went away.
+        """
+        for fd, _ in self._epoll.poll(timeout_s):
+            if fd == self._channel_fd:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(fd)
+            elif fd == self._side_fd:
+                self.on_side_event()
+            else:
+                self._control.close()
+        if self._control.gone:
+            raise ServerGone(f"the device server at {self._control.path} went away; make a new Device and attach again")
+
+    def wake(self) -> None:
+        """Wake whoever sleeps in `wait`."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._channel_fd, 1)
+
+    def close(self) -> None:
+        """Close the descriptor of this object; those given stay open."""
+        self._epoll.close()
+
+    def _look(self, deadline_ns: int | None) -> bool:
+        ring, now = self._ring, time.monotonic_ns
+        end = now() + self._spin_ns
+        if deadline_ns is not None:
+            end = min(end, deadline_ns)
+        while True:
+            for _ in range(LOOKS_PER_YIELD):
+                if ring.ready:
+                    return True
+            if now() >= end:
+                return False
+            os.sched_yield()
+
+
+def deadline_after(timeout_s: float | None) -> int | None:
+    """Return the monotonic time `timeout_s` from now, nanoseconds; None stays None."""
+    return None if timeout_s is None else time.monotonic_ns() + int(timeout_s * S_NS)
+
+
+def _nothing() -> None:
+    pass
