@@ -55,6 +55,7 @@ class ClientMemory:
         if os.readlink(f"/proc/self/fd/{fd}") != _USERFAULTFD_LINK:
             os.close(fd)
             raise refuse("the descriptor beside Hello is no userfaultfd", errno.EINVAL)
+        self.close_watch()
         os.set_blocking(fd, False)
         self._watcher = Watcher(Userfaultfd(fd), self._notifiers, self._mappings_within)
         self._core.poller.watch(self._watcher.fileno(), self._on_message)

@@ -33,6 +33,8 @@ class ServerCounters:
     clients_ended: int = 0
     clients_misbehaved: int = 0
     """Disconnected for malformed messages or nonsense in a ring."""
+    internal_errors: int = 0
+    """Sessions ended by an exception nobody expected: bugs; the log has them."""
     requests: int = 0
     requests_refused: int = 0
     events_dropped: int = 0

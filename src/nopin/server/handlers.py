@@ -62,6 +62,7 @@ def handle(session: Session, request: Request, fds: Sequence[int]) -> Answer:
 
     Raises:
         ServerRefused, VerbsError: refused; nothing was changed.
+        OSError: the host is out of something.
     """
     if isinstance(request, Hello):
         return _hello(session, request, fds)
@@ -75,8 +76,9 @@ def _hello(session: Session, request: Hello, fds: Sequence[int]) -> Answer:
         raise refuse(f"{text}; use the same release for both", errno.EPROTO, "version")
     for fd in fds:
         session.memory.watch_with(fd)
-    session.greeted = True
     core = session.core
+    shared = _copies(core.state_page.fd, core.doorbell)
+    session.greeted = True
     welcome = Welcome(
         version=PROTOCOL_VERSION,
         server_pid=os.getpid(),
@@ -88,7 +90,7 @@ def _hello(session: Session, request: Hello, fds: Sequence[int]) -> Answer:
         limits=core.limits.as_dict(),
         watching=session.memory.watching,
     )
-    return Answer([welcome], [os.dup(core.state_page.fd), os.dup(core.doorbell)])
+    return Answer([welcome], shared)
 
 
 def _alloc_pd(session: Session, _request: AllocPd) -> Answer:
@@ -135,10 +137,14 @@ def _withdraw(session: Session, request: Withdraw) -> Answer:
 def _create_channel(session: Session, _request: CreateChannel) -> Answer:
     objects = session.objects
     objects.usage.take(channels=1, descriptors=1)
+    try:
+        fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    except OSError:
+        objects.usage.give(channels=1, descriptors=1)
+        raise
     handle_ = objects.new_handle()
-    channel = ClientChannel(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
-    objects.channels[handle_] = channel
-    return Answer([Handle(handle=handle_)], [os.dup(channel.fd)])
+    objects.channels[handle_] = ClientChannel(fd)
+    return Answer([Handle(handle=handle_)], _copies(fd))
 
 
 def _destroy_channel(session: Session, request: DestroyChannel) -> Answer:
@@ -193,6 +199,22 @@ def _destroy_qp(session: Session, request: DestroyQp) -> Answer:
 
 def _stat(session: Session, _request: GetStat) -> Answer:
     return Answer(stat.pages(session.core))
+
+
+def _copies(*fds: int) -> list[int]:
+    """Duplicate descriptors for the client.
+
+    Raises:
+        OSError: out of descriptors; none was duplicated.
+    """
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))
+    except OSError:
+        close_all(copies)
+        raise
+    return copies
 
 
 _HANDLERS: dict[type[Request], Callable[[Session, Any], Answer]] = {

@@ -19,10 +19,11 @@ def refuse_limit(message: str, errno: int) -> ServerRefused:
     return refuse(message, errno, "limit")
 
 
-def refused(error: ServerRefused | VerbsError, seq: int) -> Refused:
+def refused(error: ServerRefused | VerbsError | OSError, seq: int) -> Refused:
     """Turn an error into the reply that tells it."""
-    code = error.code if isinstance(error, ServerRefused) else name_of(error.errno)
-    return Refused(seq=seq, code=code, errno=error.errno, message=str(error))
+    errno = error.errno or codes.EIO
+    code = error.code if isinstance(error, ServerRefused) else name_of(errno)
+    return Refused(seq=seq, code=code, errno=errno, message=str(error))
 
 
 def name_of(errno: int) -> str:

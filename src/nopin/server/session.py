@@ -120,6 +120,10 @@ class Session:
                 self.misbehaved(str(problem))
             except OSError as problem:
                 self.end(f"the connection broke: {problem}")
+            except Exception:  # a mistake of ours: it shall cost this client its session, not all of them
+                log.exception("serving client %d (%s) failed", self.pid, self.name)
+                self.core.counters.internal_errors += 1
+                self.end("the server made a mistake")
 
     def _carry_out(self, data: bytes, fds: list[int]) -> None:
         """Decode one request, do it, answer it.
@@ -136,7 +140,7 @@ class Session:
         self.core.counters.requests += 1
         try:
             replies, reply_fds = handle(self, request, fds)
-        except (ServerRefused, VerbsError) as problem:
+        except (ServerRefused, VerbsError, OSError) as problem:  # OSError: the host is out of something
             self.core.counters.requests_refused += 1
             replies, reply_fds = [refused(problem, request.seq)], ()
         self._answer(request, replies, reply_fds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -11,8 +11,10 @@ from nopin.control.messages import MESSAGE_BYTES_MAX, Stat
 from nopin.nic.abi import QpState
 from nopin.nic.qp import QueuePair
 from nopin.server.core import Core
-from nopin.server.session import Session
 from nopin.units import U64_MAX
+
+if TYPE_CHECKING:
+    from nopin.server.session import Session
 
 Row = dict[str, Any]
 
