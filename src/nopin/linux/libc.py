@@ -23,7 +23,7 @@ LIBC.mmap.argtypes = (
 LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 PROT_READ, PROT_WRITE = 1, 2
-MAP_SHARED, MAP_POPULATE = 1, 0x8000
+MAP_SHARED = 1
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -44,10 +44,10 @@ def syscall(number: int, what: str, *arguments: int | ctypes.c_void_p) -> int:
     return checked(LIBC.syscall(ctypes.c_long(number), *words), what)
 
 
-def map_shared(fd: int, length: int, offset: int = 0, *, populate: bool = False) -> int:
-    """Map `length` bytes of a file shared, readable and writable; returns the address."""
-    flags = MAP_SHARED | (MAP_POPULATE if populate else 0)
-    address = LIBC.mmap(None, length, PROT_READ | PROT_WRITE, flags, fd, offset)
+def map_shared(fd: int, length: int, offset: int = 0, *, writable: bool = True) -> int:
+    """Map `length` bytes of a file shared, for reading and perhaps writing; returns the address."""
+    protection = PROT_READ | (PROT_WRITE if writable else 0)
+    address = LIBC.mmap(None, length, protection, MAP_SHARED, fd, offset)
     if address is None or address == _MAP_FAILED:
         checked(-1, "mmap")
     return int(address)

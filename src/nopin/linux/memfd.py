@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
-import mmap
 import os
+import weakref
 
 import numpy as np
 
+from nopin.linux.libc import map_shared, unmap
 from nopin.mm.space import Bytes
 
 _SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -58,5 +60,10 @@ def map_array(fd: int, length: int | None = None, *, writable: bool = True) -> B
     n_bytes = size if length is None else length
     if not 0 < n_bytes <= size:
         raise ValueError(f"cannot map {n_bytes} bytes of a file of {size}")
-    access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-    return np.frombuffer(mmap.mmap(fd, n_bytes, access=access), np.uint8)
+    address = map_shared(fd, n_bytes, writable=writable)
+    # Not the mmap module: it keeps a duplicate of the descriptor for as long as the mapping lives.
+    memory = (ctypes.c_uint8 * n_bytes).from_address(address)
+    array: Bytes = np.frombuffer(memoryview(memory), np.uint8)
+    array.flags.writeable = writable
+    weakref.finalize(array, unmap, address, n_bytes).atexit = False  # views of it keep it alive
+    return array

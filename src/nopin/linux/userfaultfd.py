@@ -15,11 +15,12 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
 
-from nopin.errors import HostLacks
+from nopin.errors import HostLacks, UsageError
 from nopin.linux.libc import syscall
 from nopin.ranges import Range
 
@@ -84,10 +85,24 @@ Message = Unmapped | Removed | Remapped | Forked
 
 
 class Userfaultfd:
-    """A watching userfaultfd. Owns the descriptor."""
+    """A watching userfaultfd. Takes over the descriptor if it does not raise.
+
+    The other process may be hostile and may have kept a duplicate, so nothing about it is believed: it must
+    be a userfaultfd, ready for use, and non-blocking at every read.
+
+    Raises:
+        UsageError: it is something else.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._buffer = bytearray(_MESSAGE.size * _READ_MESSAGES)
+        if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[userfaultfd]":
+            raise UsageError("the descriptor is not a userfaultfd")
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        if any(events & select.POLLERR for _, events in poller.poll(0)):  # no handshake yet, or blocking
+            raise UsageError("the userfaultfd is not open for events, or it is blocking")
 
     def fileno(self) -> int:
         """The descriptor; readable when messages wait."""
@@ -112,16 +127,33 @@ class Userfaultfd:
         fcntl.ioctl(self._fd, _UFFDIO_UNREGISTER, struct.pack("<2Q", where.start, where.length))
 
     def read(self) -> list[Message]:
-        """All messages that wait, without waiting; the owner goes on once they are read."""
+        """All messages that wait, without waiting; the owner goes on once they are read.
+
+        Raises:
+            UsageError: the owner made the descriptor blocking, or otherwise unusable.
+        """
         messages: list[Message] = []
-        while True:
+        n_bytes = 1
+        while n_bytes:
             try:
-                raw = os.read(self._fd, _MESSAGE.size * _READ_MESSAGES)
+                n_bytes = self._read_now()
             except BlockingIOError:
-                return messages
-            if not raw:
-                return messages
-            messages += [m for m in map(_parse, _MESSAGE.iter_unpack(raw)) if m is not None]
+                break
+            except OSError as error:
+                raise UsageError(f"the userfaultfd cannot be read: {error.strerror}") from None
+            parsed = map(_parse, _MESSAGE.iter_unpack(memoryview(self._buffer)[:n_bytes]))
+            messages += [message for message in parsed if message is not None]
+        if os.get_blocking(self._fd):  # it would report an error for ever, and the loop would spin
+            raise UsageError("the userfaultfd was made blocking by its owner")
+        return messages
+
+    def _read_now(self) -> int:
+        try:
+            return os.preadv(self._fd, [self._buffer], -1, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+        return os.readv(self._fd, [self._buffer])  # Linux before 6.10: only the descriptor's own flag counts
 
     def close(self) -> None:
         """Drop every registration. Twice is fine."""

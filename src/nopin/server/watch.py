@@ -1,9 +1,9 @@
 """Watching a client's mappings: userfaultfd messages become notifier invalidations.
 
-Regions overlap and come and go, the kernel knows only "registered" or not, so covers are counted and the kernel
-holds their union, in whole pages. Where a mapping cannot be watched (nothing there, a special kind, another
-userfaultfd) sharing works all the same, without events: such parts are kept as unwatched and tried again by
-`rearm`, as are parts the owner unmapped, because something may be mapped there later.
+Regions overlap and come and go, the kernel knows only "registered" or not, so covers are counted and the
+kernel holds their union, in whole pages. Where a mapping cannot be watched (nothing there, a special kind,
+another userfaultfd) sharing works all the same, without events: such parts are kept as unwatched and tried
+again by `rearm`, as are parts the owner unmapped, because something may be mapped there later.
 
 The owner waits in its munmap, mremap, madvise or fork until `drain` has read the message. The event loop must
 therefore come here whenever the descriptor is readable, before anything that takes long. The server holds the
@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 from nopin.linux.userfaultfd import Forked, Message, Remapped, Removed, Unmapped, Userfaultfd
 from nopin.mm.notifier import EVERYTHING, Cause, Notifiers
 from nopin.ranges import CountedRanges, Range, coalesce, subtract
+from nopin.units import U64_MAX, page_floor
 
 MappingsWithin = Callable[[Range], Iterable[Range]]
 """Lists the mappings that overlap a range, by address."""
@@ -62,7 +63,7 @@ class Watcher:
 
     def watch(self, where: Range) -> bool:
         """Cover a range once more. True if all of it is watched now; False is no error."""
-        pages = where.to_pages()
+        pages = _pages(where)
         for piece in self._covers.add(pages):
             self._register(piece)
         return not self.unwatched(pages)
@@ -73,7 +74,7 @@ class Watcher:
         Raises:
             ValueError: it was not watched.
         """
-        for piece in self._covers.remove(where.to_pages()):
+        for piece in self._covers.remove(_pages(where)):
             self._unwatched = subtract(self._unwatched, piece)
             self._unregister(piece)
 
@@ -94,7 +95,11 @@ class Watcher:
             self._register_each_mapping(piece)
 
     def drain(self) -> int:
-        """Read every message that waits and tell the notifiers; returns how many. Never waits."""
+        """Read every message that waits and tell the notifiers; returns how many. Never waits.
+
+        Raises:
+            UsageError: the client tampered with the descriptor; disconnect it.
+        """
         messages = self._uffd.read()  # all of them first: reading is what lets the owner go on
         for message in messages:
             self._handle(message)
@@ -161,3 +166,8 @@ class Watcher:
             self._unwatched = subtract(self._unwatched, covered)
         for piece in nobodys:
             self._unregister(piece)
+
+
+def _pages(where: Range) -> Range:
+    """Whole pages, short of the last one: all of 64 bits would not fit the kernel's length word."""
+    return Range(where.to_pages().start, min(where.to_pages().end, page_floor(U64_MAX)))
