@@ -32,8 +32,16 @@ class PidFd:
         return cls(pid, os.pidfd_open(pid))
 
     def exited(self) -> bool:
-        """True once the process has ended, reaped or not. While False, its number is its own."""
-        return bool(self._poll(0))
+        """True once the process has ended, reaped or not. While False, its number is its own.
+
+        Any thread may ask. A poll object serves one call at a time, so a second asker brings its own.
+        """
+        try:
+            return bool(self._poll(0))
+        except RuntimeError:
+            poller = select.poll()
+            poller.register(self.fd, select.POLLIN)
+            return bool(poller.poll(0))
 
     def take_fd(self, remote_fd: int) -> int:
         """Duplicate a descriptor of that process into ours, close-on-exec.
