@@ -15,23 +15,24 @@ from nopin.lab.line import Line
 
 
 class WakeFloor:
-    """Round-trip time of an eventfd ping-pong between two processes, in `Floor` form."""
+    """Time of an eventfd ping-pong between two processes, in `Floor` form."""
 
-    name = "eventfd_pingpong"
     unit = "ns"
 
-    def __init__(self) -> None:
+    def __init__(self, n_wakes: int = 2) -> None:
+        """Start the partner; figures are for n_wakes wake-ups, of which a round trip has two."""
+        self.name = "eventfd_pingpong" if n_wakes == 2 else "eventfd_wake"
+        self._trips = n_wakes / 2
         self._ping = os.eventfd(0)
         self._pong = os.eventfd(0)
         self._partner = Child(_answer, self._ping, self._pong, pass_fds=(self._ping, self._pong))
         self._partner.line.receive(30)
 
     def measure(self, seconds: float) -> float:
-        """Ping for that long; return the median round trip in nanoseconds."""
-        return median(self.samples_ns(seconds))
+        """Ping for that long; return the median in nanoseconds."""
+        return median(self._round_trips_ns(seconds)) * self._trips
 
-    def samples_ns(self, seconds: float) -> list[int]:
-        """Ping for that long; return each round trip in nanoseconds."""
+    def _round_trips_ns(self, seconds: float) -> list[int]:
         ping, pong, clock = self._ping, self._pong, time.perf_counter_ns
         samples: list[int] = []
         end = clock() + int(seconds * 1e9)

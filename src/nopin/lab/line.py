@@ -57,6 +57,10 @@ class Line(Generic[Received]):
             raise PeerError(f"the partner said something unexpected: {wrong}") from None
         return message
 
+    def of_type(self, received: Any) -> Line[Any]:
+        """Return the same line, expecting messages of one type; use only that one from now on."""
+        return Line(self._sock, received)
+
     def fileno(self) -> int:
         """Return the socket's descriptor, readable when a message or the end has arrived."""
         return self._sock.fileno()

@@ -1,0 +1,162 @@
+"""``nopin bench``: perftest's tests over nopin, each beside what the machine can do without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import click
+
+from nopin.cli import perftest
+from nopin.cli.output import put, put_json, say
+from nopin.errors import UsageError
+from nopin.lab.bench import Bench, Floors, local_bench, remote_bench
+from nopin.lab.bench_peer import attend
+from nopin.lab.bench_spec import (
+    ALL_SIZES_BYTES,
+    ATOMIC_BYTES,
+    DEFAULT_ITERATIONS,
+    DEFAULT_SIZE_BYTES,
+    TESTS,
+    BenchSpec,
+    check,
+)
+from nopin.lab.floor import measure_floors
+from nopin.lab.rendezvous import DEFAULT_PORT, accept
+from nopin.units import parse_bytes
+
+EPILOG = """
+Examples: nopin bench floor | nopin bench write_bw -s 1m | nopin bench read_lat --direct |
+nopin bench write_bw --listen 192.0.2.1 on one host and nopin bench write_bw 192.0.2.1 on another.
+"""
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else parse_bytes(value)
+    except ValueError as wrong:
+        raise click.BadParameter(str(wrong)) from None
+
+
+@click.command(epilog=EPILOG)
+@click.argument("test", type=click.Choice(["floor", *TESTS]))
+@click.argument("host", required=False)
+@click.option("-s", "--size", callback=_size, metavar="SIZE", help="Message size: 65536, 64k, 1m.")
+@click.option("-a", "--all", "all_sizes", is_flag=True, help="All sizes from 2 bytes to 8 MiB.")
+@click.option("-n", "--iters", "n_iterations", type=int, help="Messages of each size and queue pair.")
+@click.option("-D", "--duration", "duration_s", type=float, help="Seconds for each size, instead of -n.")
+@click.option("-q", "--qp", "n_queue_pairs", type=int, default=1, show_default=True, help="Queue pairs.")
+@click.option("-t", "--tx-depth", type=int, default=128, show_default=True, help="Messages under way.")
+@click.option("--mtu", "path_mtu", type=int, help="Path MTU: 256 to 4096; default the largest.")
+@click.option("--odp", "discipline", flag_value="on-demand", default=True, help="On-demand memory (default).")
+@click.option("--pinned", "discipline", flag_value="pinned", help="Pinned memory.")
+@click.option("--short", "discipline", flag_value="short-term", help="Memory held for each operation.")
+@click.option("--direct", is_flag=True, help="Both ends on one server: no network, a direct copy.")
+@click.option("--listen", is_flag=False, flag_value="127.0.0.1", metavar="[ADDR]", help="Be the passive end.")
+@click.option("--port", type=int, default=DEFAULT_PORT, show_default=True, help="TCP port of the passive end.")
+@click.option("--no-floor", is_flag=True, help="Do not measure the floor beside it.")
+@click.option("--report_gbits", "gbits", is_flag=True, help="Rates in Gb/s instead of MiB/s.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+def command(test: str, host: str | None, listen: str | None, port: int, **options: Any) -> int:
+    """Measure TEST: bandwidth or latency of an operation, or the floor of this machine.
+
+    Without HOST both ends run here, each with a server of its own, the target memory in a third process.
+    """
+    if host is not None and listen is not None:
+        raise click.UsageError("HOST makes this the active end and --listen the passive one; give one of them")
+    if test == "floor":
+        _floor(as_json=options["as_json"])
+    elif listen is not None:
+        _listen(listen, port)
+    else:
+        _measure(_spec(test, **options), host, port, **options)
+    return 0
+
+
+def _spec(
+    test: str,
+    *,
+    size: int | None,
+    all_sizes: bool,
+    n_iterations: int | None,
+    duration_s: float | None,
+    n_queue_pairs: int,
+    tx_depth: int,
+    path_mtu: int | None,
+    discipline: str,
+    **_others: Any,
+) -> BenchSpec:
+    kind = test.split("_")[1]
+    default = ATOMIC_BYTES if test == "atomic_lat" else DEFAULT_SIZE_BYTES[kind]
+    if size is not None and all_sizes:
+        raise UsageError("-s is one size and -a is all of them; give one of them")
+    return check(
+        BenchSpec(
+            test=test,
+            sizes_bytes=list(ALL_SIZES_BYTES) if all_sizes else [default if size is None else size],
+            n_iterations=DEFAULT_ITERATIONS[kind] if n_iterations is None else n_iterations,
+            duration_s=duration_s,
+            n_queue_pairs=n_queue_pairs,
+            tx_depth=tx_depth,
+            path_mtu=path_mtu,
+            discipline=discipline,
+        )
+    )
+
+
+def _floor(*, as_json: bool) -> None:
+    figures = measure_floors()
+    if as_json:
+        put_json({"floors": figures})
+        return
+    for line in perftest.floor_lines(figures):
+        put(line)
+
+
+def _listen(address: str, port: int) -> None:
+    say(f"waiting for an active end on {address}:{port}; there: nopin bench TEST {address} --port {port}")
+    with closing(accept(address, port)) as line:
+        attend(line, None)
+
+
+def _measure(
+    spec: BenchSpec,
+    host: str | None,
+    port: int,
+    *,
+    direct: bool,
+    no_floor: bool,
+    gbits: bool,
+    as_json: bool,
+    **_others: Any,
+) -> None:
+    if host is not None and direct:
+        raise click.UsageError("--direct is for two ends on one server, so without HOST")
+    path = "nopin direct" if direct else f"nopin to {host or 'loopback'}"
+    with_floor = host is None and not no_floor  # of another host's path we cannot measure the floor
+    with _bench(spec, host, port, direct=direct) as bench, closing(Floors(spec, direct=direct)) as floors:
+        if not as_json:
+            mtu, local = bench.ready.path_mtu, bench.end.coordinates()
+            for line in perftest.heading(spec, path=path, path_mtu=mtu, local=local, gbits=gbits):
+                put(line)
+        figures = []
+        for size in spec.sizes_bytes:
+            figure = bench.measure(size, floors.matching(size) if with_floor else None)
+            figures.append(figure)
+            if not as_json:
+                put(perftest.row(figure, gbits=gbits))
+    if as_json:
+        put_json({"spec": spec, "path": path, "results": [figure.as_json() for figure in figures]})
+    else:
+        put(perftest.RULE)
+
+
+@contextmanager
+def _bench(spec: BenchSpec, host: str | None, port: int, *, direct: bool) -> Iterator[Bench]:
+    if host is None:
+        with local_bench(spec, direct=direct) as bench:
+            yield bench
+    else:
+        with remote_bench(spec, host, port) as bench:
+            yield bench

@@ -1,0 +1,58 @@
+"""``nopin share``: let peers read, or write, a file's mapping one-sidedly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from nopin.cli.output import put, say
+from nopin.errors import UsageError
+from nopin.units import format_bytes
+from nopin.verbs.device import Device
+
+EVENT_WAIT_S = 3600.0
+
+
+@click.command
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--access", type=click.Choice(["r", "rw"]), default="r", show_default=True, help="Peers' rights.")
+def command(file: Path, access: str) -> None:
+    """Share FILE (.npy as its array, anything else as bytes) until Ctrl-C.
+
+    The URL on standard output is all a peer needs, and whoever has it may use the share. Nothing is read ahead:
+    pages come from the file when a peer asks for them. With rw, what peers write goes into the file.
+    """
+    array = _mapped(file, access)
+    with Device() as device, device.share(array, access=access) as share:
+        put(share.url)
+        say(
+            f"sharing {file.name} ({array.dtype}, shape {array.shape}, {format_bytes(array.nbytes)}, {access}); "
+            f"stop with Ctrl-C\nthere: nopin get '{share.url}'"
+        )
+        while True:
+            for event in device.events(timeout=EVENT_WAIT_S):
+                say(str(event))
+
+
+def _mapped(file: Path, access: str) -> NDArray[Any]:
+    """Map the file; nothing is read yet.
+
+    Raises:
+        UsageError: it is empty, or no array of plain elements.
+    """
+    mode: Any = "r" if access == "r" else "r+"
+    try:
+        array: NDArray[Any] = (
+            np.load(file, mmap_mode=mode, allow_pickle=False)
+            if file.suffix == ".npy"
+            else np.memmap(file, np.uint8, mode)
+        )
+    except ValueError as wrong:
+        raise UsageError(f"{file} cannot be shared: {wrong}") from None
+    if array.nbytes == 0:
+        raise UsageError(f"{file} is empty: there is nothing to share")
+    return array

@@ -1,0 +1,63 @@
+"""``nopin stat``: the figures of a running server, one object a line, in the style of ``rdma stat``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nopin.cli.output import put, put_json
+from nopin.control.paths import default_socket_path
+from nopin.errors import UsageError
+from nopin.verbs.device import Device
+
+KINDS = ("dev", "mr", "qp", "cq", "link", "client")
+KIND_KEY = "kind"
+
+
+@click.command
+@click.argument("filters", nargs=-1, metavar="[KIND] [KEY VALUE]...")
+@click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The server's Unix socket.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+def command(filters: tuple[str, ...], socket_path: Path | None, as_json: bool) -> None:
+    """Show objects of a running server: all, or those that match.
+
+    KIND is dev, mr, qp, cq, link or client; KEY VALUE pairs select by value: nopin stat mr pid 4711.
+    """
+    kind, wanted = parse_filters(filters)
+    with Device(server=str(socket_path or default_socket_path())) as device:
+        rows = [row for row in device.stat() if matches(row, kind, wanted)]
+    if as_json:
+        put_json(rows)
+        return
+    for row in rows:
+        put(line_of(row))
+
+
+def parse_filters(filters: tuple[str, ...]) -> tuple[str | None, dict[str, str]]:
+    """Split the filter words into a kind and key-value pairs.
+
+    Raises:
+        UsageError: a key has no value.
+    """
+    words = list(filters)
+    kind = words.pop(0) if words and words[0] in KINDS else None
+    if len(words) % 2:
+        raise UsageError(
+            f"{words[-1]!r} has no value; filters are [KIND] [KEY VALUE]..., KIND one of {', '.join(KINDS)}"
+        )
+    return kind, dict(zip(words[::2], words[1::2], strict=True))
+
+
+def matches(row: dict[str, Any], kind: str | None, wanted: dict[str, str]) -> bool:
+    """Tell whether a row is of the kind and has every wanted value; numbers compare as they print."""
+    if kind is not None and row[KIND_KEY] != kind:
+        return False
+    return all(key in row and str(row[key]) == value for key, value in wanted.items())
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """Write a row as `rdma stat` does: its kind, then keys and values."""
+    pairs = [f"{key} {value}" for key, value in row.items() if key != KIND_KEY]
+    return " ".join([str(row[KIND_KEY]), *pairs])

@@ -1,0 +1,102 @@
+"""One end of a benchmark: a device, a buffer registered under the chosen discipline, connected queue pairs."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nopin.errors import WorkError
+from nopin.lab.floor_memory import ordinary_memory
+from nopin.lab.rendezvous import Coordinates
+from nopin.nic.abi import WcStatus
+from nopin.nic.attributes import QpCaps
+from nopin.verbs.cq import CompletionQueue
+from nopin.verbs.device import Device
+from nopin.verbs.qp import QpEndpoint, QueuePair
+from nopin.verbs.wr import Wc
+
+
+class BenchEnd:
+    """Everything one side has, in the shape both sides need.
+
+    Attributes:
+        memory: twice size_bytes_max: what the partner reads and writes lies in the first half, what we send
+            from in the second, so that a ping-pong never sends what it just received.
+        rx_depth: receive entries of each queue pair.
+        send_cq, recv_cq: shared by all queue pairs.
+    """
+
+    def __init__(
+        self, device: Device, *, discipline: str, size_bytes_max: int, tx_depth: int, n_queue_pairs: int
+    ) -> None:
+        self._held = ExitStack()
+        try:
+            self._build(device, discipline, size_bytes_max, tx_depth, n_queue_pairs)
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _build(self, device: Device, discipline: str, size: int, tx_depth: int, n_queue_pairs: int) -> None:
+        enter = self._held.enter_context
+        self.device = device
+        self.size_bytes_max = size
+        self.memory: NDArray[np.uint8] = ordinary_memory(2 * size)
+        domain = enter(device.alloc_pd())
+        self.region = enter(domain.register(self.memory, access="rwa", discipline=discipline))
+        self.rx_depth = 2 * tx_depth
+        depth = max(16, 2 * tx_depth * n_queue_pairs)
+        self.send_cq: CompletionQueue = enter(device.create_cq(depth))
+        self.recv_cq: CompletionQueue = enter(device.create_cq(depth))
+        caps = QpCaps(max_send_wr=tx_depth, max_recv_wr=self.rx_depth)
+        self.queue_pairs: list[QueuePair] = [
+            enter(domain.create_qp(self.send_cq, self.recv_cq, caps=caps)) for _ in range(n_queue_pairs)
+        ]
+
+    @property
+    def target_address(self) -> int:
+        """Where the partner reads and writes."""
+        return self.region.address
+
+    @property
+    def source_address(self) -> int:
+        """Where we send from and read to."""
+        return self.region.address + self.size_bytes_max
+
+    def coordinates(self) -> list[Coordinates]:
+        """Return what the partner must know of each queue pair."""
+        endpoints = [queue_pair.endpoint for queue_pair in self.queue_pairs]
+        return [Coordinates(gid=e.gid, port=e.port, qpn=e.qpn, psn=e.psn) for e in endpoints]
+
+    def connect(self, partners: list[Coordinates], path_mtu: int) -> None:
+        """Bring every queue pair to RTS with its partner."""
+        for queue_pair, partner in zip(self.queue_pairs, partners, strict=True):
+            endpoint = QpEndpoint(gid=partner.gid, port=partner.port, qpn=partner.qpn, psn=partner.psn)
+            queue_pair.connect(endpoint, path_mtu=path_mtu)
+
+    def close(self) -> None:
+        """Destroy everything; twice is fine."""
+        self._held.close()
+
+    def __enter__(self) -> BenchEnd:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def succeeded(completions: list[Wc]) -> list[Wc]:
+    """Return completions, all of which must be successes.
+
+    Raises:
+        WorkError: one is not.
+    """
+    for completion in completions:
+        if completion.status != WcStatus.SUCCESS:
+            status = WcStatus(completion.status)
+            raise WorkError(f"a benchmark's work request ended with {status.name}", status=status)
+    return completions
