@@ -130,7 +130,7 @@ def decode_send(entry: bytes, regions: RegionTable, pd: Pd, max_sge: int, max_in
     """Decode a send ring entry. Never fails: what is wrong with it is in `status`."""
     wr_id, opcode_value, flags, n_sge, imm, remote, rkey, n_inline, compare_add, swap = _HEADER.unpack_from(entry)
     opcode = _BY_VALUE.get(opcode_value)
-    work = SendWork(wr_id, opcode or WrOpcode.SEND, flags, imm, remote, rkey, compare_add, swap)
+    work = SendWork(wr_id, WrOpcode.SEND if opcode is None else opcode, flags, imm, remote, rkey, compare_add, swap)
     if opcode is None or n_sge > max_sge:
         work.status = WcStatus.LOC_QP_OP_ERR
         return work

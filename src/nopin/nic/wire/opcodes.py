@@ -2,7 +2,7 @@
 
 A table has 256 entries, so that it can be indexed with an array of opcode bytes straight from the wire;
 opcodes that reliable connections do not have are False (or 0) in all of them and absent from `IS_KNOWN`.
-Source: IBTA volume 1, section 9.2 (opcode table); values as in facts seen on Linux Soft-RoCE.
+Source: IBTA volume 1, section 9.2 (opcode table); values as seen on Linux Soft-RoCE.
 """
 
 from __future__ import annotations

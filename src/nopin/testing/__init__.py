@@ -1,0 +1,1 @@
+"""Testing tools: address spaces and NIC pairs without a kernel, a network or a clock."""
