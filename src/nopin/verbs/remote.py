@@ -1,0 +1,235 @@
+"""Remote arrays: memory of another process, indexed like numpy, each access one-sided.
+
+Nothing is registered or copied per operation: bytes go straight between the owner's memory and the array that
+is returned or given. Each access takes exactly the selected bytes. Nothing is cached: reading twice asks twice.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from nopin.control.exchange import Attached
+from nopin.errors import Closed, NopinError, RegionGone, UsageError
+from nopin.nic.abi import Access, QpState, WcStatus, WrOpcode
+from nopin.nic.attributes import QpAttr
+from nopin.verbs.access import format_access
+from nopin.verbs.explain import work_error
+from nopin.verbs.objects import DeviceObject
+from nopin.verbs.operation import Operation
+from nopin.verbs.peer import LOST, PeerConnection
+from nopin.verbs.pieces import pieces_of
+from nopin.verbs.qp import QueuePair
+from nopin.verbs.selection import Selection, select
+from nopin.verbs.transfer import Pieces, Transfers
+
+if TYPE_CHECKING:
+    from nopin.verbs.device import Device
+
+GRACE_S = 0.05
+"""How long to wait for the owner's word on why an access was refused."""
+_MAY_MEAN_GONE = frozenset({WcStatus.REM_ACCESS_ERR, WcStatus.REM_OP_ERR, WcStatus.RETRY_EXC_ERR})
+_U64 = (1 << 64) - 1
+
+
+class RemoteArray(DeviceObject):
+    """An array in another process's memory. Made by `nopin.attach`.
+
+    Attributes:
+        shape: as the owner's array; `strides` (bytes) too.
+        dtype: numpy type of the elements.
+        access: rights of the share.
+    """
+
+    def __init__(self, device: Device, qp: QueuePair, peer: PeerConnection, attached: Attached) -> None:
+        self.shape = tuple(attached.shape)
+        self.strides = tuple(attached.strides)
+        self.dtype = np.dtype(attached.dtype)
+        self.access = Access(attached.access)
+        self._itemsize = self.dtype.itemsize
+        self._address = attached.address
+        self._qp = qp
+        self._peer = peer
+        self._transfers = Transfers(qp, device.whole_process.lkey, attached.rkey, self._explain)
+        self._waiter = qp.send_cq.waiter
+        self._waiter.on_side_event = self._peer_spoke
+        self._waiter.also(peer.fileno())
+        super().__init__(device)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.size * self._itemsize
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a remote array without dimensions")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        state = f" ({self._why_closed})" if self.closed else ""
+        return f"<RemoteArray {self.shape} {self.dtype} access={format_access(self.access)!r}{state}>"
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """Read everything."""
+        if copy is False:
+            raise ValueError("a remote array cannot be used without reading it: copy=False is impossible")
+        return np.asarray(self[...], dtype)
+
+    def __getitem__(self, key: object) -> Any:
+        return self.read_async(key).result()
+
+    def __setitem__(self, key: object, value: ArrayLike) -> None:
+        self.write_async(key, value).result()
+
+    def read_async(self, key: object = ...) -> Operation[Any]:
+        """Start reading what `key` selects; the result is an array (a scalar for a single element).
+
+        Raises:
+            IndexError: the key does not fit the shape, or is not basic indexing (also a UsageError).
+            UsageError: the share may not be read.
+        """
+        self._require(Access.REMOTE_READ, "read", "r")
+        selection = select(key, self.shape, self.strides, self._itemsize)
+        buffer = np.empty(selection.n_bytes // self._itemsize, self.dtype)
+
+        def finish() -> Any:
+            found = selection.arrange(buffer)
+            return found[()] if not selection.shape else found
+
+        return self._start(WrOpcode.RDMA_READ, selection, buffer, Operation(self._transfers, finish))
+
+    def write_async(self, key: object, value: ArrayLike) -> Operation[None]:
+        """Start writing `value` to what `key` selects; it is converted and broadcast as numpy does, and copied.
+
+        Raises:
+            IndexError: as `read_async`.
+            UsageError: the share may not be written, or the value does not fit.
+        """
+        self._require(Access.REMOTE_WRITE, "write", "w")
+        selection = select(key, self.shape, self.strides, self._itemsize)
+        try:
+            fitted = np.broadcast_to(np.asarray(value, self.dtype), selection.shape)
+        except (ValueError, TypeError, OverflowError) as problem:
+            raise UsageError(f"cannot write this value to {selection.shape} of {self.dtype}: {problem}") from None
+        buffer = selection.flatten(fitted)
+        if np.may_share_memory(buffer, value):
+            buffer = buffer.copy()  # the caller may change it before the bytes have left
+        return self._start(WrOpcode.RDMA_WRITE, selection, buffer, Operation(self._transfers, _nothing))
+
+    def fetch_add(self, index: object, value: int) -> int:
+        """Add to one 8-byte integer, atomically for all attached peers; returns what it was before.
+
+        The owner's own stores are not part of the atomicity. Sums wrap as the dtype does.
+
+        Raises:
+            UsageError: not an 8-byte integer array, not one element, or no atomic access.
+        """
+        return self._atomic(WrOpcode.ATOMIC_FETCH_AND_ADD, index, self._operand(value), 0)
+
+    def compare_swap(self, index: object, expected: int, new: int) -> int:
+        """Store `new` in one 8-byte integer if it is `expected`, atomically; returns what it was before.
+
+        Raises:
+            UsageError: as `fetch_add`.
+        """
+        return self._atomic(WrOpcode.ATOMIC_CMP_AND_SWP, index, self._operand(expected), self._operand(new))
+
+    def _start(
+        self, opcode: WrOpcode, selection: Selection, buffer: NDArray[Any], operation: Operation[Any]
+    ) -> Operation[Any]:
+        if not selection.n_runs:
+            operation.complete()
+            return operation
+        name = "READ" if opcode is WrOpcode.RDMA_READ else "WRITE"
+        operation.what = f"{name} of {selection.n_bytes} bytes from {self._address + selection.first_offset():#x} on"
+        pieces = pieces_of(opcode, selection, self._address, buffer.ctypes.data)
+        self._transfers.submit(operation, pieces, buffer)
+        return operation
+
+    def _atomic(self, opcode: WrOpcode, index: object, compare_add: int, swap: int) -> int:
+        self._require(Access.REMOTE_ATOMIC, "be used for atomics", "a")
+        selection = select(index, self.shape, self.strides, self._itemsize)
+        if selection.shape:
+            raise UsageError("an atomic takes the index of one element")
+        before = np.zeros(1, self.dtype)
+        remote = self._address + selection.first_offset()
+        operation = Operation(self._transfers, lambda: int(before[0]), f"{opcode.name} at {remote:#x}")
+        single = (before.ctypes.data, 8, remote)
+        self._transfers.submit(operation, Pieces(opcode, 1, None, single, compare_add, swap), before)
+        return operation.result()
+
+    def _operand(self, value: int) -> int:
+        """Check an operand of an atomic and return its 64 bits."""
+        if self.dtype.kind not in "iu" or self._itemsize != 8 or not self.dtype.isnative:
+            raise UsageError(f"atomics need 8-byte integers of native byte order, not {self.dtype}")
+        bounds = np.iinfo(self.dtype)
+        if not bounds.min <= value <= bounds.max:
+            raise UsageError(f"{value} does not fit {self.dtype}")
+        return int(value) & _U64
+
+    def _require(self, right: Access, verb: str, letter: str) -> None:
+        if self._why_closed:
+            raise self._closed_error()
+        if not self.access & right:
+            have = format_access(self.access)
+            raise UsageError(
+                f'this share may not {verb}: its access is "{have}"; the owner has to share with "{letter}"'
+            )
+
+    def _explain(self, status: int, what: str) -> NopinError:
+        """Turn a completion status into the error to raise: the owner may have told why."""
+        if status in _MAY_MEAN_GONE and (cause := self._peer.ended(GRACE_S)):
+            return _gone(cause, what)
+        return work_error(status, what)
+
+    def _peer_spoke(self) -> None:
+        """The exchange connection is readable: the share ended, or the peer's server is gone."""
+        cause = self._peer.ended()
+        if not cause:
+            return
+        self._waiter.no_longer()
+        self._transfers.progress()
+        if self._transfers.dead is not None:
+            return
+        try:
+            self._qp.modify(QpAttr(state=QpState.ERR))  # no byte of ours is touched once this returns
+        except NopinError as problem:
+            self._transfers.die(problem)
+            return
+        self._transfers.die(_gone(cause, "the operation was not completed"))
+
+    def _end(self) -> None:
+        self._waiter.no_longer()
+        self._qp.close()
+        self._transfers.die(Closed("this RemoteArray was closed"))
+        self._qp.send_cq.close()
+
+    def _let_go(self) -> None:
+        self._peer.close()
+
+    def _abandon(self) -> None:
+        super()._abandon()
+        self._transfers.abandon(self._closed_error())
+
+
+def _gone(cause: str, what: str) -> RegionGone:
+    explained = "the server that publishes it ended, or the network was cut" if cause == LOST else cause
+    return RegionGone(f"{what}: the shared region is gone: {explained}")
+
+
+def _nothing() -> None:
+    pass
