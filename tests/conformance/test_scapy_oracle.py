@@ -14,10 +14,10 @@ from nopin.nic.wire.gid import gid_of
 from nopin.nic.wire.opcodes import Opcode
 
 pytest.importorskip("scapy", reason="scapy is not installed")
-from scapy.contrib.roce import AETH, BTH, cnp  # noqa: E402  # only once we know that it is there
-from scapy.layers.inet import IP, UDP  # noqa: E402
-from scapy.layers.inet6 import IPv6  # noqa: E402
-from scapy.packet import Raw  # noqa: E402
+from scapy.contrib.roce import AETH, BTH, cnp  # only once we know that it is there
+from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Raw
 
 V4 = ("198.51.100.7", "203.0.113.9")
 V6 = ("2001:db8::7", "2001:db8:1::9")

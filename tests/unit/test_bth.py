@@ -106,7 +106,7 @@ def test_tables_divide_the_opcodes() -> None:
     assert set(np.flatnonzero(IS_KNOWN)) == set(Opcode)
     assert not (opcodes.IS_REQUEST & opcodes.IS_RESPONSE).any()
     assert ((opcodes.IS_REQUEST | opcodes.IS_RESPONSE) == IS_KNOWN).all()
-    assert opcodes.MAX_HEADER_BYTES == HEADER_BYTES.max()
+    assert HEADER_BYTES.max() == opcodes.MAX_HEADER_BYTES
     assert not HEADER_BYTES[~IS_KNOWN].any()
 
 
