@@ -89,9 +89,7 @@ def test_read_into_our_own_hole_is_a_local_protection_error(path: str) -> None:
 
 
 @both_paths
-@pytest.mark.parametrize(
-    ("at", "length"), [(1024 * 4096 - 7, 8), (-1, 8), (1024 * 4096, 1), (0, 1024 * 4096 + 1)]
-)
+@pytest.mark.parametrize(("at", "length"), [(1024 * 4096 - 7, 8), (-1, 8), (1024 * 4096, 1), (0, 1024 * 4096 + 1)])
 def test_out_of_range_is_an_access_error(path: str, at: int, length: int) -> None:
     pair, a, b = make(path)
     a.post(WrOpcode.RDMA_READ, 0, min(length, 1024 * 4096), to=b.region, at=at)

@@ -67,7 +67,11 @@ def test_immediates_and_flags_arrive() -> None:
     assert [s for _, s in pair.a.poll()] == [OK, OK, OK]
     first, second, third = pair.b.completions.poll(4)
     assert (int(first["imm"]), int(first["wc_flags"])) == (0xDEADBEEF, WcFlags.WITH_IMM)
-    assert (int(second["imm"]), int(second["opcode"]), int(second["byte_len"])) == (7, WcOpcode.RECV_RDMA_WITH_IMM, 3000)
+    assert (int(second["imm"]), int(second["opcode"]), int(second["byte_len"])) == (
+        7,
+        WcOpcode.RECV_RDMA_WITH_IMM,
+        3000,
+    )
     assert int(third["wc_flags"]) == WcFlags.WITH_INV
     pair.a.post(WrOpcode.RDMA_WRITE, 0, 8, to=pair.b.region)
     pair.run()
@@ -111,7 +115,11 @@ def test_scatter_lists_are_walked_in_order() -> None:
     pair = make_pair(mtu=256)
     fill(pair)
     region = pair.a.region
-    sges = [(region.iova + 10, 300, region.lkey), (region.iova + 5000, 1, region.lkey), (region.iova + 99, 700, region.lkey)]
+    sges = [
+        (region.iova + 10, 300, region.lkey),
+        (region.iova + 5000, 1, region.lkey),
+        (region.iova + 99, 700, region.lkey),
+    ]
     expected = np.concatenate([pair.a.space.memory[o : o + n] for o, n in ((10, 300), (5000, 1), (99, 700))])
     pair.a.sends.post([send_entry(WrOpcode.RDMA_WRITE, sges, remote=pair.b.region.iova, rkey=pair.b.region.rkey)])
     pair.run()

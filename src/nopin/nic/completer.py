@@ -116,8 +116,8 @@ def _progress(core: Core, qp: QueuePair, psn: int, now: int) -> None:
     side.acked += n_new
     if psn_diff(side.sent, psn) < 0:
         side.sent = psn  # an answer to something sent before a retry rewound us
-    while side.reads and psn_diff(side.reads[0], psn) < 0:
-        side.reads.popleft()
+    while side.asked and psn_diff(side.asked[0][1], psn) < 0:
+        side.asked.popleft()
     while side.works:
         work = side.works[0]
         if work.status or side.acked < work.n_psn:

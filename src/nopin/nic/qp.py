@@ -16,6 +16,7 @@ from nopin.nic.mr import Pd, Region
 from nopin.nic.packets import Packets
 from nopin.nic.rings import WorkConsumer
 from nopin.nic.wire.batch import Path
+from nopin.nic.wire.psn import psn_add
 from nopin.nic.work import RecvWork, SendWork
 
 WINDOW_PACKETS_MAX = 512
@@ -35,7 +36,8 @@ class SendSide:
         una: oldest PSN not acknowledged or answered.
         sent: next PSN to put on the wire; goes back to `una` on a retry.
         high: one past the highest PSN ever sent; a response at or beyond it is a ghost.
-        reads: last PSN of each READ or atomic request on the wire.
+        asked: first and last PSN of each READ or atomic request that is not fully answered. A retry keeps these
+            bounds, because the responder repeats an answer only inside one request it has saved.
         window: PSNs that may be outstanding; halves on loss, grows with progress.
         deadline: when the acknowledge timer fires.
         wait_until: an RNR wait in progress.
@@ -51,7 +53,7 @@ class SendSide:
     una: int = 0
     sent: int = 0
     high: int = 0
-    reads: deque[int] = field(default_factory=deque)
+    asked: deque[tuple[int, int]] = field(default_factory=deque)
     window: int = WINDOW_PACKETS_MAX // 2
     grown: int = 0
     deadline: int | None = None
@@ -109,6 +111,11 @@ class ReadStream:
     msn: int
     region: Region | None
 
+    @property
+    def end(self) -> int:
+        """One past its last PSN."""
+        return psn_add(self.psn, self.n_left)
+
 
 @dataclass(slots=True, eq=False)
 class Reply:
@@ -118,6 +125,11 @@ class Reply:
     syndrome: int
     msn: int
     original: int | None = None
+
+    @property
+    def end(self) -> int:
+        """One past its PSN."""
+        return psn_add(self.psn, 1)
 
 
 @dataclass(slots=True, eq=False)

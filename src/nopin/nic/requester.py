@@ -131,7 +131,6 @@ def rewind(core: Core, qp: QueuePair) -> None:
     side = qp.send
     core.counters.resent_pkts += psn_diff(side.sent, side.una)
     side.sent = side.una
-    side.reads.clear()
     core.ready[qp] = None
 
 
@@ -163,22 +162,25 @@ def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
     index = side.acked + in_flight
     fresh = psn_diff(side.high, side.sent)
     window = side.window - in_flight
-    n_reads = len(side.reads)
+    n_asked = len(side.asked)
     for work in side.works:
         if work.status:
             return chunks
         while index < work.n_psn:
             if window <= 0 or not plan.room:
                 return chunks
-            if index == 0 and fresh <= 0 and not _may_start(qp, work, n_reads):
+            if index == 0 and fresh <= 0 and not _may_start(qp, work, n_asked):
                 return chunks
             if work.opcode in NEEDS_ANSWER:
-                if n_reads >= max(1, qp.attr.max_rd_atomic or 0):
-                    return chunks
-                n_reads += 1
-                n_psn = min(work.n_psn - index, max(1, window), max(1, side.window // 2))
+                psn = psn_add(work.first_psn, index)
+                n_psn = _asked_from(qp, psn)
+                if n_psn == 0:
+                    if n_asked >= max(1, qp.attr.max_rd_atomic or 0):
+                        return chunks
+                    n_asked += 1
+                    n_psn = min(work.n_psn - index, window, max(1, side.window // 2))
                 chunks.append(Chunk(work, index, n_psn, plan.n, 1))
-                plan.add_one(_ONE_PACKET[work.opcode], psn_add(work.first_psn, index), 0, ack_req=True)
+                plan.add_one(_ONE_PACKET[work.opcode], psn, 0, ack_req=True)
             else:
                 n_psn = min(work.n_psn - index, window, plan.room)
                 chunks.append(Chunk(work, index, n_psn, plan.n, n_psn))
@@ -190,11 +192,19 @@ def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
     return chunks
 
 
-def _may_start(qp: QueuePair, work: SendWork, n_reads: int) -> bool:
+def _asked_from(qp: QueuePair, psn: int) -> int:
+    """Count the answers from psn on that one earlier request covers; 0 if psn was never asked for."""
+    for first, last in qp.send.asked:
+        if psn_diff(psn, first) >= 0 and psn_diff(last, psn) >= 0:
+            return psn_diff(last, psn) + 1
+    return 0
+
+
+def _may_start(qp: QueuePair, work: SendWork, n_asked: int) -> bool:
     """Say whether a work that was never on the wire may begin."""
     if qp.state is QpState.SQD:
         return False
-    return not (work.flags & SendFlags.FENCE and n_reads)
+    return not (work.flags & SendFlags.FENCE and n_asked)
 
 
 def _add_data(qp: QueuePair, plan: Plan, chunk: Chunk, *, closes_window: bool) -> None:
@@ -229,12 +239,12 @@ def _cut(plan: Plan, chunks: list[Chunk], n_packets: int) -> list[Chunk]:
 
 
 def _account(qp: QueuePair, chunks: list[Chunk], now: int) -> None:
-    """Move `sent` over what goes out; remember READs; start the timer."""
+    """Move `sent` over what goes out; remember what was asked; start the timer."""
     side = qp.send
     for chunk in chunks:
+        if chunk.work.opcode in NEEDS_ANSWER and not _asked_from(qp, side.sent):
+            side.asked.append((side.sent, psn_add(side.sent, chunk.n_psn - 1)))
         side.sent = psn_add(side.sent, chunk.n_psn)
-        if chunk.work.opcode in NEEDS_ANSWER:
-            side.reads.append(psn_add(side.sent, -1))
     if psn_diff(side.sent, side.high) > 0:
         side.high = side.sent
     if side.deadline is None:

@@ -18,6 +18,8 @@ Sources: IBTA volume 1, chapter 9.7; the order of checks follows the Linux rxe d
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 
 from nopin.iommu.iommu import PARKED
@@ -194,9 +196,11 @@ def _repeat_read(core: Core, qp: QueuePair, packets: Packets, at: int, saved: Sa
         return False
     # What is still queued at or after this PSN will be asked for again: the peer went back to here.
     side = qp.recv
-    side.replies.clear()
-    side.stream_parked = False
-    core.iommu.forget(qp.stream_waiter)
+    head = side.replies[0] if side.replies else None
+    side.replies = deque(reply for reply in side.replies if psn_diff(reply.end, psn) <= 0)
+    if side.stream_parked and (not side.replies or side.replies[0] is not head):
+        side.stream_parked = False
+        core.iommu.forget(qp.stream_waiter)
     region = core.regions.check(reth.rkey, qp.pd, reth.address, reth.length, Access.REMOTE_READ)
     side.replies.append(_stream(qp, psn, reth, region))
     core.ready[qp] = None

@@ -62,9 +62,7 @@ def send_entry(
     n_inline = 0 if inline is None else len(inline)
     if inline is not None:
         flags |= SendFlags.INLINE
-    header = struct.pack(
-        "<QBBHIQIIQQ", wr_id, opcode, flags, len(sges), imm, remote, rkey, n_inline, compare_add, swap
-    )
+    header = struct.pack("<QBBHIQIIQQ", wr_id, opcode, flags, len(sges), imm, remote, rkey, n_inline, compare_add, swap)
     body = b"".join(struct.pack("<QII", *sge) for sge in sges) if inline is None else inline
     return header.ljust(WQE_HEADER_BYTES, b"\0") + body
 
@@ -84,8 +82,16 @@ class Side:
     answer_faults: bool = True
     counts: dict[str, int] = field(default_factory=dict)
 
-    def post(self, opcode: WrOpcode, offset: int = 0, length: int = 0, *, to: Region | None = None, at: int = 0,
-             **more: object) -> None:
+    def post(
+        self,
+        opcode: WrOpcode,
+        offset: int = 0,
+        length: int = 0,
+        *,
+        to: Region | None = None,
+        at: int = 0,
+        **more: object,
+    ) -> None:
         """Post one send; local memory is [offset, offset + length) of our region, remote is `at` in region `to`."""
         sges = [(self.region.iova + offset, length, self.region.lkey)] if length else []
         remote = (to.iova + at, to.rkey) if to is not None else (0, 0)
@@ -103,21 +109,32 @@ class Side:
 
 
 def make_side(
-    name: str, *, seed: int, n_pages: int = 1024, access: Access = ALL_RIGHTS, iova: int | None = None,
-    discipline: Discipline = Discipline.ON_DEMAND, depth: int = 256, max_inline: int = 256, nic: Nic | None = None,
+    name: str,
+    *,
+    seed: int,
+    n_pages: int = 1024,
+    access: Access = ALL_RIGHTS,
+    iova: int | None = None,
+    discipline: Discipline = Discipline.ON_DEMAND,
+    depth: int = 256,
+    max_inline: int = 256,
+    nic: Nic | None = None,
     iommu: Iommu | None = None,
 ) -> Side:
     """Build one end, in RESET. Give `nic` and `iommu` to put a second client on an existing device."""
     iommu = iommu or Iommu()
-    nic = nic or Nic(
-        iommu=iommu, endpoint=Endpoint(gid_of(name), 4791), mtu=4096, draw=random.Random(seed).randrange
-    )
+    nic = nic or Nic(iommu=iommu, endpoint=Endpoint(gid_of(name), 4791), mtu=4096, draw=random.Random(seed).randrange)
     base = 0x10_0000_0000 + seed * 0x1_0000_0000
     space = MemorySpace(base, n_pages)
     pd = nic.alloc_pd()
     region = nic.register(
-        pd, pasid=iommu.bind(space), address=base, length=len(space.memory),
-        iova=base if iova is None else iova, access=access, discipline=discipline,
+        pd,
+        pasid=iommu.bind(space),
+        address=base,
+        length=len(space.memory),
+        iova=base if iova is None else iova,
+        access=access,
+        discipline=discipline,
     )
     caps = QpCaps(max_send_wr=depth, max_recv_wr=depth, max_inline=max_inline)
     stride = wqe_stride(caps.max_send_sge, caps.max_inline)
@@ -130,8 +147,18 @@ def make_side(
     return Side(nic, iommu, space, region, qp, posts[0], posts[1], CompletionConsumer(cq_memory, 4 * depth, no_fence))
 
 
-def connect(a: Side, b: Side, *, mtu: int = 1024, now: int = 0, rnr_retry: int = 7, retry_cnt: int = 7,
-            timeout: int = 14, psn: int = 0xFFFFF0, access: Access = ALL_RIGHTS) -> None:
+def connect(
+    a: Side,
+    b: Side,
+    *,
+    mtu: int = 1024,
+    now: int = 0,
+    rnr_retry: int = 7,
+    retry_cnt: int = 7,
+    timeout: int = 14,
+    psn: int = 0xFFFFF0,
+    access: Access = ALL_RIGHTS,
+) -> None:
     """Bring both ends to RTS; PSNs start just before the wrap."""
     for us, them in ((a, b), (b, a)):
         peer = them.nic.endpoint
@@ -139,15 +166,24 @@ def connect(a: Side, b: Side, *, mtu: int = 1024, now: int = 0, rnr_retry: int =
         us.nic.modify_qp(
             us.qp,
             QpAttr(
-                state=QpState.RTR, av=AddressVector(gid=peer.gid, port=peer.port), path_mtu=mtu,
-                dest_qpn=them.qp.qpn, rq_psn=psn, max_dest_rd_atomic=4, min_rnr_timer=12,
+                state=QpState.RTR,
+                av=AddressVector(gid=peer.gid, port=peer.port),
+                path_mtu=mtu,
+                dest_qpn=them.qp.qpn,
+                rq_psn=psn,
+                max_dest_rd_atomic=4,
+                min_rnr_timer=12,
             ),
             now,
         )
         us.nic.modify_qp(
             us.qp,
             QpAttr(
-                state=QpState.RTS, timeout=timeout, retry_cnt=retry_cnt, rnr_retry=rnr_retry, sq_psn=psn,
+                state=QpState.RTS,
+                timeout=timeout,
+                retry_cnt=retry_cnt,
+                rnr_retry=rnr_retry,
+                sq_psn=psn,
                 max_rd_atomic=4,
             ),
             now,

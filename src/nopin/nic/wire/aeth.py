@@ -48,7 +48,7 @@ class Aeth(NamedTuple):
     msn: int
 
     @classmethod
-    def parse(cls, buffer: memoryview | bytes, offset: int) -> Aeth:
+    def parse(cls, buffer: memoryview | bytes | bytearray, offset: int) -> Aeth:
         """Read 4 bytes at offset; struct.error when the buffer ends early."""
         (word,) = _AETH.unpack_from(buffer, offset)
         return cls(word >> 24, word & MSN_MASK)

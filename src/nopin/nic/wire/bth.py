@@ -52,7 +52,7 @@ class Bth(NamedTuple):
     becn: bool = False
 
     @classmethod
-    def parse(cls, buffer: memoryview | bytes, offset: int = 0) -> Bth:
+    def parse(cls, buffer: memoryview | bytes | bytearray, offset: int = 0) -> Bth:
         """Read the header at offset.
 
         Raises:

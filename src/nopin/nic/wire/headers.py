@@ -17,7 +17,7 @@ from nopin.mm.space import Bytes
 from nopin.nic.wire.opcodes import ATOMIC_ACK_ETH_BYTES, ATOMIC_ETH_BYTES, IMM_BYTES, RETH_BYTES
 from nopin.nic.wire.records import Offsets, gather, scatter
 
-Readable = memoryview | bytes
+Readable = memoryview | bytes | bytearray
 Writable = memoryview | bytearray
 
 _RETH = struct.Struct(">QII")

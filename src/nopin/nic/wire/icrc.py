@@ -152,7 +152,7 @@ def _crcs(buffer: Bytes, offsets: Offsets, n_covered: NDArray[np.int64], seeds: 
 
     This loop is the price of a packet: 0.1 us of CRC at 4 KiB and as much of Python, hence the two forms.
     """
-    view = memoryview(buffer)  # type: ignore[arg-type]  # numpy arrays have the buffer protocol
+    view = buffer.data
     if len(seeds) == 1:
         n_bytes, start = int(n_covered[0]), seeds[0]
         found = [crc32(view[at : at + n_bytes], start) for at in offsets.tolist()]
