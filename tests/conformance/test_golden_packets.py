@@ -98,7 +98,7 @@ def test_g1_is_built_whole_by_the_batch_form() -> None:
 
 def test_g2_is_built_whole() -> None:
     buffer = unwritten(len(G2.packet))
-    view = memoryview(buffer)
+    view = buffer.data
     Bth(Opcode.WRITE_ONLY, 0x12, 0x7D5562, ack_req=True).emit(view)
     Reth(0x7F1234567008, 0xA37, 12).emit(view, 12)
     buffer[28:40] = np.arange(12)
@@ -110,7 +110,7 @@ def test_g2_is_built_whole() -> None:
 def test_acknowledgements_are_built_whole(golden: Golden, msn: int) -> None:
     bth = parse_bth(np.frombuffer(golden.packet, np.uint8), np.array([0]))
     buffer = unwritten(len(golden.packet))
-    view = memoryview(buffer)
+    view = buffer.data
     Bth(Opcode.ACKNOWLEDGE, int(bth.qpn[0]), int(bth.psn[0])).emit(view)
     Aeth(SYNDROME_ACK, msn).emit(view, 12)
     assert sealed(golden, buffer) == golden.packet

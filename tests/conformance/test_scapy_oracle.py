@@ -63,7 +63,7 @@ def test_scapy_congestion_notification_is_accepted() -> None:
 def test_scapy_reads_our_acknowledgement(syndrome: int) -> None:
     path = path_to(V4, 4791)
     buffer = np.full(20, 0xA5, np.uint8)
-    view = memoryview(buffer)
+    view = buffer.data
     Bth(Opcode.ACKNOWLEDGE, 0xABCDEF, 0x123456).emit(view)
     Aeth(syndrome, 0x654321).emit(view, 12)
     ours = Path(path.remote, path.local)

@@ -58,7 +58,7 @@ def send_with_header(link: RawLink, packet: bytes, identification: int, *, flags
 def sealed(link: RawLink, psn: int, identification: int, n_bytes: int = 100) -> bytes:
     path = Path(Endpoint(gid_of(SENDER), 50000), link.endpoint)
     buffer = np.full(n_bytes, 0x5A, np.uint8)
-    Bth(Opcode.SEND_ONLY, 9, psn).emit(memoryview(buffer))
+    Bth(Opcode.SEND_ONLY, 9, psn).emit(buffer.data)
     words = np.array([identification << 16 | 0x4000], np.uint32)
     icrc.seal(buffer, np.array([0]), np.array([n_bytes]), path, words)
     return buffer.tobytes()

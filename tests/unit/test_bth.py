@@ -111,7 +111,7 @@ def test_tables_divide_the_opcodes() -> None:
 
 
 def test_a_receive_is_taken_at_first_and_only_sends_and_at_immediate_writes() -> None:
-    taken = {Opcode(op) for op in np.flatnonzero(opcodes.TAKES_RECEIVE)}
+    taken = {Opcode(op) for op in np.flatnonzero(opcodes.TAKES_RECEIVE).tolist()}
     assert taken == {
         Opcode.SEND_FIRST,
         Opcode.SEND_ONLY,

@@ -41,7 +41,7 @@ def arrived(link: Link, now: int = 0) -> tuple[list[int], int]:
     n_bad = 0
     for batch in link.receive(now):
         n_bad += int((~icrc.verify(batch.buffer, batch.offsets, batch.lengths, batch.path)).sum())
-        view = memoryview(batch.buffer)
+        view = batch.buffer.data
         seen += [Bth.parse(view, at).psn for at in batch.offsets.tolist()]
     return seen, n_bad
 

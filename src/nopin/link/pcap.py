@@ -120,7 +120,7 @@ class PcapLink(Wrapper):
         for batch in self.inner.receive(now):
             is_idle = False
             local, remote = batch.path
-            view = memoryview(batch.buffer)  # type: ignore[arg-type]  # numpy arrays have the buffer protocol
+            view = batch.buffer.data
             for offset, length in zip(batch.offsets.tolist(), batch.lengths.tolist(), strict=True):
                 self._record(now, remote, local, view[offset : offset + length])
             yield batch

@@ -60,7 +60,7 @@ class TracerLink(Wrapper):
         places = np.array(spans, np.int64)
         good = [True] * len(spans) if path is None else verify(buffer, places[:, 0], places[:, 1], path).tolist()
         head = f"{now / S_NS:.6f} {direction} {address_of(other.gid)}:{other.port}"
-        view = memoryview(buffer)  # type: ignore[arg-type]  # numpy arrays have the buffer protocol
+        view = buffer.data
         for (offset, length), is_good in zip(spans, good, strict=True):
             tail = "" if is_good else " bad-icrc"
             self._write(f"{head} {describe(view[offset : offset + length])}{tail}")
