@@ -28,7 +28,7 @@ class Meter:
 
     Attributes:
         page_faults: pages that were found absent.
-        page_faults_handled: fault events: accesses that found pages absent, and were dealt with.
+        page_faults_handled: fault events dealt with: one an access, or one a slow range of a scatter list.
         page_invalidations: pages that invalidations covered.
         page_invalidations_handled: invalidation events.
     """

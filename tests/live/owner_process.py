@@ -1,0 +1,172 @@
+"""A process that owns memory and does to it what a test says, through plain system calls."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from nopin.linux.io_uring import PinnedBuffer
+from nopin.linux.libc import LIBC, checked
+from nopin.linux.userfaultfd import open_watch
+
+PROT_NONE, PROT_READ, PROT_RW = 0, 1, 3
+MADV_DONTNEED, MADV_PAGEOUT = 4, 21
+_MAP_PRIVATE_ANONYMOUS, _MAP_FIXED = 0x22, 0x10
+_MREMAP_MAYMOVE_FIXED = 3
+
+LIBC.mremap.restype = ctypes.c_void_p
+
+
+def _pointer(address: int) -> ctypes.c_void_p:
+    return ctypes.c_void_p(address)
+
+
+def _size(length: int) -> ctypes.c_size_t:
+    return ctypes.c_size_t(length)
+
+
+class Actions:
+    """What the owner can be told to do; runs in the owner."""
+
+    def __init__(self) -> None:
+        self.children: list[int] = []
+        self.pinned: list[PinnedBuffer] = []
+
+    def map(self, length: int, fixed: int = 0, protection: int = PROT_RW) -> int:
+        flags = _MAP_PRIVATE_ANONYMOUS | (_MAP_FIXED if fixed else 0)
+        address = LIBC.mmap(_pointer(fixed), length, protection, flags, -1, 0)
+        return int(address)
+
+    def map_file(self, path: str, length: int) -> int:
+        fd = os.open(path, os.O_RDWR)
+        try:
+            return int(LIBC.mmap(None, length, PROT_RW, 1, fd, 0))
+        finally:
+            os.close(fd)
+
+    def put(self, address: int, data: bytes) -> None:
+        ctypes.memmove(address, data, len(data))
+
+    def get(self, address: int, length: int) -> bytes:
+        return ctypes.string_at(address, length)
+
+    def unmap(self, address: int, length: int) -> None:
+        checked(LIBC.munmap(_pointer(address), _size(length)), "munmap")
+
+    def protect(self, address: int, length: int, protection: int) -> None:
+        checked(LIBC.mprotect(_pointer(address), _size(length), protection), "mprotect")
+
+    def advise(self, address: int, length: int, advice: int) -> None:
+        checked(LIBC.madvise(_pointer(address), _size(length), advice), "madvise")
+
+    def move(self, address: int, length: int, to: int) -> None:
+        size = _size(length)
+        LIBC.mremap(_pointer(address), size, size, _MREMAP_MAYMOVE_FIXED, _pointer(to))
+
+    def fork(self) -> int:
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+            os._exit(0)
+        self.children.append(pid)
+        return pid
+
+    def pin(self, address: int, length: int) -> int:
+        self.pinned.append(PinnedBuffer(address, length))
+        return self.pinned[-1].fd
+
+    def end_children(self) -> None:
+        for pid in self.children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        self.children.clear()
+
+
+class Owner:
+    """The test's handle on such a process. Use as a context manager."""
+
+    def __init__(self, prepare: Callable[[], None] = lambda: None) -> None:
+        self._socket, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self._socket.close()
+                prepare()
+                _serve(theirs)
+            finally:
+                os._exit(0)
+        theirs.close()
+
+    def do(self, action: str, *arguments: Any) -> Any:
+        """Have it done and wait for the result; raises what the action raised."""
+        self.begin(action, *arguments)
+        return self.finish()
+
+    def begin(self, action: str, *arguments: Any) -> None:
+        """Have it done without waiting."""
+        self._socket.sendall(pickle.dumps((action, arguments)))
+
+    def finish(self) -> Any:
+        """Wait for what `begin` began."""
+        raw = self._socket.recv(1 << 20)
+        if not raw:
+            raise ConnectionError("the owner has ended")
+        result = pickle.loads(raw)
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def is_busy(self) -> bool:
+        """True while what `begin` began has not finished."""
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+
+    def open_watch(self) -> int:
+        """Have it open a userfaultfd and pass it to us; our descriptor for it."""
+        self._socket.sendall(pickle.dumps(("open_watch", ())))
+        message, fds, _, _ = socket.recv_fds(self._socket, 4096, 1)
+        if not fds:
+            raise pickle.loads(message)
+        return fds[0]
+
+    def kill(self) -> None:
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+
+    def __enter__(self) -> Owner:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.pid:
+            if not any(exception):
+                self.do("end_children")
+            self.kill()
+        self._socket.close()
+
+
+def _serve(connection: socket.socket) -> None:
+    actions = Actions()
+    while raw := connection.recv(1 << 20):
+        name, arguments = pickle.loads(raw)
+        try:
+            if name == "open_watch":
+                fd, _ = open_watch()
+                socket.send_fds(connection, [b"-"], [fd])
+                os.close(fd)
+                continue
+            result = getattr(actions, name)(*arguments)
+        except Exception as error:
+            result = error
+        connection.sendall(pickle.dumps(result))
+    actions.end_children()
+    sys.stdout.flush()

@@ -1,0 +1,176 @@
+"""The Iommu over a simple space whose residency the test decides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nopin.iommu.iommu import PARKED, Iommu
+from nopin.iommu.page_requests import Meter
+from nopin.mm.space import Absent, FaultResult, IoVec, Staging
+from nopin.units import PAGE_BYTES
+
+
+class ArraySpace:
+    """Memory [0, 16 pages) in an array. Pages in `swapped` are slow, in `untouched` absent but quick."""
+
+    def __init__(self) -> None:
+        self.memory = np.zeros(16 * PAGE_BYTES, np.uint8)
+        self.swapped: set[int] = set()
+        self.untouched: set[int] = set()
+        self.n_lookups = 0
+        self.gone = False
+
+    def read(self, address: int, length: int, staging: Staging, offset: int) -> int:
+        data = self.memory[address : address + length]
+        staging.array[offset : offset + len(data)] = data
+        return len(data)
+
+    def write(self, address: int, length: int, staging: Staging, offset: int) -> int:
+        target = self.memory[address : address + length]
+        target[:] = staging.array[offset : offset + len(target)]
+        return len(target)
+
+    def read_v(self, remote: IoVec, staging: Staging, local: IoVec) -> int:
+        pieces = [self.memory[address : address + length] for address, length in remote.tolist()]
+        data = np.concatenate(pieces)
+        staging.array[local[0, 0] : local[0, 0] + len(data)] = data  # one local segment is enough here
+        return len(data)
+
+    def write_v(self, remote: IoVec, staging: Staging, local: IoVec) -> int:
+        done = 0
+        for address, length in remote.tolist():
+            done += self.write(address, length, staging, int(local[0, 0]) + done)
+        return done
+
+    def absent(self, start: int, end: int) -> Absent | None:
+        self.n_lookups += 1
+        pages = range(start // PAGE_BYTES, -(-end // PAGE_BYTES))
+        n_absent = sum(page in self.swapped or page in self.untouched for page in pages)
+        return Absent(n_absent, any(page in self.swapped for page in pages)) if n_absent else None
+
+    def fault(self, start: int, end: int, *, write: bool) -> FaultResult:
+        del write
+        for page in range(start // PAGE_BYTES, end // PAGE_BYTES):
+            self.swapped.discard(page)
+        return FaultResult(end - start)
+
+    def close(self) -> None:
+        self.gone = True
+
+
+def service(iommu: Iommu, space: ArraySpace) -> None:
+    for request in iommu.take_requests():
+        iommu.respond(request, space.fault(request.start, request.end, write=request.write))
+
+
+@pytest.fixture
+def space() -> ArraySpace:
+    space = ArraySpace()
+    space.memory[:] = np.arange(len(space.memory)) % 251
+    return space
+
+
+def test_present_pages_are_copied_at_once_and_counted_nowhere(space: ArraySpace) -> None:
+    iommu, meter, staging = Iommu(), Meter(), Staging.of_size(64)
+    pasid = iommu.bind(space)
+    assert iommu.read(pasid, 4090, 12, staging, 3, meter, "qp") == 12
+    assert staging.array[3:15].tolist() == space.memory[4090:4102].tolist()
+    assert meter == Meter()
+
+
+def test_untouched_pages_are_counted_and_copied_at_once(space: ArraySpace) -> None:
+    iommu, meter, staging = Iommu(), Meter(), Staging.of_size(64)
+    space.untouched = {0, 1}
+    assert iommu.write(iommu.bind(space), 4090, 12, staging, 0, meter, "qp") == 12
+    assert (meter.page_faults, meter.page_faults_handled) == (2, 1)
+
+
+def test_a_swapped_page_parks_and_the_resumed_access_succeeds(space: ArraySpace) -> None:
+    iommu, meter, staging = Iommu(), Meter(), Staging.of_size(64)
+    pasid = iommu.bind(space)
+    space.swapped = {1}
+    assert iommu.read(pasid, 4090, 12, staging, 0, meter, "qp") == PARKED
+    assert not staging.array.any()
+    assert iommu.take_wakeups() == []
+    service(iommu, space)
+    assert iommu.take_wakeups() == ["qp"]
+    assert iommu.read(pasid, 4090, 12, staging, 0, meter, "qp") == 12
+    assert (meter.page_faults, meter.page_faults_handled) == (1, 1)
+
+
+def test_a_page_evicted_again_before_the_resumed_access_does_not_park_it_again(space: ArraySpace) -> None:
+    iommu, meter, staging = Iommu(), Meter(), Staging.of_size(64)
+    pasid = iommu.bind(space)
+    space.swapped = {0}
+    assert iommu.read(pasid, 0, 8, staging, 0, meter, "qp") == PARKED
+    service(iommu, space)
+    space.swapped = {0}
+    iommu.take_wakeups()
+    assert iommu.read(pasid, 0, 8, staging, 0, meter, "qp") == 8
+    assert iommu.read(pasid, 0, 8, staging, 0, meter, "qp") == PARKED
+
+
+def test_without_a_waiter_nothing_is_looked_up(space: ArraySpace) -> None:
+    iommu, staging = Iommu(), Staging.of_size(64)
+    space.swapped = {0}
+    assert iommu.read(iommu.bind(space), 0, 8, staging, 0, Meter(), None) == 8
+    assert space.n_lookups == 0
+
+
+def test_a_short_list_costs_one_lookup_when_present(space: ArraySpace) -> None:
+    iommu, staging = Iommu(), Staging.of_size(64)
+    remote = np.array([[0, 8], [9000, 8], [20000, 8]], np.uint64)
+    local = np.array([[0, 24]], np.uint64)
+    assert iommu.read_v(iommu.bind(space), remote, staging, local, Meter(), "qp") == 24
+    assert space.n_lookups == 1
+
+
+def test_a_swapped_page_between_the_segments_parks_nobody(space: ArraySpace) -> None:
+    iommu, meter, staging = Iommu(), Meter(), Staging.of_size(64)
+    space.swapped = {3}
+    remote = np.array([[0, 8], [20000, 8]], np.uint64)
+    local = np.array([[0, 16]], np.uint64)
+    assert iommu.write_v(iommu.bind(space), remote, staging, local, meter, "qp") == 16
+    assert meter == Meter()
+
+
+def test_a_list_waits_for_all_its_slow_pages_at_once(space: ArraySpace) -> None:
+    iommu, meter, staging = Iommu(), Meter(), Staging.of_size(64)
+    pasid = iommu.bind(space)
+    space.swapped = {0, 8}
+    remote = np.array([[0, 8], [8 * PAGE_BYTES, 8]], np.uint64)
+    local = np.array([[0, 16]], np.uint64)
+    assert iommu.read_v(pasid, remote, staging, local, meter, "qp") == PARKED
+    service(iommu, space)
+    assert space.swapped == set()
+    assert iommu.take_wakeups() == ["qp"]
+    assert iommu.read_v(pasid, remote, staging, local, meter, "qp") == 16
+
+
+def test_prepare_parks_without_copying(space: ArraySpace) -> None:
+    iommu, meter = Iommu(), Meter()
+    pasid = iommu.bind(space)
+    space.swapped = {2}
+    assert iommu.prepare(pasid, 0, 8, meter, "qp", write=True)
+    assert not iommu.prepare(pasid, 0, 3 * PAGE_BYTES, meter, "qp", write=True)
+    (request,) = iommu.take_requests()
+    assert (request.start, request.end, request.write) == (0, 3 * PAGE_BYTES, True)
+
+
+def test_an_unbound_pasid_moves_nothing_and_frees_who_waited(space: ArraySpace) -> None:
+    iommu, staging = Iommu(), Staging.of_size(64)
+    pasid = iommu.bind(space)
+    space.swapped = {0}
+    assert iommu.read(pasid, 0, 8, staging, 0, Meter(), "qp") == PARKED
+    iommu.unbind(pasid)
+    assert iommu.take_wakeups() == ["qp"]
+    assert iommu.read(pasid, 0, 8, staging, 0, Meter(), "qp") == 0
+    assert iommu.space(pasid) is None
+
+
+def test_a_freed_pasid_is_not_handed_out_next(space: ArraySpace) -> None:
+    iommu = Iommu()
+    pasid = iommu.bind(space)
+    iommu.unbind(pasid)
+    assert iommu.bind(space) != pasid
