@@ -1,22 +1,36 @@
-"""What all tests share: a time limit for each test, and helper processes."""
+"""What all tests share: what the host offers, a time limit for each test, servers and helper processes.
+
+Tests that need root, userfaultfd or io_uring carry a marker and are skipped, with the reason, where it is
+missing. The report header tells what there is; the summary tells which privileged tests really ran.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
+import os
+import platform
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 
+from nopin import Device
 from nopin.lab.child import Child
+from nopin.lab.servers import LocalServer
+from nopin.linux.probe import Feature, probe_all
 
 TEST_TIMEOUT_S = 60.0
 LAST_RESORT_S = 15.0
 """After its time limit a test that does not even return to the interpreter gets this long, then all ends."""
+
+PRIVILEGED_MARKERS = ("needs_root", "needs_userfaultfd", "needs_io_uring")
+_ran: dict[str, list[str]] = {marker: [] for marker in PRIVILEGED_MARKERS}
+_features: dict[str, Feature] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,6 +38,37 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_root: changes the system or needs a privilege; must undo it")
     config.addinivalue_line("markers", "needs_userfaultfd: needs userfaultfd events")
     config.addinivalue_line("markers", "needs_io_uring: needs io_uring registered buffers")
+    _features.update({feature.name: feature for feature in probe_all()})
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    missing = [f"{feature.name} ({feature.detail})" for feature in _features.values() if not feature.available]
+    return [
+        f"host: uid {os.getuid()}, Linux {platform.release()}, {os.cpu_count()} cpus",
+        f"host lacks: {', '.join(missing) or 'nothing'}",
+    ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counts = ", ".join(f"{len(names)} {marker}" for marker, names in _ran.items())
+    terminalreporter.write_line(f"privileged tests that ran as uid {os.getuid()}: {counts}")
+
+
+def _why_not(marker: str) -> str | None:
+    """Say why tests with this marker cannot run here; None if they can."""
+    if marker == "needs_root":
+        return None if os.getuid() == 0 else "needs root"
+    feature = _features[marker.removeprefix("needs_")]
+    return None if feature.available else f"{feature.name}: {feature.detail}"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in PRIVILEGED_MARKERS:
+        if item.get_closest_marker(marker) is None:
+            continue
+        if reason := _why_not(marker):
+            pytest.skip(reason)
+        _ran[marker].append(item.nodeid)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -45,6 +90,27 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[LocalServer]:
+    """A device server process of its own, on a temporary socket and its own loopback address."""
+    with LocalServer(tmp_path / "server.sock") as running:
+        yield running
+
+
+@pytest.fixture
+def two_servers(tmp_path: Path) -> Iterator[tuple[LocalServer, LocalServer]]:
+    """Two device servers: their clients reach each other only by RoCEv2 over loopback."""
+    with LocalServer(tmp_path / "one.sock") as one, LocalServer(tmp_path / "two.sock") as two:
+        yield one, two
+
+
+@pytest.fixture
+def device(server: LocalServer) -> Iterator[Device]:
+    """A device of this process at the `server` fixture's server."""
+    with Device(server=str(server.socket_path)) as opened:
+        yield opened
 
 
 PeerProcess = Callable[..., Child]

@@ -78,15 +78,19 @@ def table_of(figures: DemoFigures) -> Table:
 
 
 _ROWS: dict[str, Callable[[DisciplineFigures], str]] = {
-    "registration": lambda c: f"{c.register_s * 1e3:.3g} ms",
+    "registration": lambda c: _duration(c.register_s),
     "memory pinned (VmPin)": lambda c: format_bytes(c.vm_pin_bytes),
-    "fork of the owner": lambda c: f"{c.fork_s * 1e3:.3g} ms",
+    "fork of the owner": lambda c: _duration(c.fork_s),
     "moved": lambda c: format_bytes(c.bytes_moved),
     "throughput": lambda c: f"{c.throughput_bytes_per_s / 1e9:.2f} GB/s",
     "page faults of the device": lambda c: str(c.page_faults),
     "bytes verified": lambda c: str(c.bytes_verified),
     "bytes wrong": lambda c: str(c.bytes_wrong),
 }
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def _marked(outcome: str) -> str:
@@ -101,15 +105,15 @@ def sentences(figures: DemoFigures) -> list[str]:
 
 def _work_sentence(on_demand: DisciplineFigures, pinned: DisciplineFigures | None) -> str:
     said = (
-        f"On demand, sharing {format_bytes(on_demand.bytes_moved)} took {on_demand.register_s * 1e3:.2g} ms and "
+        f"On demand, sharing {format_bytes(on_demand.bytes_moved)} took {_duration(on_demand.register_s)} and "
         f"pinned {format_bytes(on_demand.vm_pin_bytes)}, and {on_demand.bytes_wrong} of "
         f"{on_demand.bytes_verified} bytes were wrong"
     )
     if pinned is None:
         return f"{said}."
     return (
-        f"{said}; pinned, it took {pinned.register_s * 1e3:.3g} ms, held {format_bytes(pinned.vm_pin_bytes)} and "
-        f"made fork {pinned.fork_s / on_demand.fork_s:.2g} times as long."
+        f"{said}; pinned, it took {_duration(pinned.register_s)}, held {format_bytes(pinned.vm_pin_bytes)} and "
+        f"made fork {pinned.fork_s / on_demand.fork_s:.0f} times as long."
     )
 
 

@@ -11,7 +11,7 @@ from nopin.linux.probe import Feature, probe_all
 
 EXIT_HOST_LACKS = 3
 
-REQUIRED = frozenset({"process_vm", "memfd", "pidfd"})
+REQUIRED = frozenset({"process_vm", "memfd"})
 """Without these nothing of nopin works; every other feature has a fall-back or is left out."""
 
 

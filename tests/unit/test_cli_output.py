@@ -1,0 +1,198 @@
+"""What the command line makes of figures, filters and errors, without a server."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import pytest
+
+from nopin.cli import doctor, main, perftest, stat
+from nopin.cli.demo import sentences, table_of
+from nopin.errors import HostLacks, PeerError, UsageError
+from nopin.lab.bench_spec import BenchSpec, check
+from nopin.lab.demo import DemoFigures, DisciplineFigures
+from nopin.lab.figures import BandwidthFigure, LatencyFigure
+from nopin.linux.probe import Feature
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (PeerError("the peer vanished"), 1, "the peer vanished"),
+        (UsageError("no such thing"), 2, "no such thing"),
+        (HostLacks("memfd", "not in this kernel", "use Linux 3.17"), 3, "use Linux 3.17"),
+        (KeyboardInterrupt(), 130, ""),
+        (FileNotFoundError(2, "No such file", "x"), 1, "No such file"),
+    ],
+)
+def test_each_kind_of_end_has_its_exit_code_and_no_traceback(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command
+    def failing() -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "command", failing)
+    assert main.main(["doctor"]) == code
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert said in streams.err
+    assert "Traceback" not in streams.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["srve"], "did you mean 'serve'?"),
+        (["xyzzy"], "there are: demo, share"),
+        (["bench", "write_bandwidth"], "write_bw"),
+        (["bench", "write_bw", "-s", "many"], "write for example 4096, 64k"),
+        (["bench", "write_bw", "--mtu", "1500"], "256, 512, 1024, 2048, 4096"),
+        (["bench", "atomic_lat", "-s", "64"], "leave out -s"),
+        (["bench", "read_lat", "-q", "2"], "leave out -q"),
+        (["bench", "write_bw", "somewhere", "--listen"], "give one of them"),
+        (["stat", "mr", "pid"], "'pid' has no value"),
+        (["get", "http://example.org/", "0:10"], "nopin://HOST:PORT/SHARE#TOKEN"),
+        (["get", "nopin://127.0.0.1:1/x#y", "1+1"], "write for example 5, 10:20"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_teaches(argv: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(argv) == 2
+    assert hint in " ".join(capsys.readouterr().err.split())
+
+
+FEATURES = [
+    Feature("process_vm", True, "works", ""),
+    Feature("memfd", False, "ENOSYS", "use Linux 3.17"),
+    Feature("io_uring", False, "EPERM", "sysctl kernel.io_uring_disabled=0"),
+]
+
+
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[Feature]:
+    features = list(FEATURES)
+    monkeypatch.setattr(doctor, "probe_all", lambda: features)
+    return features
+
+
+def test_doctor_ends_with_3_when_something_required_is_missing(
+    probed: list[Feature], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["doctor", "-j"]) == 3
+    streams = capsys.readouterr()
+    report = json.loads(streams.out)
+    assert report["usable"] is False
+    assert [row["required"] for row in report["features"]] == [True, True, False]
+    assert "without memfd: ENOSYS; use Linux 3.17" in streams.err
+    assert "io_uring" not in streams.err
+
+
+def test_doctor_is_content_when_only_optional_features_are_missing(
+    probed: list[Feature], capsys: pytest.CaptureFixture[str]
+) -> None:
+    del probed[1]
+    assert main.main(["doctor"]) == 0
+    assert "sysctl kernel.io_uring_disabled=0" in capsys.readouterr().out
+
+
+ROW = {"kind": "mr", "dev": "nopin0", "mrn": 2, "pid": 47, "page_faults": 3}
+
+
+@pytest.mark.parametrize(
+    ("filters", "shown"),
+    [
+        ((), True),
+        (("mr",), True),
+        (("qp",), False),
+        (("mr", "pid", "47"), True),
+        (("pid", "48"), False),
+        (("x", "1"), False),
+    ],
+)
+def test_stat_filters_by_kind_and_value(filters: tuple[str, ...], shown: bool) -> None:
+    assert stat.matches(ROW, *stat.parse_filters(filters)) is shown
+
+
+def test_stat_prints_an_object_as_rdma_does() -> None:
+    assert stat.line_of(ROW) == "mr dev nopin0 mrn 2 pid 47 page_faults 3"
+
+
+def test_bandwidth_is_the_median_of_the_rounds_and_the_ratio_is_to_the_floor() -> None:
+    figure = BandwidthFigure(
+        size_bytes=MIB,
+        n_iterations=30,
+        rounds_bytes_per_s=[100 * MIB, 400 * MIB, 200 * MIB],
+        floor_name="udp_crc",
+        floor_bytes_per_s=400 * MIB,
+    )
+    report = figure.as_json()
+    assert (report["BW_average"], report["BW_peak"]) == (200, 400)
+    assert report["ratio_to_floor"] == 0.5
+    assert report["messages_per_s"] == 200
+    assert perftest.row(figure, gbits=False).split()[:4] == ["1048576", "30", "400.00", "200.00"]
+    assert perftest.row(figure, gbits=True).split()[3] == f"{200 * MIB * 8 / 1e9:.2f}"
+
+
+def test_latency_is_reported_in_microseconds_under_perftest_names() -> None:
+    figure = LatencyFigure(size_bytes=8, samples_ns=[1000.0, 2000.0, 6000.0], floor_name="eventfd", floor_ns=4000.0)
+    report = figure.as_json()
+    assert (report["t_min"], report["t_typical"], report["t_avg"], report["t_max"]) == (1, 2, 3, 6)
+    assert report["ratio_to_floor"] == 0.5
+
+
+def test_without_a_floor_there_is_no_ratio() -> None:
+    figure = LatencyFigure(size_bytes=8, samples_ns=[1000.0])
+    assert figure.as_json()["ratio_to_floor"] is None
+    assert perftest.row(figure, gbits=False).endswith("-")
+
+
+def test_a_spec_that_means_something_is_left_as_it_is() -> None:
+    spec = BenchSpec(test="write_bw", sizes_bytes=[1], n_iterations=5)
+    assert check(spec) is spec
+
+
+def column(**changes: object) -> DisciplineFigures:
+    figures = DisciplineFigures(
+        register_s=0.001,
+        vm_pin_bytes=0,
+        fork_s=0.002,
+        throughput_bytes_per_s=1e9,
+        page_faults=7,
+        bytes_moved=MIB,
+        bytes_verified=MIB,
+        bytes_wrong=0,
+        hazards=dict.fromkeys(("madvise_dontneed", "remap", "mremap_away_and_back", "fork_write"), "coherent"),
+    )
+    for name, value in changes.items():
+        setattr(figures, name, value)
+    return figures
+
+
+def demo(**disciplines: DisciplineFigures) -> DemoFigures:
+    return DemoFigures(work_bytes=MIB, seed=1, seconds=1.0, disciplines=disciplines, left_out={})
+
+
+def test_the_demo_says_what_its_figures_say() -> None:
+    hazards = column().hazards | {"remap": "stale"}
+    figures = demo(pinned=column(hazards=hazards, fork_s=0.1, vm_pin_bytes=MIB), on_demand=column())
+    work, coherence = sentences(figures)
+    assert "pinned 0 B" in work
+    assert "held 1 MiB and made fork 50 times as long" in work
+    assert "after 4 of 4 hazards; pinned" in coherence
+    assert coherence.endswith("after remap.")
+    assert figures.as_promised
+    assert table_of(figures).row_count == 8 + 4
+
+
+def test_the_demo_without_pinning_shows_the_rest() -> None:
+    figures = demo(on_demand=column())
+    assert all("inned, " not in sentence for sentence in sentences(figures))
+    assert figures.as_promised
+
+
+def test_a_wrong_byte_or_a_stale_read_on_demand_is_a_failure() -> None:
+    assert not demo(on_demand=column(bytes_wrong=1)).as_promised
+    assert not demo(on_demand=column(hazards={"remap": "stale"})).as_promised
