@@ -7,7 +7,6 @@ import os
 import pickle
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -110,14 +109,11 @@ class Owner:
 
     def begin(self, action: str, *arguments: Any) -> None:
         """Have it done without waiting."""
-        self._socket.sendall(pickle.dumps((action, arguments)))
+        _send(self._socket, (action, arguments))
 
     def finish(self) -> Any:
         """Wait for what `begin` began."""
-        raw = self._socket.recv(1 << 20)
-        if not raw:
-            raise ConnectionError("the owner has ended")
-        result = pickle.loads(raw)
+        result = _receive(self._socket)
         if isinstance(result, BaseException):
             raise result
         return result
@@ -131,10 +127,10 @@ class Owner:
 
     def open_watch(self) -> int:
         """Have it open a userfaultfd and pass it to us; our descriptor for it."""
-        self._socket.sendall(pickle.dumps(("open_watch", ())))
-        message, fds, _, _ = socket.recv_fds(self._socket, 4096, 1)
+        _send(self._socket, ("open_watch", ()))
+        _, fds, _, _ = socket.recv_fds(self._socket, 1, 1)
         if not fds:
-            raise pickle.loads(message)
+            raise ConnectionError("the owner could not open a userfaultfd")
         return fds[0]
 
     def kill(self) -> None:
@@ -156,8 +152,8 @@ class Owner:
 
 def _serve(connection: socket.socket) -> None:
     actions = Actions()
-    while raw := connection.recv(1 << 20):
-        name, arguments = pickle.loads(raw)
+    while True:
+        name, arguments = _receive(connection)
         try:
             if name == "open_watch":
                 fd, _ = open_watch()
@@ -167,6 +163,24 @@ def _serve(connection: socket.socket) -> None:
             result = getattr(actions, name)(*arguments)
         except Exception as error:
             result = error
-        connection.sendall(pickle.dumps(result))
-    actions.end_children()
-    sys.stdout.flush()
+        _send(connection, result)
+
+
+def _send(connection: socket.socket, message: object) -> None:
+    raw = pickle.dumps(message)
+    connection.sendall(len(raw).to_bytes(8, "little") + raw)
+
+
+def _receive(connection: socket.socket) -> Any:
+    length = int.from_bytes(_receive_exactly(connection, 8), "little")
+    return pickle.loads(_receive_exactly(connection, length))
+
+
+def _receive_exactly(connection: socket.socket, length: int) -> bytes:
+    raw = b""
+    while len(raw) < length:
+        piece = connection.recv(length - len(raw))
+        if not piece:
+            raise ConnectionError("the other process has ended")
+        raw += piece
+    return raw

@@ -85,6 +85,7 @@ def _setup(flags: int) -> tuple[int, _Layout]:
 
     Raises:
         HostLacks: io_uring is missing, disabled or too old.
+        MemoryError: no room for the ring, which counts as locked memory too.
     """
     parameters = (ctypes.c_uint32 * 30)()
     parameters[2] = flags
@@ -92,6 +93,8 @@ def _setup(flags: int) -> tuple[int, _Layout]:
     try:
         fd = syscall(_SYS_SETUP, "io_uring_setup", RING_ENTRIES, ctypes.c_void_p(ctypes.addressof(parameters)))
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError("cannot make a ring: over the RLIMIT_MEMLOCK limit, or out of memory") from None
         raise HostLacks("io_uring", error.strerror or str(error), remedy) from None
     if parameters[5] & (_FEAT_SINGLE_MMAP | _FEAT_EXT_ARG) != _FEAT_SINGLE_MMAP | _FEAT_EXT_ARG:
         os.close(fd)

@@ -95,7 +95,7 @@ class PlainSpace:
 
     def absent(self, start: int, end: int) -> Absent | None:
         """Pages not present in [start, end), rounded out to pages. Of an owner that is gone, none."""
-        if start >= end:
+        if start >= end or self._closed:
             return None
         return self._port.absent(page_floor(start), min(page_ceil(end), page_floor(U64_MAX)))
 
