@@ -74,7 +74,7 @@ class ControlSocket:
                 send_packet(self._sock, data, fds)
                 reply, received = self._reply(REPLY_DESCRIPTORS.get(type(message), 0))
             except (OSError, ProtocolError) as problem:
-                raise self._broken(f"during {type(message).__name__}: {problem}") from problem
+                raise self._broken(f"during {type(message).__name__}: {self._last_words() or problem}") from problem
         if isinstance(reply, Refused):
             raise ServerRefused(reply.message, code=reply.code, errno=reply.errno)
         return reply, received
@@ -116,6 +116,8 @@ class ControlSocket:
                 raise ProtocolError("the server closed the connection")
             try:
                 reply = decode_reply(packet.data)
+                if isinstance(reply, Refused) and reply.seq == 0:
+                    raise ProtocolError(reply.message)
                 if isinstance(reply, Event) or reply.seq != self._seq:
                     close_all(packet.fds)
                     self._keep(reply)
@@ -133,16 +135,26 @@ class ControlSocket:
                 raise
             return reply, packet.fds
 
+    def _last_words(self) -> str:
+        """Return what the server said before it closed the connection, if anything."""
+        for _ in range(2):  # the first call may only fetch the pending error
+            with contextlib.suppress(OSError, ProtocolError):
+                reply = decode_reply(receive_packet(self._sock, 0, socket.MSG_DONTWAIT).data)
+                if isinstance(reply, Refused) and reply.seq == 0:
+                    return reply.message
+        return ""
+
     def _collect(self) -> None:
-        """Buffer what has arrived, without waiting."""
+        """Buffer what has arrived, without waiting (MSG_DONTWAIT would wait: the socket has a timeout)."""
+        self._sock.settimeout(0.0)
         try:
             while True:
-                packet = receive_packet(self._sock, 0, socket.MSG_DONTWAIT)
+                packet = receive_packet(self._sock, 0)
                 if not packet.data:
                     raise ProtocolError("the server closed the connection")
                 self._keep(decode_reply(packet.data))
         except BlockingIOError:
-            return
+            self._sock.settimeout(self._timeout_s)
         except (OSError, ProtocolError):
             self._sock.close()
 
@@ -152,9 +164,7 @@ class ControlSocket:
 
     def _require_open(self) -> None:
         if self.gone:
-            raise ServerGone(
-                f"the connection to the device server at {self.path} is closed; make a new Device"
-            )
+            raise ServerGone(f"the connection to the device server at {self.path} is closed; make a new Device")
 
     def _broken(self, what: str) -> ServerGone:
         self._sock.close()
