@@ -57,7 +57,7 @@ class RemoteArray(DeviceObject):
         self._waiter = qp.send_cq.waiter
         self._waiter.on_side_event = self._peer_spoke
         self._waiter.also(peer.fileno())
-        super().__init__(device)
+        super().__init__(qp)
 
     @property
     def ndim(self) -> int:
