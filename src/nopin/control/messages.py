@@ -159,7 +159,7 @@ class Done(Reply, tag="done"):
 
 
 class Refused(Reply, tag="refused"):
-    """The request was refused; nothing was changed."""
+    """The request was refused; nothing was changed. With seq 0: the connection is, and is closed after this."""
 
     code: str
     errno: int
@@ -286,6 +286,4 @@ AnyRequest = (
     | DestroyQp
     | GetStat
 )
-AnyReply = (
-    Done | Refused | Welcome | Handle | Registered | Published | QpCreated | QpAttributes | Stat | Event
-)
+AnyReply = Done | Refused | Welcome | Handle | Registered | Published | QpCreated | QpAttributes | Stat | Event

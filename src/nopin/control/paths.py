@@ -46,9 +46,7 @@ def ensure_private_directory(folder: Path) -> None:
     if found.st_uid != os.getuid():
         raise ServerError(f"{folder} belongs to uid {found.st_uid}, not to you; give another socket path")
     if found.st_mode & 0o077:
-        raise ServerError(
-            f"{folder} is open to other users (mode {found.st_mode & 0o777:o}); run: chmod 700 {folder}"
-        )
+        raise ServerError(f"{folder} is open to other users (mode {found.st_mode & 0o777:o}); run: chmod 700 {folder}")
 
 
 def check_socket_path(path: Path) -> None:
@@ -59,6 +57,4 @@ def check_socket_path(path: Path) -> None:
     """
     length = len(os.fsencode(path))
     if length > SOCKET_PATH_BYTES_MAX:
-        raise ServerError(
-            f"socket path of {length} bytes, over {SOCKET_PATH_BYTES_MAX}; give a shorter one: {path}"
-        )
+        raise ServerError(f"socket path of {length} bytes, over {SOCKET_PATH_BYTES_MAX}; give a shorter one: {path}")

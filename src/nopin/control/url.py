@@ -17,9 +17,7 @@ TOKEN_BYTES = 32
 FORM = "nopin://HOST:PORT/SHARE#TOKEN"
 
 _URL = re.compile(r"nopin://(?P<place>[^/#]*)/(?P<share>[^#]*)#(?P<token>.*)", re.ASCII)
-_PLACE = re.compile(
-    r"(?:\[(?P<six>[0-9A-Za-z:.%_-]+)\]|(?P<host>[0-9A-Za-z._-]+)):(?P<port>\d{1,5})", re.ASCII
-)
+_PLACE = re.compile(r"(?:\[(?P<six>[0-9A-Za-z:.%_-]+)\]|(?P<host>[0-9A-Za-z._-]+)):(?P<port>\d{1,5})", re.ASCII)
 _SHARE = re.compile(r"[0-9A-Za-z_-]{1,64}", re.ASCII)
 
 
@@ -51,17 +49,13 @@ class ShareUrl:
             raise UsageError(f"not a share URL; it looks like {FORM} (is the part from # on missing?)")
         place = _PLACE.fullmatch(url["place"])
         if place is None:
-            raise UsageError(
-                f"{url['place']!r} in a share URL is not HOST:PORT (IPv6 goes in brackets: [::1]:PORT)"
-            )
+            raise UsageError(f"{url['place']!r} in a share URL is not HOST:PORT (IPv6 goes in brackets: [::1]:PORT)")
         port = int(place["port"])
         if not 0 < port < 65536:
             raise UsageError(f"port {port} in a share URL is not in 1 ... 65535")
         if _SHARE.fullmatch(url["share"]) is None:
             raise UsageError(f"{url['share']!r} in a share URL is not a share's name")
-        return cls(
-            host=place["six"] or place["host"], port=port, share=url["share"], token=_token(url["token"])
-        )
+        return cls(host=place["six"] or place["host"], port=port, share=url["share"], token=_token(url["token"]))
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -15,7 +15,7 @@ from nopin.linux.credentials import Credentials, peer_credentials
 from nopin.linux.pidfd import PidFd
 from nopin.server.core import Core, log
 from nopin.server.listener import Listener
-from nopin.server.session import Session
+from nopin.server.session import Session, say_why
 
 _BACKLOG = 64
 
@@ -93,6 +93,7 @@ class Clients:
         except OSError as problem:
             log.info("a client was refused: %s", problem)
             core.counters.clients_refused += 1
+            say_why(sock, f"the server takes no such client: {problem.strerror or problem}")
             sock.close()
             return
         core.sessions.add(session)

@@ -99,6 +99,7 @@ def destroy_cq(session: Session, entry: ClientCq) -> None:
         VerbsError: EBUSY, queue pairs use it.
     """
     session.core.nic.destroy_cq(entry.cq)
+    entry.cq.owner = None  # no cycle is left, so the ring is unmapped now and not at some later collection
     del session.objects.cqs[entry.object_id]
     if entry.channel is not None:
         entry.channel.n_users -= 1
@@ -136,6 +137,7 @@ def create_qp(session: Session, request: CreateQp) -> tuple[ClientQp, RingLayout
 def destroy_qp(session: Session, entry: ClientQp) -> None:
     """Destroy a queue pair."""
     session.core.nic.destroy_qp(entry.qp)
+    entry.qp.owner = None  # as above
     del session.objects.qps[entry.qp.qpn]
     session.objects.usage.give(qps=1, ring_bytes=entry.n_bytes, descriptors=1)
 

@@ -46,6 +46,7 @@ def register(session: Session, request: Register) -> ClientRegion:
 def deregister(session: Session, entry: ClientRegion) -> None:
     """Destroy a region: no access is under way in it afterwards. Requires: its shares are withdrawn."""
     session.core.nic.deregister(entry.region)
+    entry.region.owner = None
     del session.objects.regions[entry.object_id]
     if entry.watch is not None:
         session.memory.unwatch(entry.watch)

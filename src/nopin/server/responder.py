@@ -97,6 +97,7 @@ class Responder:
     def destroy(self) -> None:
         """Destroy the queue pair."""
         self._core.nic.destroy_qp(self.qp)
+        self.qp.owner = None
         self._core.responders.discard(self)
         self.share.domain.leave()
 

@@ -7,12 +7,14 @@ once.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import socket
 from collections.abc import Sequence
 
 from nopin.control.codec import ProtocolError, decode_request, encode
-from nopin.control.messages import AnyRequest, Event, Hello, Reply, Request
-from nopin.control.packets import close_all, receive_packet
+from nopin.control.messages import AnyRequest, Event, Hello, Refused, Reply, Request
+from nopin.control.packets import close_all, receive_packet, send_packet
 from nopin.errors import ServerRefused
 from nopin.linux.pidfd import PidFd
 from nopin.nic.errors import VerbsError
@@ -27,6 +29,12 @@ from nopin.server.teardown import tear_down
 
 _HANG_UP = 0x010 | 0x008  # EPOLLHUP, EPOLLERR
 _REQUESTS_PER_TURN = 16
+
+
+def say_why(sock: socket.socket, message: str) -> None:
+    """Tell a client why its connection is about to be closed, if it listens."""
+    with contextlib.suppress(OSError):
+        send_packet(sock, encode(Refused(code="closed", errno=errno.ECONNABORTED, message=message)))
 
 
 class Session:
@@ -88,8 +96,10 @@ class Session:
 
     def misbehaved(self, what: str) -> None:
         """End the session because the client broke the protocol."""
-        self.core.counters.clients_misbehaved += 1
-        self.end(what)
+        if self.alive:
+            self.core.counters.clients_misbehaved += 1
+            say_why(self._sock, f"the server ended the connection: {what}")
+            self.end(what)
 
     def _on_exit(self, _mask: int) -> None:
         self.end("the process exited")
