@@ -121,9 +121,7 @@ class Iommu:
             return PARKED
         return space.write_v(remote, staging, local)
 
-    def prepare(
-        self, pasid: int, address: int, length: int, meter: Meter, waiter: Hashable, *, write: bool
-    ) -> bool:
+    def prepare(self, pasid: int, address: int, length: int, meter: Meter, waiter: Hashable, *, write: bool) -> bool:
         """Look at residency without copying. True: go on (also when the memory is bad; the copy will tell).
 
         False: parked. A grant the waiter holds is used up.
@@ -179,14 +177,13 @@ class Iommu:
         """The same for a scatter list, which waits for all its slow parts at once."""
         if self._requests.use_grant(waiter):
             return True
-        parts = _page_ranges(segments)
-        if not parts:
-            return True
-        first, last = parts[0].start, parts[-1].end
+        pieces: list[list[int]] = segments.tolist()
+        first = min((address for address, _ in pieces), default=0)
+        last = max((address + length for address, length in pieces), default=0)
         if last - first <= _SPAN_LIMIT and space.absent(first, last) is None:
             return True
         n_pages, slow = 0, []
-        for part in parts:
+        for part in _page_ranges(pieces):
             absent = space.absent(part.start, part.end)
             if absent is not None:
                 n_pages += absent.n_pages
@@ -200,9 +197,8 @@ class Iommu:
         return not slow
 
 
-def _page_ranges(segments: IoVec) -> list[Range]:
+def _page_ranges(pieces: list[list[int]]) -> list[Range]:
     """Whole pages a scatter list touches, in order, each once; segments past the address space left out."""
-    pieces: list[list[int]] = segments.tolist()
     return coalesce(
         Range(address, address + length).to_pages()
         for address, length in pieces

@@ -102,9 +102,7 @@ class PageRequests:
         """Ranges that wait for room."""
         return len(self._backlog)
 
-    def park(
-        self, waiter: Hashable, pasid: int, ranges: Iterable[Range], meter: Meter, *, write: bool
-    ) -> None:
+    def park(self, waiter: Hashable, pasid: int, ranges: Iterable[Range], meter: Meter, *, write: bool) -> None:
         """Have `waiter` wait until all of `ranges`, page aligned, have been dealt with."""
         for where in ranges:
             backlogged = _Backlogged(waiter, pasid, where, write, meter)

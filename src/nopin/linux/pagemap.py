@@ -69,7 +69,10 @@ class Pagemap:
         With the scan, addresses that nothing is mapped at are left out; without it they show as not swapped.
         """
         try:
-            return self._absent_by_scan(start, end) if self.has_scan else self._absent_by_entries(start, end)
+            if not self.has_scan:
+                return self._absent_by_entries(start, end)
+            n_rows = self._scan(start, end)
+            return self._collect(n_rows, end) if n_rows else []  # none by far the most often: one call
         except OSError:
             # Addresses no process can have (EFAULT), or a table that is closed: residency is advice, so say
             # nothing and let the copy tell.
@@ -97,10 +100,8 @@ class Pagemap:
         n_rows: int = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, self._argument, True)
         return n_rows
 
-    def _absent_by_scan(self, start: int, end: int) -> list[AbsentRun]:
-        n_rows = self._scan(start, end)
-        if not n_rows:  # by far the most common, and it cost one call
-            return []
+    def _collect(self, n_rows: int, end: int) -> list[AbsentRun]:
+        """The rows of the scan just made, and of those that carry it on to the end."""
         runs = self._take_rows(n_rows)
         while (start := self._words[_WALK_END]) < end:
             runs += self._take_rows(self._scan(start, end))
