@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nopin.linux.io_uring import PinnedBuffer
-from nopin.linux.libc import LIBC, checked
+from nopin.linux.libc import LIBC, checked, map_shared, unmap
 from nopin.linux.userfaultfd import open_watch
 
 PROT_NONE, PROT_READ, PROT_RW = 0, 1, 3
@@ -79,6 +79,12 @@ class Actions:
     def pin(self, address: int, length: int) -> int:
         self.pinned.append(PinnedBuffer(address, length))
         return self.pinned[-1].fd
+
+    def scribble_on_ring(self, offset: int, length: int, value: int) -> None:
+        """Overwrite what a ring shares with its user, as a hostile client may at any time."""
+        address = map_shared(self.pinned[-1].fd, length, offset)
+        ctypes.memset(address, value, length)
+        unmap(address, length)
 
     def end_children(self) -> None:
         for pid in self.children:

@@ -39,6 +39,8 @@ class PidFd:
         try:
             return bool(self._poll(0))
         except RuntimeError:
+            if self.fd < 0:
+                return True
             poller = select.poll()
             poller.register(self.fd, select.POLLIN)
             return bool(poller.poll(0))
