@@ -52,6 +52,8 @@ class Selection:
     _outer: tuple[_Dim, ...]
     _order: tuple[int, ...]
     _flips: tuple[slice, ...]
+    _plain: bool
+    """Memory order is the order of the result: the common case."""
 
     @property
     def n_bytes(self) -> int:
@@ -83,13 +85,15 @@ class Selection:
 
     def arrange(self, buffer: Array) -> Array:
         """View the bytes of all runs, in order and typed, as the result."""
-        if len(self.shape) == 1:
-            return buffer.reshape(self.shape)[self._flips]
+        if self._plain:
+            return buffer.reshape(self.shape)
         inverse = np.argsort(self._order)
         return buffer.reshape(self.buffer_shape()).transpose(inverse)[self._flips]
 
     def flatten(self, value: Array) -> Array:
         """Return a value of the result's shape as one contiguous buffer, run after run."""
+        if self._plain:
+            return np.ascontiguousarray(value).reshape(-1)
         return np.ascontiguousarray(value[self._flips].transpose(self._order)).reshape(-1)
 
 
@@ -168,7 +172,7 @@ def _sliced(part: slice, size: int, stride: int) -> tuple[int, _Dim]:
 def _normalised(base: int, dims: list[_Dim], itemsize: int) -> Selection:
     shape = tuple(dim.count for dim in dims)
     if 0 in shape:
-        return Selection(shape, itemsize, itemsize, 0, base, (), tuple(range(len(dims))), (slice(None),) * len(dims))
+        return Selection(shape, itemsize, itemsize, 0, base, (), tuple(range(len(dims))), (), True)
     flips = tuple(slice(None, None, -1) if dim.stride < 0 else slice(None) for dim in dims)
     base += sum((dim.count - 1) * dim.stride for dim in dims if dim.stride < 0)
     order = tuple(sorted(range(len(dims)), key=lambda axis: -abs(dims[axis].stride)))
@@ -177,4 +181,5 @@ def _normalised(base: int, dims: list[_Dim], itemsize: int) -> Selection:
     while outer and outer[-1].stride == run_bytes:
         run_bytes *= outer.pop().count
     n_runs = math.prod(dim.count for dim in outer)
-    return Selection(shape, itemsize, run_bytes, n_runs, base, tuple(outer), order, flips)
+    plain = order == tuple(range(len(dims))) and all(dim.stride >= 0 for dim in dims)
+    return Selection(shape, itemsize, run_bytes, n_runs, base, tuple(outer), order, flips, plain)
