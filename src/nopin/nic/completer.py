@@ -18,7 +18,7 @@ from nopin.nic.core import Core, fail, send_done
 from nopin.nic.packets import Packets
 from nopin.nic.qp import WINDOW_PACKETS_MAX, WINDOW_PACKETS_MIN, QueuePair
 from nopin.nic.requester import restart_timer, rewind
-from nopin.nic.scatter import scatter
+from nopin.nic.scatter import push, scatter
 from nopin.nic.wire.aeth import Aeth, Nak, SyndromeKind, rnr_ns
 from nopin.nic.wire.headers import parse_atomic_ack
 from nopin.nic.wire.opcodes import AETH_BYTES, BTH_BYTES, IS_READ_RESPONSE, Opcode
@@ -278,8 +278,7 @@ def _atomic_response(core: Core, qp: QueuePair, packets: Packets, at: int, psn: 
     offset = int(packets.offsets[at]) + BTH_BYTES + AETH_BYTES
     original = parse_atomic_ack(packets.staging.view, offset)
     core.scratch.view[:ATOMIC_BYTES] = original.to_bytes(ATOMIC_BYTES, "little")
-    iov = np.array([[0, ATOMIC_BYTES]], np.uint64)
-    done = scatter(core, work.pieces, core.scratch, iov, qp.requester_waiter)
+    done = push(core, work.pieces, core.scratch, qp.requester_waiter)
     if done == PARKED:
         _park(core, qp)
         return

@@ -20,6 +20,8 @@ from nopin.nic.work import RecvWork, SendWork, decode_recv, decode_send
 
 Waiter = tuple[int, str]
 
+_SIGNALED = int(SendFlags.SIGNALED)
+
 
 @dataclass(slots=True)
 class Core:
@@ -115,7 +117,7 @@ def _push(
 def send_done(core: Core, qp: QueuePair, work: SendWork, status: WcStatus) -> None:
     """Retire the oldest send work: give its slot back, complete it if it asked or failed."""
     qp.send_ring.release()
-    if status or qp.sq_sig_all or work.flags & SendFlags.SIGNALED:
+    if status or qp.sq_sig_all or work.flags & _SIGNALED:
         byte_len = 0 if status else work.length
         _push(core, qp, qp.send_cq, wr_id=work.wr_id, status=status, opcode=work.wc_opcode, byte_len=byte_len)
 

@@ -7,12 +7,9 @@ A message is copied in pieces of at most CHUNK_BYTES through the staging buffer;
 
 from __future__ import annotations
 
-import numpy as np
-
 from nopin.iommu.iommu import PARKED
-from nopin.mm.space import Staging
 from nopin.nic import atomics
-from nopin.nic.abi import Access, AsyncEventType, QpState, SendFlags, WcFlags, WcOpcode, WcStatus, WrOpcode
+from nopin.nic.abi import AsyncEventType, QpState, SendFlags, WcFlags, WcOpcode, WcStatus, WrOpcode
 from nopin.nic.completer import NAK_STATUS, finish_with_error, wait_for_receiver
 from nopin.nic.core import Core, recv_done, send_done, take_recv, waiter_for
 from nopin.nic.qp import Inbound, QueuePair
@@ -27,7 +24,8 @@ from nopin.nic.refusal import (
     prepare,
 )
 from nopin.nic.requester import fetch, timeout_ns
-from nopin.nic.scatter import gather, prepare_pieces, scatter
+from nopin.nic.rights import REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE
+from nopin.nic.scatter import prepare_pieces, pull, push
 from nopin.nic.wire.aeth import Nak
 from nopin.nic.wire.psn import psn_add
 from nopin.nic.work import (
@@ -40,6 +38,8 @@ from nopin.nic.work import (
     SendWork,
     slice_pieces,
 )
+
+_SOLICITED = int(SendFlags.SOLICITED)
 
 CHUNK_BYTES = 1 << 20
 TURN_BYTES = 4 << 20
@@ -153,10 +153,10 @@ def _prepare_local(core: Core, qp: QueuePair, work: SendWork) -> None:
 
 def _write(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
     while work.done_bytes < work.length:
-        target = _remote(core, qp, peer, work, Access.REMOTE_WRITE, write=True)
+        target = _remote(core, qp, peer, work, REMOTE_WRITE, write=True)
         n = min(CHUNK_BYTES, work.length - work.done_bytes)
         n_read = _take_local(core, qp, work, n)
-        done = scatter(core, list(slice_pieces(target, work.done_bytes, n_read)), *_staged(core, qp, n_read))
+        done = push(core, slice_pieces(target, work.done_bytes, n_read), core.plan.staging, qp.requester_waiter)
         _check(done, n_read, no_access())
         _check(n_read, n, LocalFault())
         work.done_bytes += n
@@ -171,11 +171,11 @@ def _read(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
     if not peer.attr.max_dest_rd_atomic:
         raise invalid_request()
     while work.done_bytes < work.length:
-        source = _remote(core, qp, peer, work, Access.REMOTE_READ, write=False)
+        source = _remote(core, qp, peer, work, REMOTE_READ, write=False)
         n = min(CHUNK_BYTES, work.length - work.done_bytes)
-        n_read = gather(core, list(slice_pieces(source, work.done_bytes, n)), *_staged(core, qp, n))
+        n_read = pull(core, slice_pieces(source, work.done_bytes, n), qp.requester_waiter)
         n_read = _whole_packets(qp, n_read, n)
-        done = scatter(core, list(work.slice(work.done_bytes, n_read)), *_staged(core, qp, n_read))
+        done = push(core, work.slice(work.done_bytes, n_read), core.plan.staging, qp.requester_waiter)
         _check(done, n_read, LocalFault())
         _check(n_read, n, no_access())
         work.done_bytes += n
@@ -186,8 +186,8 @@ def _send(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
     while work.done_bytes < work.length:
         n = min(CHUNK_BYTES, work.length - work.done_bytes)
         n_read = _take_local(core, qp, work, n)
-        pieces = list(slice_pieces(recv.pieces, work.done_bytes, n_read))
-        done = scatter(core, pieces, *_staged(core, qp, n_read))
+        pieces = slice_pieces(recv.pieces, work.done_bytes, n_read)
+        done = push(core, pieces, core.plan.staging, qp.requester_waiter)
         _check(done, n_read, Refusal(Nak.REMOTE_OPERATIONAL_ERROR, WcStatus.LOC_PROT_ERR))
         _check(n_read, n, LocalFault())
         work.done_bytes += n
@@ -218,7 +218,7 @@ def _receive_for(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> 
 def _atomic(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
     if not peer.attr.max_dest_rd_atomic or work.remote_address % ATOMIC_BYTES:
         raise invalid_request()
-    region = check_target(core, peer, work.rkey, work.remote_address, ATOMIC_BYTES, Access.REMOTE_ATOMIC)
+    region = check_target(core, peer, work.rkey, work.remote_address, ATOMIC_BYTES, REMOTE_ATOMIC)
     for piece in work.pieces:  # before the effect, so that the answer can be stored without waiting
         meter, pasid = piece.region.meter, piece.region.pasid
         if not core.iommu.prepare(pasid, piece.va, piece.length, meter, qp.requester_waiter, write=True):
@@ -237,11 +237,11 @@ def _atomic(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
     if original is None:
         raise no_access()
     core.scratch.view[:ATOMIC_BYTES] = original.to_bytes(ATOMIC_BYTES, "little")
-    done = scatter(core, work.pieces, core.scratch, np.array([[0, ATOMIC_BYTES]], np.uint64), None)
+    done = push(core, work.pieces, core.scratch, None)
     _check(done, ATOMIC_BYTES, LocalFault())
 
 
-def _remote(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork, need: Access, *, write: bool) -> list[Piece]:
+def _remote(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork, need: int, *, write: bool) -> list[Piece]:
     """Check the whole remote range again before each piece: the region may have gone meanwhile."""
     region = check_target(core, peer, work.rkey, work.remote_address, work.length, need)
     va = region.va(work.remote_address)
@@ -255,7 +255,7 @@ def _take_local(core: Core, qp: QueuePair, work: SendWork, n: int) -> int:
     if work.inline is not None:
         core.plan.staging.view[:n] = work.inline[work.done_bytes : work.done_bytes + n]
         return n
-    done = gather(core, list(work.slice(work.done_bytes, n)), *_staged(core, qp, n))
+    done = pull(core, work.slice(work.done_bytes, n), qp.requester_waiter)
     return _whole_packets(qp, done, n)
 
 
@@ -268,12 +268,6 @@ def _whole_packets(qp: QueuePair, done: int, n: int) -> int:
     if done == PARKED:
         raise Parked
     return done if done == n else done - done % qp.mtu
-
-
-def _staged(
-    core: Core, qp: QueuePair, n: int
-) -> tuple[Staging, np.ndarray[tuple[int, int], np.dtype[np.uint64]], tuple[int, str]]:
-    return core.plan.staging, np.array([[0, n]], np.uint64), qp.requester_waiter
 
 
 def _check(done: int, expected: int, otherwise: Exception) -> None:
@@ -303,5 +297,5 @@ def _deliver(core: Core, peer: QueuePair, work: SendWork, recv: RecvWork, opcode
         byte_len=work.length,
         imm=work.imm if flags else 0,
         flags=flags,
-        solicited=bool(work.flags & SendFlags.SOLICITED),
+        solicited=bool(work.flags & _SOLICITED),
     )

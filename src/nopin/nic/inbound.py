@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from nopin.iommu.iommu import PARKED
-from nopin.nic.abi import Access, WcFlags, WcOpcode, WcStatus
+from nopin.nic.abi import WcFlags, WcOpcode, WcStatus
 from nopin.nic.core import Core, recv_done, take_recv, waiter_for
 from nopin.nic.packets import Packets
 from nopin.nic.qp import Inbound, QueuePair
 from nopin.nic.refusal import NotReady, Parked, Refusal, check_target, invalid_request, no_access, prepare
+from nopin.nic.rights import REMOTE_WRITE
 from nopin.nic.scatter import prepare_pieces, scatter
 from nopin.nic.wire.aeth import MSN_MASK, Nak
 from nopin.nic.wire.headers import Reth, parse_u32
@@ -86,7 +87,7 @@ def _begin(core: Core, qp: QueuePair, packets: Packets, at: int) -> Inbound:
     reth = Reth.parse(packets.staging.view, int(packets.offsets[at]) + BTH_BYTES)
     if reth.length == 0:
         return Inbound()
-    region = check_target(core, qp, reth.rkey, reth.address, reth.length, Access.REMOTE_WRITE)
+    region = check_target(core, qp, reth.rkey, reth.address, reth.length, REMOTE_WRITE)
     va = region.va(reth.address)
     prepare(core, region, va, reth.length, qp.responder_waiter, write=True)
     return Inbound(region=region, va=va, length=reth.length)

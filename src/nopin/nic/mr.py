@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from nopin.iommu.page_requests import Meter
 from nopin.nic.abi import Access, Discipline
 from nopin.nic.errors import VerbsError
+from nopin.nic.rights import ANY_REMOTE, LOCAL_WRITE, REMOTE_ATOMIC, REMOTE_WRITE
 from nopin.units import U64_MAX
 
 LENGTH_BYTES_MAX = 1 << 31
 """The longest RDMA message (RETH length, IBTA 9.3.3)."""
 
-_REMOTE = Access.REMOTE_WRITE | Access.REMOTE_READ | Access.REMOTE_ATOMIC
-_KNOWN = _REMOTE | Access.LOCAL_WRITE | Access.ON_DEMAND
+_KNOWN = ANY_REMOTE | LOCAL_WRITE | Access.ON_DEMAND
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +32,7 @@ class Region:
     Attributes:
         pasid: the address space.
         start: first virtual address; `end` one past the last (2^64 for the implicit region).
+        access: rights, an integer of `Access` bits.
         iova: the address that work requests use for `start`.
         alive: False once deregistered or invalidated; nobody may touch memory through it then.
     """
@@ -41,7 +42,7 @@ class Region:
     start: int
     end: int
     iova: int
-    access: Access
+    access: int
     discipline: Discipline
     lkey: int
     rkey: int
@@ -109,10 +110,10 @@ class RegionTable:
             raise VerbsError(f"iova {iova:#x} + {length:#x} wraps")
         if access & ~_KNOWN:
             raise VerbsError(f"unknown access rights {int(access & ~_KNOWN):#x}")
-        if access & (Access.REMOTE_WRITE | Access.REMOTE_ATOMIC) and not access & Access.LOCAL_WRITE:
+        if access & (REMOTE_WRITE | REMOTE_ATOMIC) and not access & LOCAL_WRITE:
             raise VerbsError("remote write and remote atomic need local write as well")
         key = self._free_key()
-        region = Region(pd, pasid, address, address + length, iova, access, discipline, key, key)
+        region = Region(pd, pasid, address, address + length, iova, int(access), discipline, key, key)
         self._by_key[key] = region
         pd.n_users += 1
         return region
@@ -131,7 +132,7 @@ class RegionTable:
             return None
         return region
 
-    def check(self, key: int, pd: Pd, address: int, length: int, need: Access) -> Region | None:
+    def check(self, key: int, pd: Pd, address: int, length: int, need: int) -> Region | None:
         """Return the region if key, domain, rights and range allow the access, else None."""
         region = self.find(key, pd)
         if region is None or need & ~region.access or not region.holds(address, length):
@@ -141,7 +142,7 @@ class RegionTable:
     def invalidate(self, rkey: int, pd: Pd) -> bool:
         """Carry out SEND with invalidate: the region stays registered, its key opens nothing any more."""
         region = self.find(rkey, pd)
-        if region is None or not region.access & _REMOTE or region.implicit:
+        if region is None or not region.access & ANY_REMOTE or region.implicit:
             return False
         region.alive = False
         return True

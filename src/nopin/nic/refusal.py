@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nopin.nic.abi import Access, AsyncEventType, WcStatus
+from nopin.nic.abi import AsyncEventType, WcStatus
 from nopin.nic.core import Core, Waiter, fail, recv_done
 from nopin.nic.mr import LENGTH_BYTES_MAX, Region
 from nopin.nic.qp import QueuePair
@@ -49,7 +49,7 @@ def invalid_request() -> Refusal:
     return Refusal(Nak.INVALID_REQUEST, WcStatus.REM_INV_REQ_ERR)
 
 
-def check_target(core: Core, qp: QueuePair, rkey: int, address: int, length: int, need: Access) -> Region:
+def check_target(core: Core, qp: QueuePair, rkey: int, address: int, length: int, need: int) -> Region:
     """Return the region a remote request may use.
 
     Raises:
@@ -57,7 +57,7 @@ def check_target(core: Core, qp: QueuePair, rkey: int, address: int, length: int
     """
     if length > LENGTH_BYTES_MAX:
         raise invalid_request()
-    if need & ~Access(qp.attr.access or 0):
+    if need & ~(qp.attr.access or 0):
         raise no_access()
     region = core.regions.check(rkey, qp.pd, address, length, need)
     if region is None:

@@ -33,6 +33,9 @@ from nopin.nic.wire.psn import psn_add, psn_diff
 from nopin.nic.work import IS_ATOMIC, IS_WRITE, NEEDS_ANSWER, Piece, SendWork
 from nopin.units import U64_MAX
 
+_SOLICITED = int(SendFlags.SOLICITED)
+_FENCE = int(SendFlags.FENCE)
+
 WORKS_MAX = 512
 """Work requests decoded ahead per queue pair; the ring holds the rest."""
 
@@ -204,7 +207,7 @@ def _may_start(qp: QueuePair, work: SendWork, n_asked: int) -> bool:
     """Say whether a work that was never on the wire may begin."""
     if qp.state is QpState.SQD:
         return False
-    return not (work.flags & SendFlags.FENCE and n_asked)
+    return not (work.flags & _FENCE and n_asked)
 
 
 def _add_data(qp: QueuePair, plan: Plan, chunk: Chunk, *, closes_window: bool) -> None:
@@ -218,7 +221,7 @@ def _add_data(qp: QueuePair, plan: Plan, chunk: Chunk, *, closes_window: bool) -
         plan.request_ack(slice(chunk.at + first_due, plan.n, ACK_EVERY_PACKETS))
     if ends or closes_window:
         plan.request_ack(plan.n - 1)
-    if ends and work.flags & SendFlags.SOLICITED:
+    if ends and work.flags & _SOLICITED:
         plan.solicit(plan.n - 1)
 
 

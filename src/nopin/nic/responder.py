@@ -24,7 +24,7 @@ import numpy as np
 
 from nopin.iommu.iommu import PARKED
 from nopin.nic import atomics
-from nopin.nic.abi import Access, AsyncEventType, QpState
+from nopin.nic.abi import AsyncEventType, QpState
 from nopin.nic.core import Core, waiter_for
 from nopin.nic.inbound import take_message
 from nopin.nic.mr import Region
@@ -40,6 +40,7 @@ from nopin.nic.refusal import (
     no_access,
     prepare,
 )
+from nopin.nic.rights import REMOTE_ATOMIC, REMOTE_READ
 from nopin.nic.small_writes import small_writes
 from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Nak, rnr_syndrome
 from nopin.nic.wire.headers import AtomicEth, Reth
@@ -201,7 +202,7 @@ def _repeat_read(core: Core, qp: QueuePair, packets: Packets, at: int, saved: Sa
     if side.stream_parked and (not side.replies or side.replies[0] is not head):
         side.stream_parked = False
         core.iommu.forget(qp.stream_waiter)
-    region = core.regions.check(reth.rkey, qp.pd, reth.address, reth.length, Access.REMOTE_READ)
+    region = core.regions.check(reth.rkey, qp.pd, reth.address, reth.length, REMOTE_READ)
     side.replies.append(_stream(qp, psn, reth, region))
     core.ready[qp] = None
     return True
@@ -266,7 +267,7 @@ def _read_request(core: Core, qp: QueuePair, packets: Packets, at: int) -> None:
         raise invalid_request()
     region = None
     if reth.length:
-        region = check_target(core, qp, reth.rkey, reth.address, reth.length, Access.REMOTE_READ)
+        region = check_target(core, qp, reth.rkey, reth.address, reth.length, REMOTE_READ)
         va = region.va(reth.address)
         prepare(core, region, va, reth.length, qp.responder_waiter, write=False)
     side.msn = (side.msn + 1) & MSN_MASK
@@ -284,7 +285,7 @@ def _atomic_request(core: Core, qp: QueuePair, packets: Packets, at: int) -> Non
     eth = AtomicEth.parse(packets.staging.view, int(packets.offsets[at]) + BTH_BYTES)
     if not qp.attr.max_dest_rd_atomic or eth.address % ATOMIC_BYTES:
         raise invalid_request()
-    region = check_target(core, qp, eth.rkey, eth.address, ATOMIC_BYTES, Access.REMOTE_ATOMIC)
+    region = check_target(core, qp, eth.rkey, eth.address, ATOMIC_BYTES, REMOTE_ATOMIC)
     swap = int(packets.opcode[at]) == Opcode.COMPARE_SWAP
     original = atomics.execute(
         core,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import groupby
 
 import numpy as np
@@ -28,6 +29,39 @@ def scatter(core: Core, pieces: list[Piece], staging: Staging, local: IoVec, wai
     Returns bytes done (short: the byte there cannot be written), or PARKED: nothing was written.
     """
     return _copy(core, pieces, staging, local, waiter, write=True)
+
+
+def pull(core: Core, pieces: Iterable[Piece], waiter: Waiter | None) -> int:
+    """Copy pieces of process memory, one after the other, to the start of the staging buffer.
+
+    Returns as `gather`. This form needs no scatter list of its own, which pays for single small pieces.
+    """
+    return _copy_flat(core, pieces, core.plan.staging, waiter, write=False)
+
+
+def push(core: Core, pieces: Iterable[Piece], staging: Staging, waiter: Waiter | None) -> int:
+    """Copy the start of a staging buffer into pieces of process memory, one after the other.
+
+    Returns as `scatter`.
+    """
+    return _copy_flat(core, pieces, staging, waiter, write=True)
+
+
+def _copy_flat(core: Core, pieces: Iterable[Piece], staging: Staging, waiter: Waiter | None, *, write: bool) -> int:
+    copy = core.iommu.write if write else core.iommu.read
+    done = 0
+    for piece in pieces:
+        region = piece.region
+        if not region.alive:
+            return done
+        who = waiter_for(region, waiter) if done == 0 else None  # as in `_copy`
+        n = copy(region.pasid, piece.va, piece.length, staging, done, region.meter, who)
+        if n == PARKED:
+            return PARKED
+        done += n
+        if n < piece.length:
+            return done
+    return done
 
 
 def _copy(

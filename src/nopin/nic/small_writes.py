@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from nopin.iommu.iommu import PARKED
 from nopin.mm.space import IoVec
-from nopin.nic.abi import Access, Discipline
+from nopin.nic.abi import Discipline
 from nopin.nic.core import Core, waiter_for
 from nopin.nic.mr import Region
 from nopin.nic.packets import Packets
 from nopin.nic.qp import QueuePair
 from nopin.nic.refusal import Parked, no_access
+from nopin.nic.rights import REMOTE_WRITE
 from nopin.nic.wire.aeth import MSN_MASK
 from nopin.nic.wire.headers import parse_reth
 from nopin.nic.wire.opcodes import BTH_BYTES, Opcode
@@ -34,13 +35,13 @@ def small_writes(core: Core, qp: QueuePair, packets: Packets, at: int, end: int)
     """
     others = np.flatnonzero(packets.opcode[at:end] != Opcode.WRITE_ONLY)
     n = int(others[0]) if len(others) else end - at
-    if n < _MANY or not Access(qp.attr.access or 0) & Access.REMOTE_WRITE:
+    if n < _MANY or not (qp.attr.access or 0) & REMOTE_WRITE:
         return 0
     run = packets.part(at, at + n)
     reth = parse_reth(run.staging.array, run.offsets + BTH_BYTES)
     rkey = int(reth.rkey[0])
     region = core.regions.find(rkey, qp.pd)
-    if region is None or not region.access & Access.REMOTE_WRITE or region.discipline is Discipline.SHORT_TERM:
+    if region is None or not region.access & REMOTE_WRITE or region.discipline is Discipline.SHORT_TERM:
         return 0
     good = _plain_writes(qp, run, reth.rkey == rkey, reth.length, reth.address, region)
     bad = np.flatnonzero(~good)

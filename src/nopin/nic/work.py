@@ -6,14 +6,17 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from nopin.nic.abi import SGE_DTYPE, WQE_HEADER_BYTES, Access, SendFlags, WcOpcode, WcStatus, WrOpcode
+from nopin.nic.abi import SGE_DTYPE, WQE_HEADER_BYTES, SendFlags, WcOpcode, WcStatus, WrOpcode
 from nopin.nic.mr import LENGTH_BYTES_MAX, Pd, Region, RegionTable
+from nopin.nic.rights import LOCAL_WRITE, NOTHING
 
 _HEADER = struct.Struct("<QBBHIQIIQQ")
 _SGE = struct.Struct("<QII")
 assert _SGE.size == SGE_DTYPE.itemsize
 
 ATOMIC_BYTES = 8
+
+_INLINE = int(SendFlags.INLINE)
 
 _WC_OPCODE = {
     WrOpcode.SEND: WcOpcode.SEND,
@@ -108,7 +111,7 @@ def slice_pieces(pieces: list[Piece], offset: int, length: int) -> Iterator[Piec
         length -= n_bytes
 
 
-def resolve(entry: bytes, n_sge: int, regions: RegionTable, pd: Pd, need: Access) -> tuple[list[Piece], int] | None:
+def resolve(entry: bytes, n_sge: int, regions: RegionTable, pd: Pd, need: int) -> tuple[list[Piece], int] | None:
     """Resolve the scatter entries of a ring entry; None if a key, right or range is wrong.
 
     Returns the pieces (empty ones left out) and their total length.
@@ -134,10 +137,10 @@ def decode_send(entry: bytes, regions: RegionTable, pd: Pd, max_sge: int, max_in
     if opcode is None or n_sge > max_sge:
         work.status = WcStatus.LOC_QP_OP_ERR
         return work
-    if flags & SendFlags.INLINE:
+    if flags & _INLINE:
         _decode_inline(work, entry, n_inline, max_inline)
         return work
-    need = Access.LOCAL_WRITE if opcode in NEEDS_ANSWER else Access.NONE
+    need = LOCAL_WRITE if opcode in NEEDS_ANSWER else NOTHING
     resolved = resolve(entry, n_sge, regions, pd, need)
     if resolved is None:
         work.status = WcStatus.LOC_PROT_ERR
@@ -162,7 +165,7 @@ def decode_recv(entry: bytes, regions: RegionTable, pd: Pd, max_sge: int) -> Rec
     n_sge = _HEADER.unpack_from(entry)[3]
     if n_sge > max_sge:
         return RecvWork(wr_id, [], 0, WcStatus.LOC_QP_OP_ERR)
-    resolved = resolve(entry, n_sge, regions, pd, Access.LOCAL_WRITE)
+    resolved = resolve(entry, n_sge, regions, pd, LOCAL_WRITE)
     if resolved is None:
         return RecvWork(wr_id, [], 0, WcStatus.LOC_PROT_ERR)
     return RecvWork(wr_id, resolved[0], resolved[1])
