@@ -18,6 +18,8 @@ from nopin.server.listener import Listener
 from nopin.server.session import Session, say_why
 
 _BACKLOG = 64
+_SO_PEERPIDFD = 77
+"""asm-generic/socket.h, since Linux 6.5."""
 
 
 class SocketFile:
@@ -89,7 +91,7 @@ class Clients:
         try:
             who = peer_credentials(sock)
             self._admit(who)
-            session = Session(core, sock, PidFd.open(who.pid), _name_of(who.pid))
+            session = Session(core, sock, _process_of(sock, who.pid), _name_of(who.pid))
         except OSError as problem:
             log.info("a client was refused: %s", problem)
             core.counters.clients_refused += 1
@@ -111,6 +113,20 @@ class Clients:
             raise ProcessLookupError(errno.ESRCH, "it lives in another PID namespace")
         if len(self._core.sessions) >= self._core.limits.clients:
             raise OSError(errno.EUSERS, f"there are {self._core.limits.clients} clients already")
+
+
+def _process_of(sock: socket.socket, pid: int) -> PidFd:
+    """Return a handle on the process that connected: by the kernel's record of it, which no reused number can fool.
+
+    Raises:
+        OSError: it is gone.
+    """
+    try:
+        return PidFd(pid, sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))
+    except OSError as problem:
+        if problem.errno != errno.ENOPROTOOPT:
+            raise
+    return PidFd.open(pid)  # before Linux 6.5
 
 
 def _name_of(pid: int) -> str:
