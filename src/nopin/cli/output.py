@@ -11,6 +11,13 @@ from rich.console import Console
 _JSON = msgspec.json.Encoder(enc_hook=str)
 
 
+class _Data(Console):
+    """A console for data: a reader that went away is the caller's to handle, as it is with `put`."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def talk() -> Console:
     """Return the console for everything that is not data; colours only on a terminal."""
     return Console(stderr=True, highlight=False)
@@ -19,8 +26,8 @@ def talk() -> Console:
 def data() -> Console:
     """Return the console for tables; never wraps when the output is not a terminal."""
     if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(highlight=False, width=200)
+        return _Data(highlight=False)
+    return _Data(highlight=False, width=200)
 
 
 def say(message: str) -> None:

@@ -138,8 +138,9 @@ def _transfer(remote: RemoteArray, seed: int, progress: Callable[[int], None]) -
     """Read and verify the first half, write the second; return wrong bytes read, and seconds in transfers."""
     n_words = remote.size
     n_wrong, seconds = 0, 0.0
-    for first in range(0, n_words, CHUNK_WORDS):
-        last = min(first + CHUNK_WORDS, n_words)
+    chunk = min(CHUNK_WORDS, n_words // 2)
+    for first in range(0, n_words, chunk):
+        last = min(first + chunk, n_words)
         if first < n_words // 2:
             start = time.perf_counter()
             words = remote[first:last]

@@ -1,0 +1,170 @@
+"""The command line as a user runs it: real processes, a server of its own, real memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ARRAY = np.arange(6 * 50_000, dtype=np.float64).reshape(6, 50_000)
+COMMAND = [sys.executable, "-m", "nopin"]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A user of its own: their default server is nobody else's."""
+    runtime = tmp_path / "runtime"
+    runtime.mkdir(mode=0o700)
+    path = os.pathsep.join(filter(None, sys.path))
+    return os.environ | {"XDG_RUNTIME_DIR": str(runtime), "PYTHONPATH": path}
+
+
+def nopin(environment: dict[str, str], *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+Sharing = tuple[subprocess.Popen[str], str]
+
+
+@pytest.fixture
+def sharing(environment: dict[str, str], tmp_path: Path) -> Iterator[Sharing]:
+    """A process that shares ARRAY from a file, read-write, and its URL."""
+    np.save(tmp_path / "array.npy", ARRAY)
+    command = [*COMMAND, "share", str(tmp_path / "array.npy"), "--access", "rw"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().strip()
+        process.kill()
+
+
+def test_get_reads_a_slice_of_a_shared_file(sharing: Sharing, environment: dict[str, str], tmp_path: Path) -> None:
+    _, url = sharing
+    nopin(environment, "get", url, "1:4, ::-7", "-o", str(tmp_path / "part.npy"))
+    assert np.array_equal(np.load(tmp_path / "part.npy"), ARRAY[1:4, ::-7])
+
+
+def test_get_writes_raw_bytes_and_prints_json(sharing: Sharing, environment: dict[str, str], tmp_path: Path) -> None:
+    _, url = sharing
+    nopin(environment, "get", url, "-1", "-o", str(tmp_path / "row.bin"))
+    assert (tmp_path / "row.bin").read_bytes() == ARRAY[-1].tobytes()
+    figures = json.loads(nopin(environment, "get", url, "0, :3", "-j").stdout)
+    assert figures["data"] == [0.0, 1.0, 2.0]
+    assert (figures["shape"], figures["dtype"], figures["bytes"]) == ([3], "<f8", 24)
+
+
+def test_get_prints_values_on_standard_output(sharing: Sharing, environment: dict[str, str]) -> None:
+    _, url = sharing
+    assert nopin(environment, "get", url, "2, 1:3").stdout.strip() == np.array2string(ARRAY[2, 1:3])
+
+
+def test_stat_shows_the_shared_region_of_its_process(sharing: Sharing, environment: dict[str, str]) -> None:
+    process, _ = sharing
+    rows = json.loads(nopin(environment, "stat", "mr", "pid", str(process.pid), "-j").stdout)
+    assert any(row["mrlen"] == ARRAY.nbytes for row in rows)
+    lines = nopin(environment, "stat", "mr").stdout.splitlines()
+    assert all(line.startswith("mr ") and " page_faults " in line for line in lines)
+
+
+def test_an_interrupted_share_ends_cleanly_and_its_url_is_dead(sharing: Sharing, environment: dict[str, str]) -> None:
+    process, url = sharing
+    process.send_signal(signal.SIGINT)
+    _, talk = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in talk
+    nopin(environment, "get", url, code=1)
+
+
+def test_a_wrong_token_is_refused(sharing: Sharing, environment: dict[str, str]) -> None:
+    _, url = sharing
+    place, _, token = url.partition("#")
+    forged = f"{place}#{'A' * len(token)}"
+    assert "Traceback" not in nopin(environment, "get", forged, code=1).stderr
+
+
+def test_stat_without_a_server_says_so_and_starts_none(environment: dict[str, str]) -> None:
+    said = nopin(environment, "stat", code=1).stderr
+    assert "server" in said
+    assert not list(Path(environment["XDG_RUNTIME_DIR"]).rglob("*.sock"))
+
+
+def test_an_empty_file_cannot_be_shared(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert "empty" in nopin(environment, "share", str(tmp_path / "empty"), code=2).stderr
+
+
+def test_output_that_nobody_reads_is_no_traceback(environment: dict[str, str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone:
+        done = subprocess.run(
+            [*COMMAND, "doctor"], env=environment, stdout=gone, stderr=subprocess.PIPE, timeout=50, check=False
+        )
+    assert done.returncode == 141
+    assert done.stderr == b""
+
+
+def test_a_server_stops_in_order_when_told(environment: dict[str, str]) -> None:
+    reader, writer = os.pipe()
+    command = [*COMMAND, "serve", "--ready-fd", str(writer)]
+    with subprocess.Popen(command, env=environment, pass_fds=(writer,), stderr=subprocess.PIPE) as process:
+        os.close(writer)
+        assert os.read(reader, 1)
+        os.close(reader)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    assert not list(Path(environment["XDG_RUNTIME_DIR"]).rglob("*.sock"))
+
+
+@pytest.mark.parametrize(
+    ("test", "options"),
+    [
+        ("write_bw", ["-s", "64k", "-n", "40", "-q", "2"]),
+        ("read_bw", ["-s", "64k", "-n", "40", "--mtu", "1024"]),
+        ("send_bw", ["-s", "4k", "-n", "40", "--short"]),
+        ("read_bw", ["-s", "1m", "-n", "10", "--direct"]),
+        ("write_lat", ["-n", "40"]),
+        ("read_lat", ["-D", "0.2"]),
+        ("send_lat", ["-n", "40", "--direct"]),
+        ("atomic_lat", ["-n", "40"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_every_benchmark_gives_a_figure_and_its_ratio(
+    test: str, options: list[str], environment: dict[str, str]
+) -> None:
+    (result,) = json.loads(nopin(environment, "bench", test, *options, "-j").stdout)["results"]
+    assert result["ratio_to_floor"] > 0
+    assert result["BW_average" if test.endswith("bw") else "t_typical"] > 0
+
+
+@pytest.mark.needs_io_uring
+def test_a_benchmark_runs_on_pinned_memory(environment: dict[str, str]) -> None:
+    done = nopin(environment, "bench", "write_bw", "-s", "64k", "-n", "20", "--pinned", "--no-floor", "-j")
+    (result,) = json.loads(done.stdout)["results"]
+    assert result["BW_average"] > 0
+    assert result["ratio_to_floor"] is None
+
+
+def test_two_hosts_measure_through_a_listening_end(environment: dict[str, str]) -> None:
+    command = [*COMMAND, "bench", "write_bw", "--listen", "--port", "18599"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as passive:
+        assert passive.stderr is not None
+        assert "waiting" in passive.stderr.readline()
+        arguments = ["bench", "write_bw", "127.0.0.1", "--port", "18599", "-n", "20", "-j"]
+        (result,) = json.loads(nopin(environment, *arguments).stdout)["results"]
+        assert passive.wait(20) == 0
+    assert result["BW_average"] > 0
