@@ -7,6 +7,7 @@ the owner does to a few pages what any program may do to its memory at any time,
 
 from __future__ import annotations
 
+import math
 import secrets
 import tempfile
 import time
@@ -138,7 +139,7 @@ def _transfer(remote: RemoteArray, seed: int, progress: Callable[[int], None]) -
     """Read and verify the first half, write the second; return wrong bytes read, and seconds in transfers."""
     n_words = remote.size
     n_wrong, seconds = 0, 0.0
-    chunk = min(CHUNK_WORDS, n_words // 2)
+    chunk = math.gcd(CHUNK_WORDS, n_words // 2)  # so that none is read and written
     for first in range(0, n_words, chunk):
         last = min(first + chunk, n_words)
         if first < n_words // 2:
