@@ -83,6 +83,7 @@ class _Task:
 class _Posted(NamedTuple):
     task: _Task
     serial: int
+    n: int
     last: bool
 
 
@@ -106,6 +107,7 @@ class Transfers:
         self._waiting: deque[_Task] = deque()
         self._posted: deque[_Posted] = deque()
         self._serial = 0
+        self._room = qp.send_cq.depth  # completions that fit; each request can need one, if it is flushed
         self._dead: NopinError | None = None
         self._turn = threading.Condition(threading.Lock())
         self._led = False
@@ -128,6 +130,8 @@ class Transfers:
                 raise self._dead
             self._waiting.append(_Task(operation, pieces, keep))
             self._post()
+            if self._waiting:
+                self._take_completions()
 
     def progress(self) -> bool:
         """Take note of completions and post what waits, without sleeping; True when an operation ended."""
@@ -195,7 +199,7 @@ class Transfers:
     def _post(self) -> None:
         while self._waiting:
             task = self._waiting[0]
-            n = min(task.pieces.n - task.n_posted, self._qp.send_ring.free, BATCH_MAX)
+            n = min(task.pieces.n - task.n_posted, self._qp.send_ring.free, self._room, BATCH_MAX)
             if n <= 0:
                 return
             self._serial += 1
@@ -204,8 +208,9 @@ class Transfers:
             else:
                 self._post_batch(task.pieces, task.n_posted, n)
             task.n_posted += n
+            self._room -= n
             last = task.n_posted == task.pieces.n
-            self._posted.append(_Posted(task, self._serial, last))
+            self._posted.append(_Posted(task, self._serial, n, last))
             if last:
                 self._waiting.popleft()
 
@@ -250,6 +255,7 @@ class Transfers:
                 return True
             posted = self._posted.popleft()
             assert posted.serial == entry[0], "requests of one queue pair complete in order"
+            self._room += posted.n
             if posted.last:
                 posted.task.operation.complete()
                 ended = True
