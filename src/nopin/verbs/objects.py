@@ -96,6 +96,11 @@ class DeviceObject:
     ) -> None:
         self.close()
 
+    def _rejoin(self) -> None:
+        """Be known to the parents again: the garbage collector drops weak references before finalisers run."""
+        for parent in self._parents:
+            parent._children.add(self)
+
     def __del__(self) -> None:
         if getattr(self, "_why_closed", CLOSED) == "" and self._retired is not None:
             self._retired.append(self)

@@ -13,25 +13,21 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from nopin.control.exchange import Attached
-from nopin.errors import Closed, NopinError, RegionGone, UsageError
-from nopin.nic.abi import Access, QpState, WcStatus, WrOpcode
-from nopin.nic.attributes import QpAttr
+from nopin.errors import Closed, UsageError
+from nopin.nic.abi import Access, WrOpcode
 from nopin.verbs.access import format_access
-from nopin.verbs.explain import work_error
+from nopin.verbs.connection import Connection
 from nopin.verbs.objects import DeviceObject
 from nopin.verbs.operation import Operation
-from nopin.verbs.peer import LOST, PeerConnection
+from nopin.verbs.peer import PeerConnection
 from nopin.verbs.pieces import pieces_of
 from nopin.verbs.qp import QueuePair
 from nopin.verbs.selection import Selection, select
-from nopin.verbs.transfer import Pieces, Transfers
+from nopin.verbs.transfer import Pieces
 
 if TYPE_CHECKING:
     from nopin.verbs.device import Device
 
-GRACE_S = 0.05
-"""How long to wait for the owner's word on why an access was refused."""
-_MAY_MEAN_GONE = frozenset({WcStatus.REM_ACCESS_ERR, WcStatus.REM_OP_ERR, WcStatus.RETRY_EXC_ERR})
 _U64 = (1 << 64) - 1
 
 
@@ -42,6 +38,7 @@ class RemoteArray(DeviceObject):
         shape: as the owner's array; `strides` (bytes) too.
         dtype: numpy type of the elements.
         access: rights of the share.
+        device: through which it is reached.
     """
 
     def __init__(self, device: Device, qp: QueuePair, peer: PeerConnection, attached: Attached) -> None:
@@ -51,12 +48,9 @@ class RemoteArray(DeviceObject):
         self.access = Access(attached.access)
         self._itemsize = self.dtype.itemsize
         self._address = attached.address
-        self._qp = qp
-        self._peer = peer
-        self._transfers = Transfers(qp, device.whole_process.lkey, attached.rkey, self._explain)
-        self._waiter = qp.send_cq.waiter
-        self._waiter.on_side_event = self._peer_spoke
-        self._waiter.also(peer.fileno())
+        self.device = device
+        self._connection = Connection(qp, peer, device.whole_process.lkey, attached.rkey)
+        self._transfers = self._connection.transfers
         super().__init__(qp)
 
     @property
@@ -157,7 +151,7 @@ class RemoteArray(DeviceObject):
         name = "READ" if opcode is WrOpcode.RDMA_READ else "WRITE"
         operation.what = f"{name} of {selection.n_bytes} bytes from {self._address + selection.first_offset():#x} on"
         pieces = pieces_of(opcode, selection, self._address, buffer.ctypes.data)
-        self._transfers.submit(operation, pieces, buffer)
+        self._transfers.submit(operation, pieces, (self, buffer))
         return operation
 
     def _atomic(self, opcode: WrOpcode, index: object, compare_add: int, swap: int) -> int:
@@ -190,45 +184,15 @@ class RemoteArray(DeviceObject):
                 f'this share may not {verb}: its access is "{have}"; the owner has to share with "{letter}"'
             )
 
-    def _explain(self, status: int, what: str) -> NopinError:
-        """Turn a completion status into the error to raise: the owner may have told why."""
-        if status in _MAY_MEAN_GONE and (cause := self._peer.ended(GRACE_S)):
-            return _gone(cause, what)
-        return work_error(status, what)
-
-    def _peer_spoke(self) -> None:
-        """The exchange connection is readable: the share ended, or the peer's server is gone."""
-        cause = self._peer.ended()
-        if not cause:
-            return
-        self._waiter.no_longer()
-        self._transfers.progress()
-        if self._transfers.dead is not None:
-            return
-        try:
-            self._qp.modify(QpAttr(state=QpState.ERR))  # no byte of ours is touched once this returns
-        except NopinError as problem:
-            self._transfers.die(problem)
-            return
-        self._transfers.die(_gone(cause, "the operation was not completed"))
-
     def _end(self) -> None:
-        self._waiter.no_longer()
-        self._qp.close()
-        self._transfers.die(Closed("this RemoteArray was closed"))
-        self._qp.send_cq.close()
+        self._connection.close(Closed("this RemoteArray was closed"))
 
     def _let_go(self) -> None:
-        self._peer.close()
+        self._connection.peer.close()
 
     def _abandon(self) -> None:
         super()._abandon()
         self._transfers.abandon(self._closed_error())
-
-
-def _gone(cause: str, what: str) -> RegionGone:
-    explained = "the server that publishes it ended, or the network was cut" if cause == LOST else cause
-    return RegionGone(f"{what}: the shared region is gone: {explained}")
 
 
 def _nothing() -> None:

@@ -82,8 +82,8 @@ class Session:
             ServerRefused: the server refused; nothing was changed.
             ServerGone: the server went away.
         """
-        while self.retired:
-            self.retired.popleft().close()
+        if self.retired:
+            self._close_retired()
         reply, fds = self.control.request(message)
         if not isinstance(reply, reply_type):
             for fd in fds:
@@ -94,6 +94,13 @@ class Session:
     def tell(self, message: Request) -> None:
         """Send a request that has no other answer than Done. Raises as `request`."""
         self.request(message, Done)
+
+    def _close_retired(self) -> None:
+        dropped = [self.retired.popleft() for _ in range(len(self.retired))]
+        for each in dropped:
+            each._rejoin()
+        for each in dropped:
+            each.close()
 
     def ring_doorbell(self) -> None:
         """Wake the server if it sleeps; call it after posting.

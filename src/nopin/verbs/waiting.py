@@ -60,8 +60,10 @@ class Waiter:
     def no_longer(self) -> None:
         """Forget the descriptor given to `also`."""
         fd, self._side_fd = self._side_fd, -1
+        self.on_side_event = _nothing
         if fd >= 0:
-            self._epoll.unregister(fd)
+            with contextlib.suppress(OSError):  # closed already, by the garbage collector
+                self._epoll.unregister(fd)
 
     def wait(self, deadline_ns: int | None, *, until: Callable[[], bool]) -> bool:
         """Wait for a completion in the ring, or until `until()` holds (asked when woken for another reason).
