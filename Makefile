@@ -36,9 +36,8 @@ test: setup
 	@$(BIN)/python -m pytest
 
 lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict
+	@status=0; for check in "ruff check" "ruff format --check" "mypy --strict"; do \
+		echo "$$check"; $(BIN)/$$check || status=1; done; exit $$status
 
 bench: setup
 	@$(BIN)/nopin bench floor

@@ -40,7 +40,7 @@ def measure_floors(
     try:
         floors += [MemcpyFloor(size) for size in sizes_bytes]
         floors += [ProcessVmFloor(size) for size in sizes_bytes]
-        floors += [UdpFloor(crc=False), UdpFloor(crc=True), WakeFloor()]
+        floors += [UdpFloor(crc=False), UdpFloor(crc=True), WakeFloor(), WakeFloor(one_cpu=True)]
         rounds = measure_all(floors, n_rounds=n_rounds, seconds=round_s)
     finally:
         for floor in floors:
