@@ -87,6 +87,8 @@ class CompletionQueue(DeviceObject):
 
     def close(self) -> None:
         """Close the queue, its queue pairs first, and the channel if it made that itself."""
+        if self._why_closed:
+            return
         super().close()
         if self._owns_channel:
             self.channel.close()

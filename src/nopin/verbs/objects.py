@@ -98,8 +98,9 @@ class DeviceObject:
 
     def _rejoin(self) -> None:
         """Be known to the parents again: the garbage collector drops weak references before finalisers run."""
-        for parent in self._parents:
-            parent._children.add(self)
+        if not self._why_closed:
+            for parent in self._parents:
+                parent._children.add(self)
 
     def __del__(self) -> None:
         if getattr(self, "_why_closed", CLOSED) == "" and self._retired is not None:
