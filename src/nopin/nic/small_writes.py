@@ -33,7 +33,8 @@ def small_writes(core: Core, qp: QueuePair, packets: Packets, at: int, end: int)
 
     0 means: handle the first one the ordinary way, which finds what is special about it.
     """
-    others = np.flatnonzero(packets.opcode[at:end] != Opcode.WRITE_ONLY)
+    # Without a payload there may be no whole RETH either.
+    others = np.flatnonzero((packets.opcode[at:end] != Opcode.WRITE_ONLY) | (packets.payload[at:end] <= 0))
     n = int(others[0]) if len(others) else end - at
     if n < _MANY or not (qp.attr.access or 0) & REMOTE_WRITE:
         return 0
@@ -63,7 +64,8 @@ def _plain_writes(
     region: Region,
 ) -> NDArray[np.bool_]:
     """Say which WRITEs of a run are well formed and inside the region: (n,) bool."""
-    span = min(region.length, U64_MAX)
+    span = np.uint64(min(region.length, U64_MAX))
+    size = length.astype(np.uint64)
     offset = address - np.uint64(region.iova)  # wraps for addresses below, which the first comparison rejects
     return np.asarray(
         same_key
@@ -72,8 +74,8 @@ def _plain_writes(
         & (length <= qp.mtu)
         & (run.pad == (-run.payload & 3))
         & (address >= np.uint64(region.iova))
-        & (length <= span)
-        & (offset <= np.uint64(span) - np.minimum(length, span).astype(np.uint64))
+        & (size <= span)
+        & (offset <= span - np.minimum(size, span))
     )
 
 

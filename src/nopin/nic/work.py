@@ -168,4 +168,5 @@ def decode_recv(entry: bytes, regions: RegionTable, pd: Pd, max_sge: int) -> Rec
     resolved = resolve(entry, n_sge, regions, pd, LOCAL_WRITE)
     if resolved is None:
         return RecvWork(wr_id, [], 0, WcStatus.LOC_PROT_ERR)
-    return RecvWork(wr_id, resolved[0], resolved[1])
+    # No message is longer, however much room a client offers.
+    return RecvWork(wr_id, resolved[0], min(resolved[1], LENGTH_BYTES_MAX))
