@@ -203,7 +203,7 @@ def reset(core: Core, qp: QueuePair) -> None:
 
 
 def _forget_waits(core: Core, qp: QueuePair) -> None:
-    for waiter in (qp.requester_waiter, qp.responder_waiter, qp.stream_waiter):
+    for waiter in (qp.requester_waiter, qp.responder_waiter, qp.direct_waiter, qp.stream_waiter):
         core.iommu.forget(waiter)
     qp.send.parked = ""
     qp.recv.stream_parked = False

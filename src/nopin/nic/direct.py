@@ -156,7 +156,7 @@ def _write(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
         target = _remote(core, qp, peer, work, REMOTE_WRITE, write=True)
         n = min(CHUNK_BYTES, work.length - work.done_bytes)
         n_read = _take_local(core, qp, work, n)
-        done = push(core, slice_pieces(target, work.done_bytes, n_read), core.plan.staging, qp.requester_waiter)
+        done = push(core, slice_pieces(target, work.done_bytes, n_read), core.plan.staging, qp.direct_waiter)
         _check(done, n_read, no_access())
         _check(n_read, n, LocalFault())
         work.done_bytes += n
@@ -173,7 +173,7 @@ def _read(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
     while work.done_bytes < work.length:
         source = _remote(core, qp, peer, work, REMOTE_READ, write=False)
         n = min(CHUNK_BYTES, work.length - work.done_bytes)
-        n_read = pull(core, slice_pieces(source, work.done_bytes, n), qp.requester_waiter)
+        n_read = pull(core, slice_pieces(source, work.done_bytes, n), qp.direct_waiter)
         n_read = _whole_packets(qp, n_read, n)
         done = push(core, work.slice(work.done_bytes, n_read), core.plan.staging, qp.requester_waiter)
         _check(done, n_read, LocalFault())
@@ -187,7 +187,7 @@ def _send(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
         n = min(CHUNK_BYTES, work.length - work.done_bytes)
         n_read = _take_local(core, qp, work, n)
         pieces = slice_pieces(recv.pieces, work.done_bytes, n_read)
-        done = push(core, pieces, core.plan.staging, qp.requester_waiter)
+        done = push(core, pieces, core.plan.staging, qp.direct_waiter)
         _check(done, n_read, Refusal(Nak.REMOTE_OPERATIONAL_ERROR, WcStatus.LOC_PROT_ERR))
         _check(n_read, n, LocalFault())
         work.done_bytes += n
@@ -210,7 +210,7 @@ def _receive_for(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> 
         raise Refusal(Nak.REMOTE_OPERATIONAL_ERROR, recv.status)
     if work.length > recv.capacity:
         raise Refusal(Nak.INVALID_REQUEST, WcStatus.LOC_LEN_ERR)
-    if not prepare_pieces(core, recv.pieces, qp.requester_waiter, write=True):
+    if not prepare_pieces(core, recv.pieces, qp.direct_waiter, write=True):
         raise Parked
     return recv
 
@@ -230,7 +230,7 @@ def _atomic(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
         region.va(work.remote_address),
         compare=work.compare_add if swap else None,
         operand=work.swap if swap else work.compare_add,
-        waiter=waiter_for(region, qp.requester_waiter),
+        waiter=waiter_for(region, qp.direct_waiter),
     )
     if original == PARKED:
         raise Parked
@@ -246,7 +246,7 @@ def _remote(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork, need: in
     region = check_target(core, peer, work.rkey, work.remote_address, work.length, need)
     va = region.va(work.remote_address)
     if work.done_bytes == 0:
-        prepare(core, region, va, work.length, qp.requester_waiter, write=write)
+        prepare(core, region, va, work.length, qp.direct_waiter, write=write)
     return [Piece(region, va, work.length)]
 
 

@@ -270,7 +270,7 @@ class Nic:
             qp = self._core.qps.get(qpn)
             if qp is None:
                 continue
-            if side == "send":
+            if side in ("send", "direct"):
                 completer.resume(self._core, qp, now)
             elif side == "recv":
                 responder.resume(self._core, qp, now)

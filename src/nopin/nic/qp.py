@@ -215,6 +215,14 @@ class QueuePair:
         return (self.qpn, "recv")
 
     @property
+    def direct_waiter(self) -> tuple[int, str]:
+        """The name under which our requests on the direct path wait for pages of the peer.
+
+        One of its own: what the wait for the peer's page earned must not be spent on a look at ours.
+        """
+        return (self.qpn, "direct")
+
+    @property
     def stream_waiter(self) -> tuple[int, str]:
         """The name under which a READ being answered waits for pages."""
         return (self.qpn, "stream")
