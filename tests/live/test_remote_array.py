@@ -121,6 +121,21 @@ def test_the_given_array_may_be_changed_at_once(attach: Attach) -> None:
     assert (owned == 1).all()
 
 
+def test_bytes_can_go_where_the_caller_says(attach: Attach) -> None:
+    owned, mine = numbers(40, 30), np.zeros((10, 30), np.int32)
+    with attach(owned) as remote:
+        assert remote.read_async(slice(10, 20), out=mine).result() is mine
+        assert np.array_equal(mine, owned[10:20])
+        for key, out in (
+            (slice(0, 9), mine),
+            (slice(0, 10), mine.astype(np.int64)),
+            (slice(0, 10), np.zeros((30, 10), np.int32).T),
+            (slice(9, None, -1), mine),
+        ):
+            with pytest.raises(nopin.UsageError, match="out"):
+                remote.read_async(key, out=out)
+
+
 def test_arrays_without_dimensions_work(attach: Attach) -> None:
     owned = np.array(5.5)
     with attach(owned) as remote:

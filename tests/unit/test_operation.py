@@ -96,7 +96,7 @@ def test_awaiting_returns_the_result() -> None:
     async def both() -> tuple[int, int]:
         return await asyncio.gather(_awaited(started(3)[0]), _awaited(started(1)[0]))
 
-    assert asyncio.run(both()) == (42, 42)
+    assert list(asyncio.run(both())) == [42, 42]
 
 
 async def _awaited(operation: Operation[int]) -> int:

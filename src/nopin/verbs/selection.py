@@ -42,6 +42,7 @@ class Selection:
         itemsize: bytes of one element.
         run_bytes: length of each run.
         n_runs: how many runs; 0 when the result is empty.
+        in_memory_order: the order of the result is that of memory: the common case, and nothing to arrange.
     """
 
     shape: tuple[int, ...]
@@ -52,8 +53,7 @@ class Selection:
     _outer: tuple[_Dim, ...]
     _order: tuple[int, ...]
     _flips: tuple[slice, ...]
-    _plain: bool
-    """Memory order is the order of the result: the common case."""
+    in_memory_order: bool
 
     @property
     def n_bytes(self) -> int:
@@ -85,14 +85,14 @@ class Selection:
 
     def arrange(self, buffer: Array) -> Array:
         """View the bytes of all runs, in order and typed, as the result."""
-        if self._plain:
+        if self.in_memory_order:
             return buffer.reshape(self.shape)
         inverse = np.argsort(self._order)
         return buffer.reshape(self.buffer_shape()).transpose(inverse)[self._flips]
 
     def flatten(self, value: Array) -> Array:
         """Return a value of the result's shape as one contiguous buffer, run after run."""
-        if self._plain:
+        if self.in_memory_order:
             return np.ascontiguousarray(value).reshape(-1)
         return np.ascontiguousarray(value[self._flips].transpose(self._order)).reshape(-1)
 
