@@ -15,7 +15,7 @@ import numpy as np
 from nopin.iommu.iommu import PARKED
 from nopin.nic.abi import AsyncEventType, QpState, WcStatus, WrOpcode
 from nopin.nic.core import Core, fail, send_done
-from nopin.nic.packets import Packets
+from nopin.nic.packets import HELD_PACKETS_MAX, Packets
 from nopin.nic.qp import WINDOW_PACKETS_MAX, WINDOW_PACKETS_MIN, QueuePair
 from nopin.nic.requester import restart_timer, rewind
 from nopin.nic.scatter import push, scatter
@@ -39,7 +39,7 @@ def receive(core: Core, qp: QueuePair, packets: Packets, now: int) -> None:
     """Take response packets, in order of arrival."""
     side = qp.send
     if side.parked == "scatter":
-        side.held.append(packets.detach())
+        _hold(core, qp, packets)
         return
     at, n = 0, len(packets)
     while at < n and qp.state in (QpState.RTS, QpState.SQD):
@@ -53,7 +53,7 @@ def receive(core: Core, qp: QueuePair, packets: Packets, now: int) -> None:
             _acknowledge(core, qp, packets, at, now)
             at += not side.parked
         if side.parked == "scatter":
-            side.held.append(packets.part(at, n).detach())
+            _hold(core, qp, packets.part(at, n))
             return
 
 
@@ -64,10 +64,21 @@ def resume(core: Core, qp: QueuePair, now: int) -> None:
     core.ready[qp] = None
     if parked != "scatter":
         return
-    held, side.held = side.held, []
+    held, side.held, side.n_held = side.held, [], 0
     for packets in held:
         receive(core, qp, packets, now)
     restart_timer(qp, now)
+
+
+def _hold(core: Core, qp: QueuePair, packets: Packets) -> None:
+    """Keep responses until a local page has come; those beyond the bound are as good as lost on the way."""
+    side = qp.send
+    fits = min(len(packets), HELD_PACKETS_MAX - side.n_held)
+    core.counters.parked_drop += len(packets) - fits
+    if fits <= 0:
+        return
+    side.held.append(packets.part(0, fits).detach())
+    side.n_held += fits
 
 
 def on_deadline(core: Core, qp: QueuePair, now: int) -> None:

@@ -159,6 +159,7 @@ def fail(core: Core, qp: QueuePair) -> None:
     _forget_waits(core, qp)
     qp.send.deadline = qp.send.wait_until = None
     qp.send.held.clear()
+    qp.send.n_held = 0
     qp.recv.held.clear()
     qp.recv.n_held = 0
     qp.recv.parked_at = None

@@ -42,6 +42,8 @@ class Counters:
     parked: int = 0
     parked_drop: int = 0
     """Packets dropped because a parked queue pair held too many already."""
+    unsent_drop: int = 0
+    """Requests dropped because too many answers to earlier ones still wait to be sent."""
     direct_messages: int = 0
     direct_bytes: int = 0
     cq_overrun: int = 0

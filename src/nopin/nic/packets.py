@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from nopin.mm.space import Staging
 from nopin.nic.wire.opcodes import HEADER_BYTES, ICRC_BYTES
 
+HELD_PACKETS_MAX = 2048
+"""Packets a queue pair keeps each way while it is parked; more are dropped and will be sent again."""
+
 
 @dataclass(slots=True, eq=False)
 class Packets:

@@ -43,7 +43,7 @@ class SendSide:
         wait_until: an RNR wait in progress.
         halted: work that cannot be sent; fails once everything before it has been answered.
         parked: a local page is being brought in: "gather" (nothing is sent) or "scatter" (responses are held).
-        held: responses that wait for a parked scatter.
+        held: responses that wait for a parked scatter; `n_held` packets.
         gap_at: `una` at which a gap in responses was already answered by a retry.
     """
 
@@ -63,6 +63,7 @@ class SendSide:
     halted: SendWork | None = None
     parked: str = ""
     held: list[Packets] = field(default_factory=list)
+    n_held: int = 0
     gap_at: int | None = None
 
 

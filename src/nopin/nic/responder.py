@@ -28,7 +28,7 @@ from nopin.nic.abi import AsyncEventType, QpState
 from nopin.nic.core import Core, waiter_for
 from nopin.nic.inbound import take_message
 from nopin.nic.mr import Region
-from nopin.nic.packets import Packets
+from nopin.nic.packets import HELD_PACKETS_MAX, Packets
 from nopin.nic.qp import QueuePair, ReadStream, Reply, SavedRequest
 from nopin.nic.refusal import (
     NotReady,
@@ -52,8 +52,9 @@ from nopin.units import MS_NS
 PARK_BOUND_NS = 20 * MS_NS
 """A fault that outlasts this is told to the peer: well below the usual 67 ms acknowledge timer (code 14)."""
 
-HELD_PACKETS_MAX = 2048
-"""Packets a parked queue pair keeps; more are dropped and will be sent again."""
+UNSENT_REPLIES_MAX = 1024
+"""Answers that may wait to be sent. A peer that keeps to its max_rd_atomic stays far below; one that floods us with
+READs or duplicates has the rest dropped, as if they were lost on the way."""
 
 
 def receive(core: Core, qp: QueuePair, packets: Packets, now: int) -> None:
@@ -70,6 +71,10 @@ def receive(core: Core, qp: QueuePair, packets: Packets, now: int) -> None:
     at = 0
     for edge in edges:
         while at < edge and qp.may_receive():
+            if len(side.replies) >= UNSENT_REPLIES_MAX:
+                core.counters.unsent_drop += len(packets) - at
+                _acknowledge(core, qp)
+                return
             ahead = psn_diff(int(packets.psn[at]), side.epsn)
             if ahead < 0:
                 _duplicate(core, qp, packets, at)
