@@ -321,9 +321,7 @@ def test_memory_protected_against_writing_is_still_read(pair: Pair, buffer: Page
 
 
 @each_spoilt
-def test_atomics_on_spoilt_memory_are_access_errors(
-    pair: Pair, buffer: Pages, spoilt: Spoilt, tmp_path: Path
-) -> None:
+def test_atomics_on_spoilt_memory_are_access_errors(pair: Pair, buffer: Pages, spoilt: Spoilt, tmp_path: Path) -> None:
     with spoilt.memory(tmp_path) as pages:
         pages.fill(16)
         region = pair.owner.register(pages.address, pages.length)

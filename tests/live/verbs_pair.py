@@ -96,14 +96,10 @@ class End:
         self.qp.post_recv(RecvWr(sges, wr_id))
 
     def read(self, remote: int, rkey: int, local: int, length: int) -> WcStatus:
-        return self.run(
-            SendWr(WrOpcode.RDMA_READ, [self.sge(local, length)], remote_address=remote, rkey=rkey)
-        ).status
+        return self.run(SendWr(WrOpcode.RDMA_READ, [self.sge(local, length)], remote_address=remote, rkey=rkey)).status
 
     def write(self, remote: int, rkey: int, local: int, length: int) -> WcStatus:
-        return self.run(
-            SendWr(WrOpcode.RDMA_WRITE, [self.sge(local, length)], remote_address=remote, rkey=rkey)
-        ).status
+        return self.run(SendWr(WrOpcode.RDMA_WRITE, [self.sge(local, length)], remote_address=remote, rkey=rkey)).status
 
     def atomic(self, opcode: WrOpcode, remote: int, rkey: int, local: int, compare_add: int, swap: int = 0) -> WcStatus:
         sges = [self.sge(local, 8)]
