@@ -1,8 +1,8 @@
 """The event loop: one thread that does everything but wait for slow pages.
 
 One turn, top to bottom: what arrived on descriptors (first of all, because a client whose mapping changes
-waits until we read), packets, new work in rings, deadlines, page requests, packets out, notices and events to
-clients.
+waits until we read), packets, new work in rings, deadlines, packets out, page requests, notices and events to
+clients. Page requests come after everything that can raise one, so none is left lying when the loop sleeps.
 
 Between turns it decides whether to sleep. Posting costs a client no system call while the server is awake:
 the server says in the state page when it sleeps, and the client rings only then. Both sides write first, then
@@ -61,22 +61,24 @@ class Loop:
         """Do what there is to do now; tell whether there was anything."""
         core = self._core
         worked = core.poller.poll(0) > 0
-        self._receive(now)
+        worked |= self._receive(now)
         worked |= core.nic.poll_rings(now)
         self._meet_deadlines(now)
-        self._page_requests(now)
         self._transmit(now)
+        worked |= self._page_requests(now)
         self._tell_clients()
         return worked or core.nic.busy
 
-    def _receive(self, now: int) -> None:
+    def _receive(self, now: int) -> bool:
+        """Take what arrived; tell whether there was reason to look."""
         core = self._core
         due = core.link.next_deadline()
         if not self._packets_wait and (due is None or due > now):
-            return
+            return False
         self._packets_wait = False
         for batch in core.link.receive(now):
             core.nic.receive(batch, now)
+        return True
 
     def _meet_deadlines(self, now: int) -> None:
         core = self._core
@@ -85,16 +87,19 @@ class Loop:
             core.nic.on_deadline(now)
         core.timers.run(now)
 
-    def _page_requests(self, now: int) -> None:
-        """Hand new requests to the workers, and resume whose pages have come."""
+    def _page_requests(self, now: int) -> bool:
+        """Hand new requests to the workers, and resume whose pages have come; tell whether somebody was resumed.
+
+        Resumed work may park again, so the next turn must come before any sleep.
+        """
         core = self._core
         for request in core.iommu.take_requests():
             space = core.iommu.space(request.pasid)
             if space is not None:  # otherwise it was unbound meanwhile, and its waiters are awake
                 core.workers.submit(request, space)
         woken = core.iommu.take_wakeups()
-        if woken:
-            core.nic.resume(woken, now)
+        core.nic.resume(woken, now)
+        return bool(woken)
 
     def _transmit(self, now: int) -> None:
         core = self._core
