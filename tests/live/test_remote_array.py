@@ -255,6 +255,30 @@ def test_an_event_loop_and_a_thread_wait_at_once(attach: Attach) -> None:
     assert found == list(range(200, 400))
 
 
+def test_closing_wakes_a_thread_that_waits(attach: Attach) -> None:
+    for _ in range(10):
+        remote = attach(np.zeros(1 << 22))
+        operations = [remote.read_async(...) for _ in range(20)]
+        threading.Timer(0.005, remote.close).start()
+        error = operations[-1].exception(timeout=20)
+        assert error is None or isinstance(error, nopin.Closed)
+
+
+def test_closing_wakes_an_event_loop_that_waits(attach: Attach) -> None:
+    async def last(remote: nopin.RemoteArray) -> BaseException | None:
+        operations = [remote.read_async(...) for _ in range(20)]
+        threading.Timer(0.005, remote.close).start()
+        try:
+            await operations[-1]
+        except nopin.NopinError as error:
+            return error
+        return None
+
+    for _ in range(5):
+        error = asyncio.run(last(attach(np.zeros(1 << 22))))
+        assert error is None or isinstance(error, nopin.Closed)
+
+
 def test_atomics_return_what_was_there(attach: Attach) -> None:
     owned = np.array([5, -3, 2**63 - 1], np.int64)
     with attach(owned) as remote:

@@ -5,11 +5,14 @@ is signalled, and requests of one queue pair complete in order, so one completio
 not fit into the queue waits here and is posted as completions make room.
 
 Any thread may submit. One thread at a time waits in the kernel (the leader) and makes progress for all; when
-it has what it wanted, another that still waits takes over. An event loop makes progress beside it.
+it has what it wanted, another that still waits takes over. Event loops make progress beside it. Whoever takes a
+completion that somebody else waits for tells them by a way of their own: a word on the shared eventfd could be
+taken by the wrong one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -110,7 +113,7 @@ class Transfers:
         self._room = qp.send_cq.depth  # completions that fit; each request can need one, if it is flushed
         self._dead: NopinError | None = None
         self._turn = threading.Condition(threading.Lock())
-        self._led = False
+        self._leader = 0  # its thread; 0 is nobody
         self._n_followers = 0
         self._attended: dict[asyncio.AbstractEventLoop, int] = {}
 
@@ -152,16 +155,16 @@ class Transfers:
 
     def attend(self, future: asyncio.Future[None]) -> None:
         """Make progress from the running event loop while the future is pending."""
-        loop = future.get_loop()
+        loop, fd = future.get_loop(), self._waiter.fileno()
         if loop not in self._attended:
-            loop.add_reader(self._waiter.fileno(), self._on_readable)
+            loop.add_reader(fd, self._on_readable)
         self._attended[loop] = self._attended.get(loop, 0) + 1
 
         def settled(_: asyncio.Future[None]) -> None:
             self._attended[loop] -= 1
             if not self._attended[loop]:
                 del self._attended[loop]
-                loop.remove_reader(self._waiter.fileno())
+                loop.remove_reader(fd)
 
         future.add_done_callback(settled)
         self._on_readable()
@@ -175,14 +178,13 @@ class Transfers:
             if self._dead is not None:
                 return
             self._fail_all(error)
-        self._waiter.wake()
-        self._notify_followers()
+        self._tell_waiters()
 
     def abandon(self, error: NopinError) -> None:
         """Be dead in a forked child: rings and descriptors are the parent's, locks may be held by nobody."""
         self._lock = threading.RLock()
         self._turn = threading.Condition(threading.Lock())
-        self._led = False
+        self._leader = 0
         self._fail_all(error)
 
     # --- posting and completing; all under the lock
@@ -262,7 +264,7 @@ class Transfers:
         if self._waiting:
             self._post()
         if ended:
-            self._notify_followers()
+            self._tell_waiters()
         return ended
 
     def _failed(self, serial: int, status: int) -> None:
@@ -282,8 +284,8 @@ class Transfers:
     def _become_leader(self, operation: Operation[Any], deadline_ns: int | None) -> bool:
         """Be the one who waits in the kernel; False after waiting for somebody else to make progress."""
         with self._turn:
-            if not self._led:
-                self._led = True
+            if not self._leader:
+                self._leader = threading.get_ident()
                 return True
             if operation.ended:
                 return False
@@ -295,12 +297,16 @@ class Transfers:
 
     def _step_down(self) -> None:
         with self._turn:
-            self._led = False
+            self._leader = 0
             self._turn.notify_all()
-        if self._attended and self._dead is None:
-            self._waiter.wake()  # the event loop has to arm the ring again
+        for loop in list(self._attended):
+            with contextlib.suppress(RuntimeError):  # that loop has been closed with work under way
+                loop.call_soon_threadsafe(self._on_readable)  # it has to arm the ring itself again
 
-    def _notify_followers(self) -> None:
+    def _tell_waiters(self) -> None:
+        """Operations ended: whoever waits in another thread looks at its own."""
+        if self._leader and self._leader != threading.get_ident():
+            self._waiter.wake()
         if self._n_followers:
             with self._turn:
                 self._turn.notify_all()
@@ -322,13 +328,13 @@ class Transfers:
 
     def _on_readable(self) -> None:
         """The event loop woke up, or begins to wait: take note, and ask to be woken again."""
+        if self._dead is not None:
+            return
         try:
             self._waiter.collect()
         except ServerGone as gone:
             self.die(gone)
             return
-        ended = self.progress()
-        while self._dead is None and self._attended and self._waiter.armed_and_ready():
-            ended |= self.progress()
-        if ended and self._led:
-            self._waiter.wake()  # what we took may be what the leader sleeps for
+        self.progress()
+        while self._dead is None and (self._attended or self._leader) and self._waiter.armed_and_ready():
+            self.progress()

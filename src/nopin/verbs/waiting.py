@@ -42,20 +42,24 @@ class Waiter:
         self._channel_fd = channel_fd
         self._control = control
         self._spin_ns = spin_us * US_NS
-        self._epoll = select.epoll()
-        self._epoll.register(channel_fd, select.EPOLLIN)
-        self._epoll.register(control.fileno(), 0)  # EPOLLHUP comes unasked; events there are not for us
+        self._events = select.epoll()
+        self._events.register(channel_fd, select.EPOLLIN)
+        self._events.register(control.fileno(), 0)  # EPOLLHUP comes unasked; events there are not for us
+        self._nudge_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._bed = select.epoll()
+        self._bed.register(self._events, select.EPOLLIN)
+        self._bed.register(self._nudge_fd, select.EPOLLIN)
         self._side_fd = -1
         self.on_side_event: Callable[[], None] = _nothing
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when `collect` has something to do."""
-        return self._epoll.fileno()
+        return self._events.fileno()
 
     def also(self, fd: int) -> None:
         """Wake up for one more descriptor."""
         self._side_fd = fd
-        self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
+        self._events.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
 
     def no_longer(self) -> None:
         """Forget the descriptor given to `also`."""
@@ -63,7 +67,7 @@ class Waiter:
         self.on_side_event = _nothing
         if fd >= 0:
             with contextlib.suppress(OSError):  # closed already, by the garbage collector
-                self._epoll.unregister(fd)
+                self._events.unregister(fd)
 
     def wait(self, deadline_ns: int | None, *, until: Callable[[], bool]) -> bool:
         """Wait for a completion in the ring, or until `until()` holds (asked when woken for another reason).
@@ -85,7 +89,11 @@ class Waiter:
             left_s = -1.0 if deadline_ns is None else (deadline_ns - time.monotonic_ns()) / S_NS
             if deadline_ns is not None and left_s <= 0:
                 return False
-            self.collect(left_s)
+            self._bed.poll(left_s)
+            if until():  # also when this object has just been closed
+                return True
+            self._rise()
+            self.collect()
             if self._ring.ready or until():
                 return True
 
@@ -94,13 +102,13 @@ class Waiter:
         self._ring.arm()
         return self._ring.ready
 
-    def collect(self, timeout_s: float = 0.0) -> None:
-        """Sleep until something happens, and take note of it.
+    def collect(self) -> None:
+        """Take note of what has happened, without sleeping.
 
         Raises:
             ServerGone: the server went away.
         """
-        for fd, _ in self._epoll.poll(timeout_s):
+        for fd, _ in self._events.poll(0):
             if fd == self._channel_fd:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(fd)
@@ -112,13 +120,20 @@ class Waiter:
             raise ServerGone(f"the device server at {self._control.path} went away; make a new Device and attach again")
 
     def wake(self) -> None:
-        """Wake whoever sleeps in `wait`."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_write(self._channel_fd, 1)
+        """Wake the thread that sleeps in `wait`; nobody else can take this word away, as `collect` could."""
+        if self._nudge_fd >= 0:
+            os.eventfd_write(self._nudge_fd, 1)
 
     def close(self) -> None:
-        """Close the descriptor of this object; those given stay open."""
-        self._epoll.close()
+        """Close the descriptors of this object; those given stay open."""
+        self._bed.close()
+        self._events.close()
+        fd, self._nudge_fd = self._nudge_fd, -1
+        os.close(fd)
+
+    def _rise(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._nudge_fd)
 
     def _look(self, deadline_ns: int | None) -> bool:
         ring, now = self._ring, time.monotonic_ns
