@@ -107,12 +107,16 @@ class End:
         return self.run(wr).status
 
     def events_of(self, kind: AsyncEventType, n: int = 1) -> list[AsyncEvent]:
-        """The events of one kind; waits until n have come, and then for no more."""
+        """The events of one kind: waits until n have come, and returns those beyond as well."""
         found: list[AsyncEvent] = []
         deadline = time.monotonic() + PATIENCE_S
         while len(found) < n and time.monotonic() < deadline:
-            found += [event for event in self.device.events(0.1) if event.kind is kind]
-        return found
+            found += self._events_now(kind, 0.1)
+        self.device.stat()  # answered after all that the server had to tell
+        return found + self._events_now(kind, 0.0)
+
+    def _events_now(self, kind: AsyncEventType, timeout_s: float) -> list[AsyncEvent]:
+        return [event for event in self.device.events(timeout_s) if event.kind is kind]
 
 
 class Pair:
