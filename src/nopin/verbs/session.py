@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from nopin.control.messages import PROTOCOL_VERSION, Done, Hello, Reply, Request, Welcome
+from nopin.control.packets import close_all
 from nopin.control.socket import ControlSocket
 from nopin.errors import HostLacks, ServerError
 from nopin.linux import memfd
@@ -65,11 +65,9 @@ class Session:
         try:
             reply, fds = self.control.request(hello, passed)
         finally:
-            for fd in passed:
-                os.close(fd)
+            close_all(passed)
         if not isinstance(reply, Welcome) or reply.version != PROTOCOL_VERSION or len(fds) != 2:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
             raise ServerError(
                 f"the device server at {self.control.path} speaks another version; start one of this version"
             )
@@ -86,8 +84,7 @@ class Session:
             self._close_retired()
         reply, fds = self.control.request(message)
         if not isinstance(reply, reply_type):
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
             raise ServerError(f"{type(message).__name__} was answered with {type(reply).__name__}")
         return reply, fds
 
@@ -127,9 +124,3 @@ class Session:
         doorbell, self._doorbell = self._doorbell, -1
         if doorbell >= 0:
             os.close(doorbell)
-
-
-def close_fds(fds: Sequence[int]) -> None:
-    """Close descriptors."""
-    for fd in fds:
-        os.close(fd)
