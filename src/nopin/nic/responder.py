@@ -150,6 +150,7 @@ def _out_of_sequence(core: Core, qp: QueuePair, n_packets: int) -> None:
         core.counters.dropped_after_nak += n_packets
         return
     side.nak_sent = True
+    side.ack_due = False  # the NAK acknowledges all before it
     core.counters.sent_nak += 1
     side.replies.append(Reply(side.epsn, Nak.SEQUENCE_ERROR, side.msn))
     core.ready[qp] = None
@@ -174,14 +175,20 @@ def _duplicate(core: Core, qp: QueuePair, packets: Packets, at: int) -> None:
         side.ack_due = True
         return
     saved = _saved_at(qp, psn)
-    if opcode == Opcode.READ_REQUEST and saved is not None and saved.original is None:
-        if _repeat_read(core, qp, packets, at, saved):
-            return
-    elif saved is not None and saved.original is not None and saved.psn == psn:
-        side.replies.append(Reply(psn, SYNDROME_ACK, side.msn, saved.original))
-        core.ready[qp] = None
-        return
-    core.counters.duplicate_drop += 1
+    if saved is None or not _repeat(core, qp, packets, at, saved):
+        core.counters.duplicate_drop += 1
+
+
+def _repeat(core: Core, qp: QueuePair, packets: Packets, at: int, saved: SavedRequest) -> bool:
+    """Answer a READ or atomic again; False when it is not the one that was saved."""
+    is_read = int(packets.opcode[at]) == Opcode.READ_REQUEST
+    if is_read != (saved.original is None):
+        return False
+    if is_read:
+        return _repeat_read(core, qp, packets, at, saved)
+    qp.recv.replies.append(Reply(saved.psn, SYNDROME_ACK, qp.recv.msn, saved.original))
+    core.ready[qp] = None
+    return True
 
 
 def _saved_at(qp: QueuePair, psn: int) -> SavedRequest | None:
@@ -275,11 +282,11 @@ def _read_request(core: Core, qp: QueuePair, packets: Packets, at: int) -> None:
         region = check_target(core, qp, reth.rkey, reth.address, reth.length, REMOTE_READ)
         va = region.va(reth.address)
         prepare(core, region, va, reth.length, qp.responder_waiter, write=False)
+    _acknowledge(core, qp)  # what came before, and no more: this is answered by its data
     side.msn = (side.msn + 1) & MSN_MASK
     stream = _stream(qp, side.epsn, reth, region)
     _save(qp, SavedRequest(side.epsn, stream.n_left, reth.rkey, reth.address, reth.length))
     side.epsn = psn_add(side.epsn, stream.n_left)
-    _acknowledge(core, qp)
     side.replies.append(stream)
     core.ready[qp] = None
 
@@ -304,9 +311,9 @@ def _atomic_request(core: Core, qp: QueuePair, packets: Packets, at: int) -> Non
         raise Parked
     if original is None:
         raise no_access()
+    _acknowledge(core, qp)
     side.msn = (side.msn + 1) & MSN_MASK
     _save(qp, SavedRequest(side.epsn, 1, eth.rkey, eth.address, ATOMIC_BYTES, original))
-    _acknowledge(core, qp)
     side.replies.append(Reply(side.epsn, SYNDROME_ACK, side.msn, original))
     side.epsn = psn_add(side.epsn, 1)
     core.ready[qp] = None
