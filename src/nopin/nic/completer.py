@@ -346,6 +346,8 @@ def _local_error(core: Core, qp: QueuePair) -> None:
 def _run_end(packets: Packets, at: int, n_most: int) -> int:
     """Return the index after the READ responses that follow one another from `at`."""
     end = min(len(packets), at + n_most)
+    if end == at + 1:
+        return end
     psn = packets.psn[at:end]
     steps = np.flatnonzero(
         (((psn - psn[0]) & np.uint32(0xFFFFFF)) != np.arange(end - at)) | ~IS_READ_RESPONSE[packets.opcode[at:end]]

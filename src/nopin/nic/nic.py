@@ -1,22 +1,17 @@
 """The NIC: objects, the way of packets in and out, and what its runner has to carry out.
 
 No clock, no socket, no thread: the runner brings packets and the time, takes packets, notices and events away, and
-calls again at `next_deadline`. `receive` sorts packets to queue pairs after the checks that drop silently (IBTA 9.6);
-what happens then is in `responder.py` and `completer.py`. `transmit` serves queue pairs in turn from `answers.py`,
+calls again at `next_deadline`. `receive` sorts packets to queue pairs (`ingress.py`); what happens then is in
+`responder.py` and `completer.py`. `transmit` serves queue pairs in turn from `answers.py`,
 `requester.py` or, for a peer on this device, `direct.py`.
 """
 
 from __future__ import annotations
 
 import errno
-import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nopin.iommu.iommu import Iommu
-from nopin.mm.space import Bytes, Staging
 from nopin.nic import answers, completer, direct, requester, responder
 from nopin.nic.abi import Access, Discipline, QpState
 from nopin.nic.attributes import QpAttr, QpCaps
@@ -25,15 +20,13 @@ from nopin.nic.counters import Counters
 from nopin.nic.cq import Cq
 from nopin.nic.errors import VerbsError
 from nopin.nic.events import AsyncEvent
+from nopin.nic.ingress import Ingress
 from nopin.nic.mr import Pd, Region, RegionTable
-from nopin.nic.packets import Packets, describe
 from nopin.nic.qp import QueuePair
 from nopin.nic.rings import CompletionProducer, WorkConsumer
 from nopin.nic.transitions import check_transition, merge
-from nopin.nic.wire import icrc
 from nopin.nic.wire.batch import Endpoint, PacketBatch, Path, TxBatch
-from nopin.nic.wire.bth import PKEY_MASK, BthBatch, parse_bth
-from nopin.nic.wire.opcodes import IS_KNOWN, IS_REQUEST, MIN_PACKET_BYTES
+from nopin.nic.wire.opcodes import IS_REQUEST
 
 _FIRST_QPN = 2
 _N_QPNS = (1 << 24) - 3
@@ -56,7 +49,7 @@ class Nic:
         self._draw = draw
         self._core = Core(iommu, RegionTable(draw), endpoint)
         self._timed: dict[QueuePair, None] = {}
-        self._staging: Staging | None = None
+        self._ingress = Ingress(self._core)
 
     @property
     def counters(self) -> Counters:
@@ -222,7 +215,7 @@ class Nic:
         core = self._core
         core.counters.rcvd_pkts += len(batch.offsets)
         core.counters.rcvd_bytes += int(batch.lengths.sum())
-        for qp, packets in self._sort(batch):
+        for qp, packets in self._ingress.sort(batch):
             if IS_REQUEST[packets.opcode[0]]:
                 responder.receive(core, qp, packets, now)
             else:
@@ -317,79 +310,6 @@ class Nic:
             fail(self._core, qp)
         if _deadline(qp) is not None:
             self._timed[qp] = None
-
-    def _sort(self, batch: PacketBatch) -> Iterator[tuple[QueuePair, Packets]]:
-        """Drop what must be dropped silently and group the rest by queue pair and direction, in order."""
-        offsets, lengths = self._whole(batch)
-        if not len(offsets):
-            return
-        bth = parse_bth(batch.buffer, offsets)
-        good = _well_formed(bth)
-        counters = self._core.counters
-        if not good.all():
-            counters.malformed_drop += int((~good).sum())
-        if not batch.icrc_checked:
-            intact = icrc.verify(batch.buffer, offsets, lengths, batch.path)
-            counters.icrc_drop += int((good & ~intact).sum())
-            good &= intact
-        packets = describe(
-            self._staging_of(batch.buffer),
-            offsets,
-            lengths,
-            bth.opcode,
-            bth.psn,
-            bth.ack_req,
-            bth.solicited,
-            bth.pad,
-        )
-        yield from self._groups(packets, bth.qpn, good, batch.path)
-
-    def _groups(
-        self, packets: Packets, qpn: NDArray[np.uint32], good: NDArray[np.bool_], path: Path
-    ) -> Iterator[tuple[QueuePair, Packets]]:
-        # One number per packet whose change starts a new group: direction, queue pair, fit to be used.
-        kind = qpn.astype(np.int64) * 2 + IS_REQUEST[packets.opcode]
-        kind[~good] = -1
-        edges = [0, *(np.flatnonzero(np.diff(kind)) + 1).tolist(), len(packets)]
-        for start, end in itertools.pairwise(edges):
-            if kind[start] < 0:
-                continue
-            qp = self._admit(int(qpn[start]), path, end - start, request=bool(kind[start] & 1))
-            if qp is not None:
-                yield qp, packets.part(start, end)
-
-    def _admit(self, qpn: int, path: Path, n_packets: int, *, request: bool) -> QueuePair | None:
-        counters = self._core.counters
-        qp = self._core.qps.get(qpn)
-        if qp is None:
-            counters.unknown_qpn_drop += n_packets
-            return None
-        ready = qp.may_receive() if request else qp.state in (QpState.RTS, QpState.SQD)
-        if not ready or qp.path is None:
-            counters.wrong_state_drop += n_packets
-            return None
-        if path.remote.gid != qp.path.remote.gid or path.local.gid != qp.path.local.gid or qp.direct:
-            counters.wrong_path_drop += n_packets
-            return None
-        return qp
-
-    def _whole(self, batch: PacketBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        long_enough = batch.lengths >= MIN_PACKET_BYTES
-        if long_enough.all():
-            return batch.offsets, batch.lengths
-        self._core.counters.malformed_drop += int((~long_enough).sum())
-        return batch.offsets[long_enough], batch.lengths[long_enough]
-
-    def _staging_of(self, buffer: Bytes) -> Staging:
-        """Wrap the link's buffer, which is the same one call after call."""
-        if self._staging is None or self._staging.array is not buffer:
-            self._staging = Staging(buffer)
-        return self._staging
-
-
-def _well_formed(bth: BthBatch) -> NDArray[np.bool_]:
-    good: NDArray[np.bool_] = IS_KNOWN[bth.opcode] & (bth.version == 0) & ((bth.pkey & PKEY_MASK) == PKEY_MASK)
-    return good
 
 
 def _enter_rts(qp: QueuePair) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nopin.mm.space import IoVec, Staging
 from nopin.nic.wire import icrc
 from nopin.nic.wire.batch import Path, Segment, TxBatch
-from nopin.nic.wire.bth import emit_bth
+from nopin.nic.wire.bth import Bth, emit_bth
 from nopin.nic.wire.opcodes import HEADER_BYTES, ICRC_BYTES, MAX_HEADER_BYTES, Opcode
 
 PACKETS_MAX = 256
@@ -134,6 +134,8 @@ class Plan:
 
     def finish(self, path: Path, qpn: int, *, singly: bool) -> TxBatch:
         """Write base headers and ICRCs; returns the batch, valid until the next `start`."""
+        if self.n == 1:
+            return self._finish_one(path, qpn)
         n = self.n
         emit_bth(
             self.staging.array,
@@ -148,6 +150,20 @@ class Plan:
         icrc.seal(self.staging.array, self.offsets, self.sizes, path)
         return TxBatch(path, self.staging, segments_of(self.offsets, self.sizes, singly=singly))
 
+    def _finish_one(self, path: Path, qpn: int) -> TxBatch:
+        """The same for a lone packet, without arrays."""
+        size = int(self.sizes[0])
+        Bth(
+            int(self._opcode[0]),
+            qpn,
+            int(self._psn[0]),
+            ack_req=bool(self._ack_req[0]),
+            solicited=bool(self._solicited[0]),
+            pad=-int(self._payload[0]) & 3,
+        ).emit(self.staging.view, 0)
+        icrc.seal_one(self.staging.view, 0, size, path)
+        return TxBatch(path, self.staging, [Segment(0, size, size)])
+
 
 def segments_of(offsets: NDArray[np.int64], sizes: NDArray[np.int64], *, singly: bool = False) -> list[Segment]:
     """Group packets that lie back to back into segmentation-offload sends.
@@ -157,7 +173,7 @@ def segments_of(offsets: NDArray[np.int64], sizes: NDArray[np.int64], *, singly:
     if singly:
         return [Segment(o, s, s) for o, s in zip(offsets.tolist(), sizes.tolist(), strict=True)]
     segments: list[Segment] = []
-    edges = [0, *(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(sizes)]
+    edges = [0, *(np.flatnonzero(sizes[1:] != sizes[:-1]) + 1).tolist(), len(sizes)]
     at = 0
     for edge, after in itertools.pairwise(edges):
         at = max(at, edge)  # the run before may have taken our first packet as its short tail

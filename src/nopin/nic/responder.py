@@ -66,8 +66,10 @@ def receive(core: Core, qp: QueuePair, packets: Packets, now: int) -> None:
     if qp.state is QpState.RTR and not qp.established:
         qp.established = True
         core.event(AsyncEventType.COMM_EST, qp)
-    gaps = np.flatnonzero(((packets.psn[1:] - packets.psn[:-1]) & np.uint32(0xFFFFFF)) != 1) + 1
-    edges = [*gaps.tolist(), len(packets)]
+    edges = [len(packets)]
+    if len(packets) > 1:
+        steps = (packets.psn[1:] - packets.psn[:-1]) & np.uint32(0xFFFFFF)
+        edges = [*(np.flatnonzero(steps != 1) + 1).tolist(), len(packets)]
     at = 0
     for edge in edges:
         while at < edge and qp.may_receive():

@@ -41,6 +41,7 @@ IP_MTU_DISCOVER = DO puts there, and so what nopin's ends agree on."""
 _IPV4 = struct.Struct(">BBHIBBH4s4s")
 _IPV6 = struct.Struct(">IHBB16s16s")
 _UDP = struct.Struct(">HHHH")
+_U32 = struct.Struct("<I")
 _UDP_PROTOCOL = 17
 _MASKED_BYTE = 4
 """Position in the BTH of the byte that counts as ones."""
@@ -130,6 +131,19 @@ def verify(
     return right
 
 
+def seal_one(view: memoryview, offset: int, length: int, path: Path) -> None:
+    """`seal` for a lone packet."""
+    end = offset + length - ICRC_BYTES
+    crc = crc32(view[offset:end], seed(path.local, path.remote, length))
+    _U32.pack_into(view, end, crc ^ mask_effect(length - ICRC_BYTES, view[offset + _MASKED_BYTE]))
+
+
+def verify_one(view: memoryview, offset: int, length: int, path: Path) -> bool:
+    """`verify` for a lone packet of at least MIN_PACKET_BYTES."""
+    crc = crc32(view[offset : offset + length], seed(path.remote, path.local, length))
+    return crc ^ mask_effect(length, view[offset + _MASKED_BYTE]) == RESIDUE
+
+
 def _is_uniform(values: list[int]) -> bool:
     return values.count(values[0]) == len(values)
 
@@ -166,7 +180,10 @@ def _crcs(buffer: Bytes, offsets: Offsets, n_covered: NDArray[np.int64], seeds: 
 def _mask_effects(buffer: Bytes, offsets: Offsets, n_covered: list[int]) -> NDArray[np.uint32]:
     """`mask_effect` of each packet, (n,) uint32, or (1,) when it is the same for all."""
     marks = buffer[offsets + _MASKED_BYTE]
-    if not marks.any() and _is_uniform(n_covered):
-        return np.array([mask_effect(n_covered[0], 0)], np.uint32)
+    if not marks.any():
+        if _is_uniform(n_covered):
+            return np.array([mask_effect(n_covered[0], 0)], np.uint32)
+        by_length = {n_bytes: mask_effect(n_bytes, 0) for n_bytes in set(n_covered)}
+        return np.array([by_length[n_bytes] for n_bytes in n_covered], np.uint32)
     pairs = zip(n_covered, marks.tolist(), strict=True)
     return np.array([mask_effect(n_bytes, mark) for n_bytes, mark in pairs], np.uint32)

@@ -1,0 +1,135 @@
+"""From the link to queue pairs: the checks that drop a packet silently, and the grouping of a batch.
+
+The checks are those of IBTA 9.6 in the order of the Linux rxe driver's ``rxe_recv.c``, all counted: length, opcode,
+version, P_Key, ICRC, queue pair, its state, the two addresses. What survives is grouped so that each queue pair gets
+consecutive packets of one direction at once. A lone packet, which is what latency is made of, goes a shorter way.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nopin.mm.space import Bytes, Staging
+from nopin.nic.abi import QpState
+from nopin.nic.core import Core
+from nopin.nic.packets import Packets, describe
+from nopin.nic.qp import QueuePair
+from nopin.nic.wire import icrc
+from nopin.nic.wire.batch import PacketBatch, Path
+from nopin.nic.wire.bth import PKEY_MASK, Bth, BthBatch, parse_bth
+from nopin.nic.wire.opcodes import IS_KNOWN, IS_REQUEST, MIN_PACKET_BYTES
+
+Group = tuple[QueuePair, Packets]
+
+
+class Ingress:
+    """Sorts received packets."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._staging: Staging | None = None
+
+    def sort(self, batch: PacketBatch) -> Iterator[Group]:
+        """Yield the packets of a batch that are to be taken, by queue pair and direction, in order of arrival."""
+        long_enough = batch.lengths >= MIN_PACKET_BYTES
+        offsets, lengths = batch.offsets, batch.lengths
+        if not long_enough.all():
+            self._core.counters.malformed_drop += int((~long_enough).sum())
+            offsets, lengths = offsets[long_enough], lengths[long_enough]
+        if len(offsets) > 1:
+            yield from self._sort_many(batch, offsets, lengths)
+        elif len(offsets) == 1:
+            group = self._sort_one(batch, int(offsets[0]), int(lengths[0]))
+            if group is not None:
+                yield group
+
+    def _sort_many(self, batch: PacketBatch, offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[Group]:
+        bth = parse_bth(batch.buffer, offsets)
+        good = _well_formed(bth)
+        counters = self._core.counters
+        if not good.all():
+            counters.malformed_drop += int((~good).sum())
+        if not batch.icrc_checked:
+            intact = icrc.verify(batch.buffer, offsets, lengths, batch.path)
+            if not intact.all():
+                counters.icrc_drop += int((good & ~intact).sum())
+                good &= intact
+        packets = describe(
+            self._staging_of(batch.buffer),
+            offsets,
+            lengths,
+            bth.opcode,
+            bth.psn,
+            bth.ack_req,
+            bth.solicited,
+            bth.pad,
+        )
+        yield from self._groups(packets, bth.qpn, good, batch.path)
+
+    def _groups(
+        self, packets: Packets, qpn: NDArray[np.uint32], good: NDArray[np.bool_], path: Path
+    ) -> Iterator[Group]:
+        # One number per packet whose change starts a new group: direction, queue pair, fit to be used.
+        kind = qpn.astype(np.int64) * 2 + IS_REQUEST[packets.opcode]
+        kind[~good] = -1
+        edges = [0, *(np.flatnonzero(kind[1:] != kind[:-1]) + 1).tolist(), len(packets)]
+        for start, end in itertools.pairwise(edges):
+            if kind[start] < 0:
+                continue
+            qp = self._admit(int(qpn[start]), path, end - start, request=bool(kind[start] & 1))
+            if qp is not None:
+                yield qp, packets.part(start, end)
+
+    def _sort_one(self, batch: PacketBatch, offset: int, length: int) -> Group | None:
+        staging, counters = self._staging_of(batch.buffer), self._core.counters
+        bth = Bth.parse(staging.view, offset)
+        if not IS_KNOWN[bth.opcode] or bth.version or bth.pkey & PKEY_MASK != PKEY_MASK:
+            counters.malformed_drop += 1
+            return None
+        if not batch.icrc_checked and not icrc.verify_one(staging.view, offset, length, batch.path):
+            counters.icrc_drop += 1
+            return None
+        qp = self._admit(bth.qpn, batch.path, 1, request=bool(IS_REQUEST[bth.opcode]))
+        if qp is None:
+            return None
+        packets = describe(
+            staging,
+            np.array([offset], np.int64),
+            np.array([length], np.int64),
+            np.array([bth.opcode], np.uint8),
+            np.array([bth.psn], np.uint32),
+            np.array([bth.ack_req], np.bool_),
+            np.array([bth.solicited], np.bool_),
+            np.array([bth.pad], np.uint8),
+        )
+        return qp, packets
+
+    def _admit(self, qpn: int, path: Path, n_packets: int, *, request: bool) -> QueuePair | None:
+        counters = self._core.counters
+        qp = self._core.qps.get(qpn)
+        if qp is None:
+            counters.unknown_qpn_drop += n_packets
+            return None
+        ready = qp.may_receive() if request else qp.state in (QpState.RTS, QpState.SQD)
+        if not ready or qp.path is None:
+            counters.wrong_state_drop += n_packets
+            return None
+        if path.remote.gid != qp.path.remote.gid or path.local.gid != qp.path.local.gid or qp.direct:
+            counters.wrong_path_drop += n_packets
+            return None
+        return qp
+
+    def _staging_of(self, buffer: Bytes) -> Staging:
+        """Wrap the link's buffer, which is the same one call after call."""
+        if self._staging is None or self._staging.array is not buffer:
+            self._staging = Staging(buffer)
+        return self._staging
+
+
+def _well_formed(bth: BthBatch) -> NDArray[np.bool_]:
+    good: NDArray[np.bool_] = IS_KNOWN[bth.opcode] & (bth.version == 0) & ((bth.pkey & PKEY_MASK) == PKEY_MASK)
+    return good
