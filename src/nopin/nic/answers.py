@@ -13,7 +13,8 @@ from nopin.nic.abi import AsyncEventType
 from nopin.nic.core import Core, fail, waiter_for
 from nopin.nic.plan import Family, Plan
 from nopin.nic.qp import QueuePair, ReadStream, Reply
-from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Aeth, Nak
+from nopin.nic.responder import PARK_BOUND_NS
+from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Aeth, Nak, rnr_syndrome
 from nopin.nic.wire.batch import TxBatch
 from nopin.nic.wire.headers import emit_atomic_ack
 from nopin.nic.wire.opcodes import AETH_BYTES, BTH_BYTES, Opcode
@@ -30,10 +31,10 @@ _Item = tuple[Reply | ReadStream, int, int]
 """What is sent, its first packet in the plan, how many packets."""
 
 
-def build(core: Core, qp: QueuePair) -> TxBatch | None:
+def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
     """Build the next batch of replies of a queue pair; None if there is nothing that can go now."""
     side = qp.recv
-    if not side.replies or side.stream_parked or qp.path is None:
+    if not side.replies or side.stream_parked_at is not None or qp.path is None:
         return None
     plan = core.plan
     plan.start()
@@ -44,7 +45,7 @@ def build(core: Core, qp: QueuePair) -> TxBatch | None:
             _write_reply(plan, item, first)
             side.replies.popleft()
             continue
-        n_ready = _gather(core, qp, plan, item, first, n)
+        n_ready = _gather(core, qp, plan, item, first, n, now)
         _write_stream_headers(plan, item, first, n_ready)
         _consume(qp, item, n_ready)
         if n_ready < n:
@@ -58,7 +59,27 @@ def build(core: Core, qp: QueuePair) -> TxBatch | None:
 
 def resume(qp: QueuePair) -> None:
     """Go on with a stream whose page has come."""
-    qp.recv.stream_parked = False
+    qp.recv.stream_parked_at = None
+
+
+def park_deadline(qp: QueuePair) -> int | None:
+    """When a parked stream must be answered by an RNR NAK: not in ERR, where nobody would answer the retry."""
+    at = qp.recv.stream_parked_at
+    return None if at is None or not qp.may_receive() else at + PARK_BOUND_NS
+
+
+def give_up_waiting(core: Core, qp: QueuePair) -> None:
+    """Turn a park that outlasted its bound into an RNR NAK at the first response that is missing.
+
+    The peer asks again from there on, for this and for all that came after it; the page request goes on.
+    """
+    side = qp.recv
+    stream = side.replies[0]
+    side.stream_parked_at = None
+    side.replies.clear()
+    side.replies.append(Reply(stream.psn, rnr_syndrome(qp.attr.min_rnr_timer or 0), side.msn))
+    core.counters.sent_rnr_nak += 1
+    core.ready[qp] = None
 
 
 def _plan(qp: QueuePair, plan: Plan) -> list[_Item]:
@@ -98,7 +119,7 @@ def _write_stream_headers(plan: Plan, stream: ReadStream, first: int, n: int) ->
         aeth.emit(plan.staging.view, int(plan.offsets[first + n - 1]) + BTH_BYTES)
 
 
-def _gather(core: Core, qp: QueuePair, plan: Plan, stream: ReadStream, first: int, n: int) -> int:
+def _gather(core: Core, qp: QueuePair, plan: Plan, stream: ReadStream, first: int, n: int, now: int) -> int:
     """Read the payloads of n responses; returns how many packets are whole."""
     total = int(plan.payload[first : first + n].sum())
     if total == 0:
@@ -119,7 +140,7 @@ def _gather(core: Core, qp: QueuePair, plan: Plan, stream: ReadStream, first: in
         return n
     if done == PARKED:
         core.counters.parked += 1
-        qp.recv.stream_parked = True
+        qp.recv.stream_parked_at = now
         return 0
     whole = int(np.searchsorted(np.cumsum(plan.payload[first : first + n]), done, "right"))
     _refuse(core, qp, stream, psn_add(stream.psn, whole))

@@ -207,4 +207,4 @@ def _forget_waits(core: Core, qp: QueuePair) -> None:
     for waiter in (qp.requester_waiter, qp.responder_waiter, qp.direct_waiter, qp.stream_waiter):
         core.iommu.forget(waiter)
     qp.send.parked = ""
-    qp.recv.stream_parked = False
+    qp.recv.stream_parked_at = None

@@ -252,6 +252,9 @@ class Nic:
             bound = responder.park_deadline(qp)
             if bound is not None and now >= bound:
                 responder.give_up_waiting(self._core, qp)
+            bound = answers.park_deadline(qp)
+            if bound is not None and now >= bound:
+                answers.give_up_waiting(self._core, qp)
             completer.on_deadline(self._core, qp, now)
             self._after(qp)
 
@@ -291,7 +294,7 @@ class Nic:
     # --- inside -----------------------------------------------------------------------------------------------
 
     def _send_of(self, qp: QueuePair, now: int) -> Iterator[TxBatch]:
-        replies = answers.build(self._core, qp)
+        replies = answers.build(self._core, qp, now)
         if replies is not None:
             yield self._counted(replies)
         requests = requester.build(self._core, qp, now)
@@ -320,7 +323,5 @@ def _enter_rts(qp: QueuePair) -> None:
 
 
 def _deadline(qp: QueuePair) -> int | None:
-    bound, timer = responder.park_deadline(qp), completer.deadline(qp)
-    if bound is None or timer is None:
-        return timer if bound is None else bound
-    return min(bound, timer)
+    timers = responder.park_deadline(qp), answers.park_deadline(qp), completer.deadline(qp)
+    return min((at for at in timers if at is not None), default=None)

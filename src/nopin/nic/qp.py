@@ -146,6 +146,7 @@ class ReceiveSide:
         replies: responses to send, in PSN order; a plain ACK at the end absorbs later ones.
         nak_sent: the peer knows that `epsn` is missing; drop what comes before it.
         parked_at: when a fault parked the request at `epsn`; None when not parked.
+        stream_parked_at: when a fault parked the READ that is being answered; None when not parked.
         held: packets that arrived while parked, the parked one first.
         n_held: how many packets that is.
     """
@@ -159,7 +160,7 @@ class ReceiveSide:
     nak_sent: bool = False
     ack_due: bool = False
     parked_at: int | None = None
-    stream_parked: bool = False
+    stream_parked_at: int | None = None
     held: list[Packets] = field(default_factory=list)
     n_held: int = 0
 

@@ -213,8 +213,8 @@ def _repeat_read(core: Core, qp: QueuePair, packets: Packets, at: int, saved: Sa
     side = qp.recv
     head = side.replies[0] if side.replies else None
     side.replies = deque(reply for reply in side.replies if psn_diff(reply.end, psn) <= 0)
-    if side.stream_parked and (not side.replies or side.replies[0] is not head):
-        side.stream_parked = False
+    if side.stream_parked_at is not None and (not side.replies or side.replies[0] is not head):
+        side.stream_parked_at = None
         core.iommu.forget(qp.stream_waiter)
     region = core.regions.check(reth.rkey, qp.pd, reth.address, reth.length, REMOTE_READ)
     side.replies.append(_stream(qp, psn, reth, region))
