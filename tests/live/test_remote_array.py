@@ -332,6 +332,13 @@ def test_rights_of_the_share_are_known_before_a_transfer(attach: Attach) -> None
             remote.fetch_add(0, 1)
 
 
+def test_read_and_write_rights_together_include_atomics(attach: Attach) -> None:
+    numbers = np.zeros(4, np.int64)
+    with attach(numbers, access="rw") as remote:
+        assert remote.fetch_add(1, 5) == 0
+    assert numbers.tolist() == [0, 5, 0, 0]
+
+
 def test_after_close_nothing_works(attach: Attach) -> None:
     remote = attach(numbers(1 << 20))
     late = remote.read_async(...)

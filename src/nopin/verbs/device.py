@@ -86,7 +86,8 @@ class Device(DeviceObject):
             what: a numpy array or anything with the buffer protocol; an address, with `length`; nothing for
                 the whole process, each mapping with its own permissions.
             length: bytes, for an address.
-            access: letters of r (read), w (write), a (atomic).
+            access: letters of r (read), w (write), a (atomic). "rw" includes atomics, which do nothing to memory
+                that a read and a write could not; a verbs registration names each right.
             discipline: "on-demand", "short-term" or "pinned".
 
         Raises:
@@ -95,7 +96,7 @@ class Device(DeviceObject):
         """
         self._require_open()
         memory = memory_of(what, length)
-        rights, how = parse_access(access), parse_discipline(discipline)
+        rights, how = _with_atomics(parse_access(access)), parse_discipline(discipline)
         region = MemoryRegion(self.default_pd, memory, rights, how, None)
         try:
             return Share(self, region, memory)
@@ -239,3 +240,9 @@ def _abandon_all() -> None:
 
 atexit.register(_close_all)
 os.register_at_fork(after_in_child=_abandon_all)
+
+
+def _with_atomics(rights: Access) -> Access:
+    """Grant atomics to whom reads and writes are granted."""
+    both = Access.REMOTE_READ | Access.REMOTE_WRITE
+    return rights | Access.REMOTE_ATOMIC if rights & both == both else rights
