@@ -124,8 +124,9 @@ class Attack:
     def sources(self) -> list[bytes]:
         """One of each packet, aimed at the open region, the read-only one, or what lies beside them."""
         victim = self._victim
-        region = self._choose.choice((victim.open, victim.open, victim.read_only))
-        address = region.iova + self._choose.choice((0, 50, region.length - 8, region.length - 1, -8))
+        region, where = self._choose.choice(((victim.open, OPEN), (victim.open, OPEN), (victim.read_only, READ_ONLY)))
+        length = where.stop - where.start
+        address = region.iova + self._choose.choice((0, 50, length - 8, length - 1, -8))
         return templates(self.qp.qpn, self._psn, address, region.rkey, MTU)
 
 
