@@ -14,7 +14,7 @@ Sources: IBTA volume 1, 9.7.3 (ACK request), 9.7.7 (READ), 9.7.9 (retry); 11.5 f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -212,6 +212,10 @@ def _may_start(qp: QueuePair, work: SendWork, n_asked: int) -> bool:
 
 def _add_data(qp: QueuePair, plan: Plan, chunk: Chunk, *, closes_window: bool) -> None:
     work, n = chunk.work, chunk.n_packets
+    if work.n_psn == 1:
+        solicited = bool(work.flags & _SOLICITED)
+        plan.add_one(_FAMILY[work.opcode].only, work.first_psn, work.length, ack_req=True, solicited=solicited)
+        return
     ends = chunk.nth + n == work.n_psn
     last = work.length - (work.n_psn - 1) * qp.mtu if ends else qp.mtu
     psn = psn_add(work.first_psn, chunk.nth)
@@ -300,13 +304,14 @@ def _gather(core: Core, qp: QueuePair, plan: Plan, chunks: list[Chunk]) -> int:
 def _groups(chunks: list[Chunk]) -> Iterator[list[Chunk]]:
     """Join neighbours whose payload comes from one range each of one region: they are copied with one call."""
     group: list[Chunk] = []
+    joinable: Region | None = None
     for chunk in chunks:
-        if group and _region(chunk) is not None and _region(chunk) is _region(group[-1]):
-            group.append(chunk)
-            continue
-        if group:
+        region = _region(chunk)
+        if group and (region is None or region is not joinable):
             yield group
-        group = [chunk]
+            group = []
+        group.append(chunk)
+        joinable = region
     if group:
         yield group
 
@@ -361,7 +366,9 @@ def _gather_one(core: Core, qp: QueuePair, plan: Plan, chunk: Chunk) -> int:
     return core.iommu.read(region.pasid, va, length, plan.staging, offset, region.meter, waiter)
 
 
-def _pieces(chunk: Chunk, plan: Plan, mtu: int) -> Iterator[Piece]:
+def _pieces(chunk: Chunk, plan: Plan, mtu: int) -> Iterable[Piece]:
+    if chunk.n_packets == chunk.work.n_psn:
+        return chunk.work.pieces
     length = int(plan.payload[chunk.at : chunk.at + chunk.n_packets].sum())
     return chunk.work.slice(chunk.nth * mtu, length)
 

@@ -12,7 +12,8 @@ from nopin.nic.rights import LOCAL_WRITE, NOTHING
 
 _HEADER = struct.Struct("<QBBHIQIIQQ")
 _SGE = struct.Struct("<QII")
-assert _SGE.size == SGE_DTYPE.itemsize
+_SGE_BYTES = SGE_DTYPE.itemsize
+assert _SGE.size == _SGE_BYTES
 
 ATOMIC_BYTES = 8
 
@@ -118,7 +119,8 @@ def resolve(entry: bytes, n_sge: int, regions: RegionTable, pd: Pd, need: int) -
     """
     pieces: list[Piece] = []
     total = 0
-    for address, length, lkey in _SGE.iter_unpack(entry[WQE_HEADER_BYTES : WQE_HEADER_BYTES + n_sge * _SGE.size]):
+    for at in range(WQE_HEADER_BYTES, WQE_HEADER_BYTES + n_sge * _SGE_BYTES, _SGE_BYTES):
+        address, length, lkey = _SGE.unpack_from(entry, at)
         if length == 0:
             continue
         region = regions.check(lkey, pd, address, length, need)
