@@ -25,7 +25,7 @@ from nopin.nic.refusal import (
 )
 from nopin.nic.requester import fetch, timeout_ns
 from nopin.nic.rights import REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE
-from nopin.nic.scatter import prepare_pieces, pull, push
+from nopin.nic.scatter import prepare_all, prepare_pieces, pull, push
 from nopin.nic.wire.aeth import Nak
 from nopin.nic.wire.psn import psn_add
 from nopin.nic.work import (
@@ -219,10 +219,8 @@ def _atomic(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
     if not peer.attr.max_dest_rd_atomic or work.remote_address % ATOMIC_BYTES:
         raise invalid_request()
     region = check_target(core, peer, work.rkey, work.remote_address, ATOMIC_BYTES, REMOTE_ATOMIC)
-    for piece in work.pieces:  # before the effect, so that the answer can be stored without waiting
-        meter, pasid = piece.region.meter, piece.region.pasid
-        if not core.iommu.prepare(pasid, piece.va, piece.length, meter, qp.requester_waiter, write=True):
-            raise Parked
+    if not prepare_all(core, work.pieces, qp.requester_waiter, write=True):
+        raise Parked  # before the effect, so that the answer can be stored without waiting
     swap = work.opcode is WrOpcode.ATOMIC_CMP_AND_SWP
     original = atomics.execute(
         core,

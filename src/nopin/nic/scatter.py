@@ -105,11 +105,14 @@ def _copy_region(
 
 def prepare_pieces(core: Core, pieces: list[Piece], waiter: Waiter, *, write: bool) -> bool:
     """Make the pages of short-term pieces present; False when they are on their way."""
-    return all(
-        core.iommu.prepare(piece.region.pasid, piece.va, piece.length, piece.region.meter, waiter, write=write)
-        for piece in pieces
-        if piece.region.discipline is Discipline.SHORT_TERM
-    )
+    short = [piece for piece in pieces if piece.region.discipline is Discipline.SHORT_TERM]
+    return not short or prepare_all(core, short, waiter, write=write)
+
+
+def prepare_all(core: Core, pieces: list[Piece], waiter: Waiter, *, write: bool) -> bool:
+    """Make the pages of all pieces present; False when some are on their way."""
+    ranges = [(piece.region.pasid, piece.va, piece.length, piece.region.meter) for piece in pieces]
+    return core.iommu.prepare_all(ranges, waiter, write=write)
 
 
 def cut_iov(iov: IoVec, offset: int, length: int) -> IoVec:

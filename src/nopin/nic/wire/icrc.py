@@ -2,9 +2,10 @@
 
 The headers are not in our buffers (the kernel makes them), so their part is computed once per path and length
 and given to the CRC as its starting register, the `seed`. One byte of the packet itself, BTH byte 4 with the
-congestion bits, counts as all ones whatever it holds. We never touch the packet for that: CRC is linear, so
-changing a byte by the bits d changes the CRC by an amount that depends only on d, its place, and how many
-bytes follow. `mask_effect` is that amount; for the usual zero byte it is a constant per packet length.
+congestion bits, counts as all ones whatever it holds. We never touch the packet for that: CRC is linear, so a
+change of the register before the packet can stand for a change of that byte inside it. `_ONES_BEFORE` is that
+change of register for a byte that holds zero, the usual case; it is part of every seed and costs nothing per
+packet. A byte that holds something (a router marked congestion) is made up for by `_mark_effect`.
 
 A receiver does not look at the stored CRC either: the CRC over a message followed by its own CRC is always
 `RESIDUE`, so one pass per packet and one comparison per batch do.
@@ -46,9 +47,24 @@ _UDP_PROTOCOL = 17
 _MASKED_BYTE = 4
 """Position in the BTH of the byte that counts as ones."""
 
+_POLYNOMIAL = 0xEDB88320
+"""The CRC-32 polynomial, reflected."""
+
+
+def _rewound(register: int, n_bytes: int) -> int:
+    """The register that n zero bytes would turn into this one: the CRC run backwards, bit by bit."""
+    for _ in range(8 * n_bytes):
+        carry = register >> 31
+        register = (register ^ _POLYNOMIAL * carry) << 1 & 0xFFFFFFFF | carry
+    return register
+
+
+_ONES_BEFORE = _rewound(crc32(b"\xff") ^ crc32(b"\0"), _MASKED_BYTE + 1)
+"""A difference of registers before the BTH with the effect of ones instead of zero in the masked byte."""
+
 
 def _seed(source: Endpoint, destination: Endpoint, length: int, fragment_word: int = DONT_FRAGMENT) -> int:
-    """The CRC of everything before the BTH, with the fields that routers change set to ones.
+    """The CRC of everything before the BTH, with the fields that routers change, and BTH byte 4, set to ones.
 
     Args:
         source, destination: the packet's two ends; both IPv4 or both IPv6.
@@ -63,7 +79,7 @@ def _seed(source: Endpoint, destination: Endpoint, length: int, fragment_word: i
     else:
         ip = _IPV6.pack(0x6FFFFFFF, udp_length, _UDP_PROTOCOL, 0xFF, source.gid, destination.gid)
     udp = _UDP.pack(source.port, destination.port, udp_length, 0xFFFF)
-    return crc32(ip + udp, CRC_AFTER_ONES)
+    return crc32(ip + udp, CRC_AFTER_ONES) ^ _ONES_BEFORE
 
 
 seed = lru_cache(maxsize=4096)(_seed)
@@ -71,10 +87,9 @@ seed = lru_cache(maxsize=4096)(_seed)
 
 
 @lru_cache(maxsize=4096)
-def mask_effect(length: int, byte: int) -> int:
-    """What counting BTH byte 4, which holds `byte`, as ones changes in the CRC of length bytes of packet."""
-    change = bytes([byte ^ 0xFF])
-    return crc32(bytes(_MASKED_BYTE) + change + bytes(length - _MASKED_BYTE - 1)) ^ crc32(bytes(length))
+def _mark_effect(length: int, mark: int) -> int:
+    """What a BTH byte 4 that holds `mark` instead of zero changes in the CRC of length bytes of packet."""
+    return crc32(bytes(_MASKED_BYTE) + bytes([mark]) + bytes(length - _MASKED_BYTE - 1)) ^ crc32(bytes(length))
 
 
 def seal(
@@ -97,7 +112,7 @@ def seal(
     sizes = lengths.tolist()
     seeds = _seeds(path.local, path.remote, sizes, fragment_words)
     crcs = _crcs(buffer, offsets, lengths - ICRC_BYTES, seeds)
-    crcs ^= _mask_effects(buffer, offsets, [size - ICRC_BYTES for size in sizes])
+    _allow_for_marks(crcs, buffer, offsets, lengths - ICRC_BYTES)
     scatter(buffer, offsets + (lengths - ICRC_BYTES), crcs.astype("<u4", copy=False))
 
 
@@ -127,7 +142,8 @@ def verify(
     sizes = lengths.tolist()
     seeds = _seeds(path.remote, path.local, sizes, fragment_words)
     crcs = _crcs(buffer, offsets, lengths, seeds)
-    right: NDArray[np.bool_] = crcs == (_mask_effects(buffer, offsets, sizes) ^ np.uint32(RESIDUE))
+    _allow_for_marks(crcs, buffer, offsets, lengths)
+    right: NDArray[np.bool_] = crcs == RESIDUE
     return right
 
 
@@ -135,13 +151,15 @@ def seal_one(view: memoryview, offset: int, length: int, path: Path) -> None:
     """`seal` for a lone packet."""
     end = offset + length - ICRC_BYTES
     crc = crc32(view[offset:end], seed(path.local, path.remote, length))
-    _U32.pack_into(view, end, crc ^ mask_effect(length - ICRC_BYTES, view[offset + _MASKED_BYTE]))
+    mark = view[offset + _MASKED_BYTE]
+    _U32.pack_into(view, end, crc ^ _mark_effect(length - ICRC_BYTES, mark) if mark else crc)
 
 
 def verify_one(view: memoryview, offset: int, length: int, path: Path) -> bool:
     """`verify` for a lone packet of at least MIN_PACKET_BYTES."""
     crc = crc32(view[offset : offset + length], seed(path.remote, path.local, length))
-    return crc ^ mask_effect(length, view[offset + _MASKED_BYTE]) == RESIDUE
+    mark = view[offset + _MASKED_BYTE]
+    return (crc ^ _mark_effect(length, mark) if mark else crc) == RESIDUE
 
 
 def _is_uniform(values: list[int]) -> bool:
@@ -177,13 +195,8 @@ def _crcs(buffer: Bytes, offsets: Offsets, n_covered: NDArray[np.int64], seeds: 
     return np.array(found, np.uint32)
 
 
-def _mask_effects(buffer: Bytes, offsets: Offsets, n_covered: list[int]) -> NDArray[np.uint32]:
-    """`mask_effect` of each packet, (n,) uint32, or (1,) when it is the same for all."""
+def _allow_for_marks(crcs: NDArray[np.uint32], buffer: Bytes, offsets: Offsets, n_covered: NDArray[np.int64]) -> None:
+    """Correct the CRCs of packets whose masked byte holds something."""
     marks = buffer[offsets + _MASKED_BYTE]
-    if not marks.any():
-        if _is_uniform(n_covered):
-            return np.array([mask_effect(n_covered[0], 0)], np.uint32)
-        by_length = {n_bytes: mask_effect(n_bytes, 0) for n_bytes in set(n_covered)}
-        return np.array([by_length[n_bytes] for n_bytes in n_covered], np.uint32)
-    pairs = zip(n_covered, marks.tolist(), strict=True)
-    return np.array([mask_effect(n_bytes, mark) for n_bytes, mark in pairs], np.uint32)
+    for at in np.flatnonzero(marks).tolist():
+        crcs[at] ^= np.uint32(_mark_effect(int(n_covered[at]), int(marks[at])))
