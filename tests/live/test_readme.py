@@ -1,0 +1,144 @@
+"""The README tells the truth: its programs run, its commands exist, its tables name what is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from nopin.cli.demo import HAZARD_TITLES, table_of
+from nopin.cli.main import COMMANDS, cli
+from nopin.lab.demo import DemoFigures, DisciplineFigures
+from nopin.lab.demo_owner import HAZARDS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
+PARTS = "mm|iommu|nic|linux|link|control|server|verbs|lab|cli|testing"
+WAIT_S = 60
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def program(name: str) -> str:
+    found = re.search(rf"^<!-- file: {re.escape(name)} -->\n```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"the README has no {name}"
+    return found[1]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every command line of the shell blocks, as words."""
+    lines = [line for block in blocks(text, "sh") for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(line.rstrip(" &"), comments=True))]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A default server of our own."""
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    return os.environ | {"XDG_RUNTIME_DIR": str(runtime), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def test_the_ten_lines_run_in_two_processes(tmp_path: Path, environment: dict[str, str]) -> None:
+    for name in ("owner.py", "peer.py"):
+        (tmp_path / name).write_text(program(name))
+    owner = subprocess.Popen(
+        [sys.executable, "owner.py"],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert owner.stdout is not None
+        url = owner.stdout.readline().strip()
+        peer = subprocess.run(
+            [sys.executable, "peer.py", url],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+        )
+        rest, _ = owner.communicate("\n", timeout=WAIT_S)
+    finally:
+        owner.kill()
+        owner.wait()
+    n = 10**6
+    total = n * (n - 1) // 2 - 5 - 6 + 2  # elements 5 and 6 had become 1
+    assert peer.stdout.split() == ["(134217728,)", "1499500", str(total), "3"], peer.stderr
+    assert rest.removeprefix("Enter ends the share. ").split() == ["4", "[1", "1]"]
+    assert owner.returncode == 0
+
+
+@pytest.mark.parametrize("words", commands(README), ids=" ".join)
+def test_commands_of_the_readme_exist_with_their_options(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.npy").touch()
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return
+    assert words[0] == "nopin"
+    command = cli.get_command(click.Context(cli), words[1])
+    assert command is not None
+    command.make_context(words[1], words[2:])
+
+
+def test_every_command_is_in_the_table() -> None:
+    for name in COMMANDS:
+        assert f"| `nopin {name}" in README
+
+
+def test_the_demo_table_has_the_rows_of_the_demo() -> None:
+    shown = re.search(r"<!-- demo -->\n```text\n(.*?)```", README, re.DOTALL)
+    assert shown is not None
+    figures = DisciplineFigures(
+        register_s=1.0,
+        vm_pin_bytes=1,
+        fork_s=1.0,
+        throughput_bytes_per_s=1.0,
+        page_faults=1,
+        bytes_moved=1,
+        bytes_verified=1,
+        bytes_wrong=0,
+        hazards=dict.fromkeys(HAZARDS, "coherent"),
+    )
+    both = {"pinned": figures, "on_demand": figures}
+    demo = DemoFigures(work_bytes=512 << 20, seed=0, seconds=1.0, disciplines=both, left_out={})
+    titles = [str(cell) for cell in table_of(demo).columns[0].cells]
+    lines = shown[1].splitlines()[1:]
+    assert len(titles) == len(lines)
+    assert set(HAZARD_TITLES.values()) <= set(titles)
+    for title, line in zip(titles, lines, strict=True):
+        assert line.startswith(title)
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_links_and_named_files_exist(name: str) -> None:
+    page = next(path for path in (ROOT / name, ROOT / "docs" / name) if path.exists())
+    for target in re.findall(r"\]\(([^)#:]+)\)", PAGES[name]):
+        assert (page.parent / target).exists(), target
+    for path in re.findall(r"`((?:src|tests|docs|examples)/[\w./-]+)`", PAGES[name]):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(rf"`((?:{PARTS})/[\w/]*(?:\.py)?)`", PAGES[name]):
+        assert (ROOT / "src" / "nopin" / path).exists(), path
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_tests_that_are_named_exist(name: str) -> None:
+    source = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    defined = set(re.findall(r"def (test_\w+)", source)) | {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    missing = set(re.findall(r"\b(test_\w+)", PAGES[name])) - defined
+    assert not missing
