@@ -7,7 +7,7 @@ import pytest
 
 from nopin.iommu.iommu import PARKED, Iommu
 from nopin.iommu.page_requests import Meter
-from nopin.mm.space import Absent, FaultResult, IoVec, Staging
+from nopin.mm.space import Absent, FaultResult, IoVec, Reason, Staging
 from nopin.units import PAGE_BYTES
 
 
@@ -156,6 +156,20 @@ def test_prepare_parks_without_copying(space: ArraySpace) -> None:
     assert not iommu.prepare(pasid, 0, 3 * PAGE_BYTES, meter, "qp", write=True)
     (request,) = iommu.take_requests()
     assert (request.start, request.end, request.write) == (0, 3 * PAGE_BYTES, True)
+
+
+def test_several_ranges_are_prepared_together_and_pass_even_if_they_stay_absent(space: ArraySpace) -> None:
+    iommu, meter = Iommu(), Meter()
+    pasid = iommu.bind(space)
+    ranges = [(pasid, 0, 8, meter), (pasid, 5 * PAGE_BYTES, 8, meter)]
+    space.swapped = {0, 5}
+    assert not iommu.prepare_all(ranges, "qp", write=False)
+    requests = iommu.take_requests()
+    assert [request.start for request in requests] == [0, 5 * PAGE_BYTES]
+    for request in requests:
+        iommu.respond(request, FaultResult(0, request.start, Reason.NO_ACCESS))
+    assert iommu.take_wakeups() == ["qp"]
+    assert iommu.prepare_all(ranges, "qp", write=False)
 
 
 def test_an_unbound_pasid_moves_nothing_and_frees_who_waited(space: ArraySpace) -> None:

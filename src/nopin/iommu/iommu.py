@@ -6,7 +6,7 @@ look at residency before it, so that a page in swap parks one piece of work inst
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
 from nopin.iommu.pasid import PasidTable
@@ -128,6 +128,16 @@ class Iommu:
         """
         space = self._pasids.get(pasid)
         return space is None or self._admit(space, pasid, address, length, meter, waiter, write=write)
+
+    def prepare_all(self, ranges: Iterable[tuple[int, int, int, Meter]], waiter: Hashable, *, write: bool) -> bool:
+        """Do the same for several (pasid, address, length, meter), which wait together and share one grant.
+
+        One after the other they would spend it on the first, and two that stay absent would never both pass.
+        """
+        if self._requests.use_grant(waiter):
+            return True
+        looks = [self.prepare(*where, waiter, write=write) for where in ranges]
+        return all(looks)
 
     def take_requests(self) -> list[PageRequest]:
         """Page requests for whoever runs faults; each is to be answered by `respond`."""
