@@ -17,6 +17,8 @@ from nopin.nic.attributes import QpAttr, QpCaps
 
 PROTOCOL_VERSION = 1
 MESSAGE_BYTES_MAX = 65536
+NOTICES = 4096
+"""Bytes to read from a completion channel at once: each is a notice, and any number mean the same as one."""
 
 
 class Request(msgspec.Struct, tag_field="op", kw_only=True):
@@ -90,7 +92,7 @@ class Withdraw(Request, tag="withdraw"):
 
 
 class CreateChannel(Request, tag="create_channel"):
-    """Make a completion channel. Answered by Handle with one descriptor beside it: an eventfd."""
+    """Make a completion channel. Answered by Handle with one descriptor beside it, to be read: a pipe."""
 
 
 class DestroyChannel(Request, tag="destroy_channel"):
@@ -167,7 +169,7 @@ class Refused(Reply, tag="refused"):
 
 
 class Welcome(Reply, tag="welcome"):
-    """Answer to Hello. Beside it: the server's state page (memfd, read-only), the doorbell (eventfd).
+    """Answer to Hello. Beside it: the server's state page (memfd, read-only), the doorbell (eventfd, its own).
 
     Attributes:
         server_pid: whom the client should name with PR_SET_PTRACER where Yama asks for it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from nopin.errors import HostLacks, UsageError
 from nopin.linux.io_uring import PinnedFrames
@@ -31,9 +31,11 @@ _USERFAULTFD_LINK = "anon_inode:[userfaultfd]"
 class ClientMemory:
     """The address spaces of one client: the plain one, made when first needed, and one per pinned region."""
 
-    def __init__(self, core: Core, process: PidFd) -> None:
+    def __init__(self, core: Core, process: PidFd, misbehaved: Callable[[str], None]) -> None:
+        """Hold nothing yet; `misbehaved` ends the client's session, for the reason given to it."""
         self._core = core
         self._process = process
+        self._misbehaved = misbehaved
         self._plain: int | None = None
         self._spaces: dict[int, AddressSpace] = {}
         self._notifiers = Notifiers()
@@ -166,7 +168,11 @@ class ClientMemory:
     def _on_message(self, _mask: int) -> None:
         """The client did something to its mappings and waits until the message is read."""
         assert self._watcher is not None
-        self._watcher.drain()
+        try:
+            self._watcher.drain()
+        except UsageError as problem:
+            self._misbehaved(str(problem))
+            return
         self._rearm_later()
 
     def _rearm_later(self) -> None:

@@ -60,7 +60,6 @@ class Core:
     Attributes:
         sessions: the clients.
         responders: the queue pairs that answer attached peers.
-        doorbell: eventfd that clients write when the server sleeps.
         exchange_host: address of the exchange; `exchange_port` its TCP port.
         clock: monotonic nanoseconds.
     """
@@ -73,7 +72,6 @@ class Core:
     workers: Workers
     limits: Limits
     state_page: StatePage
-    doorbell: int
     exchange_host: str
     exchange_port: int
     clock: Callable[[], int]

@@ -77,7 +77,7 @@ def _hello(session: Session, request: Hello, fds: Sequence[int]) -> Answer:
     for fd in fds:
         session.memory.watch_with(fd)
     core = session.core
-    shared = _copies(core.state_page.fd, core.doorbell)
+    shared = _copies(core.state_page.fd, session.doorbell)
     session.greeted = True
     welcome = Welcome(
         version=PROTOCOL_VERSION,
@@ -138,13 +138,13 @@ def _create_channel(session: Session, _request: CreateChannel) -> Answer:
     objects = session.objects
     objects.usage.take(channels=1, descriptors=1)
     try:
-        fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        for_client, ours = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         objects.usage.give(channels=1, descriptors=1)
         raise
     handle_ = objects.new_handle()
-    objects.channels[handle_] = ClientChannel(fd)
-    return Answer([Handle(handle=handle_)], _copies(fd))
+    objects.channels[handle_] = ClientChannel(ours)
+    return Answer([Handle(handle=handle_)], [for_client])
 
 
 def _destroy_channel(session: Session, request: DestroyChannel) -> Answer:

@@ -14,9 +14,6 @@ fence, then read what the other wrote; so at least one of them sees the other, a
 
 from __future__ import annotations
 
-import contextlib
-import os
-
 from nopin.linux.fence import fence
 from nopin.server import events
 from nopin.server.core import Core
@@ -39,7 +36,6 @@ class Loop:
         self._packets_wait = False
         for fd in core.link.filenos():
             core.poller.watch(fd, self._on_packets)
-        core.poller.watch(core.doorbell, self._on_doorbell)
         core.poller.watch(core.workers.fd, self._on_fault_results)
 
     def stop(self) -> None:
@@ -135,10 +131,6 @@ class Loop:
 
     def _on_packets(self, _mask: int) -> None:
         self._packets_wait = True
-
-    def _on_doorbell(self, _mask: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._core.doorbell)
 
     def _on_fault_results(self, _mask: int) -> None:
         core = self._core

@@ -26,15 +26,19 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class ClientChannel:
-    """A completion channel: an eventfd that is written when an armed completion queue fires."""
+    """A completion channel: the end of a pipe that is written when an armed completion queue fires.
+
+    Not an eventfd: both sides of that share its blocking flag, and a client that cleared it and filled the counter
+    would stop the server in its next write.
+    """
 
     fd: int
     n_users: int = 0
 
     def kick(self) -> None:
-        """Wake who waits there; where the counter is full, nobody sleeps."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_write(self.fd, 1)
+        """Wake who waits there; where the pipe is full nobody sleeps, and where it is broken nobody is left."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self.fd, b"\1")
 
 
 @dataclass(slots=True, eq=False)

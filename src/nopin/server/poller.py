@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
+EDGE = select.EPOLLET
+"""Beside READ: call back once for each time something comes, and not for as long as it is there."""
 
 Callback = Callable[[int], None]
 """Called with the epoll event mask."""
 
 
 class Poller:
-    """Calls back when descriptors are ready; level-triggered."""
+    """Calls back when descriptors are ready; level-triggered unless told otherwise."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()

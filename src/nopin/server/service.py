@@ -79,8 +79,6 @@ def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Cor
     exchange_socket = _listen_tcp(config.bind or address_of(link.endpoint.gid), config.exchange_port)
     state_page = StatePage()
     stack.callback(state_page.close)
-    doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-    stack.callback(os.close, doorbell)
     workers = Workers(config.n_workers)
     stack.callback(workers.close)
     poller = Poller()
@@ -96,7 +94,6 @@ def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Cor
         workers=workers,
         limits=config.limits,
         state_page=state_page,
-        doorbell=doorbell,
         exchange_host=exchange_socket.getsockname()[0],
         exchange_port=exchange_socket.getsockname()[1],
         clock=time.monotonic_ns,

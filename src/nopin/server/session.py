@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Sequence
 
@@ -23,7 +24,7 @@ from nopin.server.core import Core, log
 from nopin.server.handlers import handle
 from nopin.server.objects import ClientObjects
 from nopin.server.outbox import Outbox
-from nopin.server.poller import READ, WRITE
+from nopin.server.poller import EDGE, READ, WRITE
 from nopin.server.refusal import refused
 from nopin.server.teardown import tear_down
 
@@ -37,20 +38,31 @@ def say_why(sock: socket.socket, message: str) -> None:
         send_packet(sock, encode(Refused(code="closed", errno=errno.ECONNABORTED, message=message)))
 
 
+def _wake_up(_mask: int) -> None:
+    """Nothing is to be done but to be awake: the loop looks at every ring."""
+
+
 class Session:
     """A connected client. Owns the socket, the process handle and all objects made for the client.
 
     Attributes:
         process: the process whose memory the client may register: the one that connected.
         name: its command name, for figures.
+        doorbell: eventfd that the client writes when the server sleeps. One for each client, so that none can take
+            or block another's ring; and never read, because the client may have made it blocking: each write is an
+            edge of its own.
+
+    Raises:
+        OSError: the server is out of descriptors.
     """
 
     def __init__(self, core: Core, sock: socket.socket, process: PidFd, name: str) -> None:
+        self.doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.core = core
         self.process = process
         self.name = name
         self.objects = ClientObjects(core.limits)
-        self.memory = ClientMemory(core, process)
+        self.memory = ClientMemory(core, process, self.misbehaved)
         self.greeted = False
         self.alive = True
         self._sock = sock
@@ -58,6 +70,7 @@ class Session:
         self._events_waited_for = READ
         core.poller.watch(sock.fileno(), self._on_socket)
         core.poller.watch(process.fileno(), self._on_exit)
+        core.poller.watch(self.doorbell, _wake_up, READ | EDGE)
 
     @property
     def pid(self) -> int:
@@ -87,10 +100,12 @@ class Session:
         poller = self.core.poller
         poller.forget(self._sock.fileno())
         poller.forget(self.process.fileno())
+        poller.forget(self.doorbell)
         self._outbox.close()
         tear_down(self)
         self._sock.close()
         self.process.close()
+        os.close(self.doorbell)
         self.core.counters.clients_ended += 1
         self.core.sessions.discard(self)
 

@@ -6,7 +6,8 @@ import os
 import select
 from typing import TYPE_CHECKING
 
-from nopin.control.messages import CreateChannel, DestroyChannel, Handle
+from nopin.control.messages import NOTICES, CreateChannel, DestroyChannel, Handle
+from nopin.errors import ServerGone
 from nopin.verbs.objects import DeviceObject
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class CompletionChannel(DeviceObject):
-    """An eventfd that becomes readable when one of its armed completion queues gets a completion.
+    """A pipe that becomes readable when one of its armed completion queues gets a completion.
 
     One thread waits on a channel; threads that wait for different queues take a channel each.
     """
@@ -32,16 +33,22 @@ class CompletionChannel(DeviceObject):
         return self._fd
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Sleep until an armed queue fired, at most `timeout` seconds; False when it did not."""
+        """Sleep until an armed queue fired, at most `timeout` seconds; False when it did not.
+
+        Raises:
+            ServerGone: the server went away.
+        """
         self._require_open()
         waiter = select.poll()
         waiter.register(self._fd, select.POLLIN)
         if not waiter.poll(None if timeout is None else timeout * 1000):
             return False
         try:
-            os.eventfd_read(self._fd)
+            notices = os.read(self._fd, NOTICES)
         except BlockingIOError:
             return False
+        if not notices:
+            raise ServerGone("the device server went away; make a new Device")
         return True
 
     def _end(self) -> None:

@@ -12,6 +12,7 @@ import select
 import time
 from collections.abc import Callable
 
+from nopin.control.messages import NOTICES
 from nopin.control.socket import ControlSocket
 from nopin.errors import ServerGone
 from nopin.nic.rings import CompletionConsumer
@@ -27,7 +28,7 @@ class Waiter:
 
     Args:
         ring: where completions appear.
-        channel_fd: the eventfd of its completion channel.
+        channel_fd: of its completion channel.
         control: the connection whose end is the server's end.
         spin_us: how long to look before sleeping.
 
@@ -111,7 +112,7 @@ class Waiter:
         for fd, _ in self._events.poll(0):
             if fd == self._channel_fd:
                 with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(fd)
+                    os.read(fd, NOTICES)
             elif fd == self._side_fd:
                 self.on_side_event()
             else:
