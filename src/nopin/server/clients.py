@@ -91,7 +91,7 @@ class Clients:
         try:
             who = peer_credentials(sock)
             self._admit(who)
-            session = Session(core, sock, _process_of(sock, who.pid), _name_of(who.pid))
+            session = _session(core, sock, who.pid)
         except OSError as problem:
             log.info("a client was refused: %s", problem)
             core.counters.clients_refused += 1
@@ -127,6 +127,20 @@ def _process_of(sock: socket.socket, pid: int) -> PidFd:
         if problem.errno != errno.ENOPROTOOPT:
             raise
     return PidFd.open(pid)  # before Linux 6.5
+
+
+def _session(core: Core, sock: socket.socket, pid: int) -> Session:
+    """Start a client's session.
+
+    Raises:
+        OSError: the process is gone, or the server is out of descriptors; nothing is kept.
+    """
+    process = _process_of(sock, pid)
+    try:
+        return Session(core, sock, process, _name_of(pid))
+    except OSError:
+        process.close()
+        raise
 
 
 def _name_of(pid: int) -> str:
