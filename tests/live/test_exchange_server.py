@@ -258,16 +258,19 @@ def test_a_withdrawn_share_admits_nobody_and_its_domain_can_go(
     assert server.count("internal_errors") == 0
 
 
-def test_peers_that_only_connect_are_bounded(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_peers_that_only_connect_are_bounded_and_the_oldest_makes_room(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     folder = tmp_path_factory.mktemp("crowd")
     with running_server(folder, exchange_handshakes=3) as server:
         connection = ControlSocket(server.path)
         place = place_of(hello(connection))
         connection.close()
         idle = [Peer(place) for _ in range(3)]
-        with socket.create_connection(place, PATIENCE_S) as late:
-            assert late.recv(1) == b""
+        late = Peer(place)
+        assert idle[0].receive() is None
         assert server.count("peers_over_limit") == 1
+        late.close()
         for peer in idle:
             peer.close()
         again = Peer(place)

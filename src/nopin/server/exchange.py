@@ -38,13 +38,13 @@ class Exchange:
         self.core = core
         self.cq = SilentCq(core.nic).cq
         self.dummy_token = secrets.token_bytes(TOKEN_BYTES)
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}  # oldest first
         self._listener = Listener(core, sock, self._accept)
         core.shares.withdrawn = self._withdrawn
 
     def closed(self, connection: Connection) -> None:
         """Forget a connection."""
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
 
     def close(self, cause: str) -> None:
         """Stop listening, tell every peer the cause and let go of it."""
@@ -56,16 +56,22 @@ class Exchange:
 
     def _accept(self, sock: socket.socket) -> None:
         limits, counters = self.core.limits, self.core.counters
-        n_open = len(self._connections)
-        n_shaking_hands = sum(connection.responder is None for connection in self._connections)
-        if n_open >= limits.exchange_connections or n_shaking_hands >= limits.exchange_handshakes:
+        if len(self._connections) >= limits.exchange_connections:
             counters.peers_over_limit += 1
             sock.close()
             return
+        self._make_room(limits.exchange_handshakes)
         counters.peers_accepted += 1
         connection = Connection(self, sock)
-        self._connections.add(connection)
+        self._connections[connection] = None
         connection.greet()
+
+    def _make_room(self, n_most: int) -> None:
+        """Close the oldest of too many that shake hands: those who dawdle must not keep out those who do not."""
+        shaking_hands = [connection for connection in self._connections if connection.responder is None]
+        for connection in shaking_hands[: max(0, len(shaking_hands) - n_most + 1)]:
+            self.core.counters.peers_over_limit += 1
+            connection.close()
 
     def _withdrawn(self, share: Share, cause: str) -> None:
         for connection in list(self._connections):
