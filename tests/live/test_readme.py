@@ -142,3 +142,21 @@ def test_tests_that_are_named_exist(name: str) -> None:
     defined = set(re.findall(r"def (test_\w+)", source)) | {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
     missing = set(re.findall(r"\b(test_\w+)", PAGES[name])) - defined
     assert not missing
+
+
+def test_outcomes_are_shown_by_live_tests_where_nothing_else_is_said() -> None:
+    page = PAGES["outcomes.md"]
+    live = set(re.findall(r"def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests/live").glob("test_*.py"))))
+    named_unit = set(re.findall(r"`(test_\w+)` \(unit\)", page))
+    assert set(re.findall(r"`(test_\w+)`(?! \(unit\))", page)) <= live
+    assert not named_unit & live
+
+
+def test_the_verbs_example_prints_what_the_page_says(tmp_path: Path, environment: dict[str, str]) -> None:
+    page = PAGES["verbs.md"]
+    (source,), (expected,) = blocks(page, "python"), blocks(page, "text")
+    (tmp_path / "example.py").write_text(source)
+    ran = subprocess.run(
+        [sys.executable, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT_S
+    )
+    assert ran.stdout == expected, ran.stderr
