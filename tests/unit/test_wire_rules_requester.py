@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nopin.nic.abi import QpState, SendFlags, WcStatus, WrOpcode
+from nopin.nic.requester import ACK_EVERY_PACKETS
 from nopin.nic.wire.aeth import SYNDROME_ACK, Nak
 from nopin.nic.wire.batch import Path
 from nopin.nic.wire.bth import Bth
@@ -131,11 +132,18 @@ def test_psns_run_on_over_the_wrap_and_a_read_takes_one_for_each_response(r: Req
     assert all(packet.bth.ack_req for packet in packets[1:])
 
 
-def test_inside_a_long_message_an_ack_is_asked_for_every_64_packets(r: Requester) -> None:
+def test_inside_a_long_message_an_ack_is_asked_for_now_and_then_and_at_its_end(r: Requester) -> None:
     r.side.qp.send.window = 512
-    r.post(WrOpcode.RDMA_WRITE, 200 * MTU)
-    packets = r.sent()
-    assert [n for n, packet in enumerate(packets) if packet.bth.ack_req] == [63, 127, 191, 199]
+    n_packets = 2 * ACK_EVERY_PACKETS + 40
+    r.post(WrOpcode.RDMA_WRITE, n_packets * MTU)
+    asked = [n for n, packet in enumerate(r.sent()) if packet.bth.ack_req]
+    assert asked == [ACK_EVERY_PACKETS - 1, 2 * ACK_EVERY_PACKETS - 1, n_packets - 1]
+
+
+def test_the_packet_that_closes_the_window_asks_for_an_ack(r: Requester) -> None:
+    r.side.qp.send.window = 20
+    r.post(WrOpcode.RDMA_WRITE, 50 * MTU)
+    assert [n for n, packet in enumerate(r.sent()) if packet.bth.ack_req] == [19]
 
 
 def test_no_more_reads_and_atomics_than_agreed_are_outstanding(r: Requester) -> None:
