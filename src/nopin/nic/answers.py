@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from nopin.iommu.iommu import PARKED
-from nopin.nic.abi import AsyncEventType
+from nopin.nic.abi import AsyncEventType, QpState
 from nopin.nic.core import Core, fail, waiter_for
 from nopin.nic.plan import Family, Plan
 from nopin.nic.qp import QueuePair, ReadStream, Reply
@@ -148,15 +148,20 @@ def _gather(core: Core, qp: QueuePair, plan: Plan, stream: ReadStream, first: in
 
 
 def _refuse(core: Core, qp: QueuePair, stream: ReadStream, psn: int) -> None:
-    """End a stream with a NAK at the response that could not be read."""
-    core.counters.sent_nak += 1
-    core.counters.access_error += 1
+    """End a stream with a NAK at the response that could not be read.
+
+    A later request may have been refused already, its NAK waiting behind this stream: this one stands for it.
+    """
+    if qp.state is not QpState.ERR:
+        core.counters.sent_nak += 1
+        core.counters.access_error += 1
+        core.event(AsyncEventType.QP_ACCESS_ERR, qp)
     qp.recv.replies.clear()
     qp.recv.replies.append(stream)  # `_consume` still accounts for what was sent of it
     qp.recv.replies.append(Reply(psn, Nak.REMOTE_ACCESS_ERROR, (stream.msn - 1) & MSN_MASK))
     stream.region = None
-    core.event(AsyncEventType.QP_ACCESS_ERR, qp)
     fail(core, qp)
+    core.ready[qp] = None  # to send the NAK; `fail` does it only the first time
 
 
 def _consume(qp: QueuePair, stream: ReadStream, n: int) -> None:
