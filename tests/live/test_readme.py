@@ -160,3 +160,15 @@ def test_the_verbs_example_prints_what_the_page_says(tmp_path: Path, environment
         [sys.executable, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT_S
     )
     assert ran.stdout == expected, ran.stderr
+
+
+def test_functions_of_the_architecture_are_where_it_says() -> None:
+    n_checked = 0
+    for line in PAGES["ARCHITECTURE.md"].splitlines():
+        paths: list[str] = re.findall(rf"`((?:{PARTS})/[\w/]+\.py)`", line)
+        calls: list[str] = re.findall(r"`(\w+)\(\)`", line)
+        source = "".join((ROOT / "src" / "nopin" / path).read_text() for path in paths)
+        for name in calls:
+            assert f"def {name}(" in source, f"{name} is not in {paths}"
+            n_checked += 1
+    assert n_checked > 50
