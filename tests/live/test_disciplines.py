@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from own_memory import PAGE, Pages, anonymous, forked
-from owner_process import MADV_DONTNEED, PROT_READ
+from owner_process import MADV_DONTNEED, PROT_NONE, PROT_READ
 from serving import eventually
 from verbs_pair import PATHS, PATIENCE_S, Pair, Servers, connected, figures, running_servers
 
@@ -113,7 +113,7 @@ def test_unpinned_memory_is_always_what_the_process_sees(
 ) -> None:
     pin_before = memory_use(os.getpid()).vm_pin
     region = register(pair, pages, discipline)
-    assert memory_use(os.getpid()).vm_pin == pin_before
+    assert memory_use(os.getpid()).vm_pin <= pin_before  # the kernel may still be at releasing an earlier one
     pages.fill(2)
     pages.advise(1, MADV_DONTNEED)
     pages.put(PAGE, b"stored afterwards")
@@ -123,7 +123,7 @@ def test_unpinned_memory_is_always_what_the_process_sees(
     with forked():
         pages.put(3 * PAGE, b"stored beside a child")
         assert read(pair, region, pages.address, buffer, pages.length) == pages.get(0, pages.length)
-    pages.unmap(4)
+    pages.protect(4, PROT_NONE)  # not unmapped: anything of this process may be mapped into a hole
     assert pair.peer.read(pages.at(4), region.rkey, buffer.address, 8) is WcStatus.REM_ACCESS_ERR
 
 
@@ -163,11 +163,11 @@ def test_an_implicit_share_reaches_any_address_with_the_mappings_rights(
 
 @pytest.mark.needs_io_uring
 def test_a_pin_is_charged_as_long_as_the_region_lives(pair: Pair, pages: Pages) -> None:
-    before = memory_use(os.getpid()).vm_pin
+    assert eventually(lambda: memory_use(os.getpid()).vm_pin == 0)  # earlier ones are released
     region = register(pair, pages, "pinned")
-    assert memory_use(os.getpid()).vm_pin == before + pages.length
+    assert memory_use(os.getpid()).vm_pin == pages.length
     region.close()
-    assert eventually(lambda: memory_use(os.getpid()).vm_pin == before)
+    assert eventually(lambda: memory_use(os.getpid()).vm_pin == 0)
 
 
 @pytest.mark.needs_io_uring
