@@ -23,7 +23,7 @@ from nopin.iommu.iommu import PARKED
 from nopin.nic.abi import Discipline, QpState, SendFlags, WcStatus, WrOpcode
 from nopin.nic.core import Core, available, take_send, waiter_for
 from nopin.nic.mr import Region
-from nopin.nic.plan import Family, Plan
+from nopin.nic.plan import PACKETS_MAX, Family, Plan
 from nopin.nic.qp import QueuePair
 from nopin.nic.scatter import gather, prepare_pieces
 from nopin.nic.wire.batch import TxBatch
@@ -165,6 +165,8 @@ def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
     index = side.acked + in_flight
     fresh = psn_diff(side.high, side.sent)
     window = side.window - in_flight
+    if in_flight and window < min(PACKETS_MAX, side.window // 2):
+        return chunks  # acknowledgements are on their way; small batches would cost more than waiting for them
     n_asked = len(side.asked)
     for work in side.works:
         if work.status:
@@ -223,7 +225,7 @@ def _add_data(qp: QueuePair, plan: Plan, chunk: Chunk, *, closes_window: bool) -
     first_due = ACK_EVERY_PACKETS - 1 - chunk.nth % ACK_EVERY_PACKETS
     if first_due < n:
         plan.request_ack(slice(chunk.at + first_due, plan.n, ACK_EVERY_PACKETS))
-    if ends or closes_window:
+    if ends or closes_window or not plan.room:
         plan.request_ack(plan.n - 1)
     if ends and work.flags & _SOLICITED:
         plan.solicit(plan.n - 1)

@@ -128,7 +128,8 @@ class ClientMemory:
             self._maps = None
 
     def close_spaces(self) -> None:
-        """Unbind every address space. Twice is fine."""
+        """Release the process's memory: tell whoever still listens, unbind every address space. Twice is fine."""
+        self._notifiers.release()
         for pasid in list(self._spaces):
             self._unbind(pasid)
         self._plain = None
