@@ -133,7 +133,7 @@ def test_psns_run_on_over_the_wrap_and_a_read_takes_one_for_each_response(r: Req
 
 
 def test_inside_a_long_message_an_ack_is_asked_for_now_and_then_and_at_its_end(r: Requester) -> None:
-    r.side.qp.send.window = 512
+    r.side.qp.send.window = 4 * ACK_EVERY_PACKETS
     n_packets = 2 * ACK_EVERY_PACKETS + 40
     r.post(WrOpcode.RDMA_WRITE, n_packets * MTU)
     asked = [n for n, packet in enumerate(r.sent()) if packet.bth.ack_req]

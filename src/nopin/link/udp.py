@@ -27,7 +27,7 @@ from nopin.linux.udp import (
 from nopin.nic.wire.batch import ROCE_PORT, Endpoint, PacketBatch, Path, Segment, TxBatch
 from nopin.nic.wire.gid import V4_PREFIX, gid_of, is_ipv4
 
-RECEIVE_SLOTS = 8
+RECEIVE_SLOTS = 17
 """Half a megabyte per system call: what the cache still holds when the packets are looked at."""
 
 RECEIVE_CALLS = 4

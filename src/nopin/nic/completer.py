@@ -15,7 +15,7 @@ import numpy as np
 from nopin.iommu.iommu import PARKED
 from nopin.nic.abi import AsyncEventType, QpState, WcStatus, WrOpcode
 from nopin.nic.core import Core, fail, send_done
-from nopin.nic.packets import HELD_PACKETS_MAX, Packets
+from nopin.nic.packets import HELD_PACKETS_MAX, Packets, first_true
 from nopin.nic.qp import WINDOW_PACKETS_MAX, WINDOW_PACKETS_MIN, QueuePair
 from nopin.nic.requester import restart_timer, rewind
 from nopin.nic.scatter import push, scatter
@@ -349,10 +349,10 @@ def _run_end(packets: Packets, at: int, n_most: int) -> int:
     if end == at + 1:
         return end
     psn = packets.psn[at:end]
-    steps = np.flatnonzero(
+    other = first_true(
         (((psn - psn[0]) & np.uint32(0xFFFFFF)) != np.arange(end - at)) | ~IS_READ_RESPONSE[packets.opcode[at:end]]
     )
-    return at + int(steps[0]) if len(steps) else end
+    return end if other < 0 else at + other
 
 
 def _well_sized(qp: QueuePair, work: SendWork, run: Packets, index: int) -> int:
@@ -360,5 +360,5 @@ def _well_sized(qp: QueuePair, work: SendWork, run: Packets, index: int) -> int:
     expected = np.full(len(run), qp.mtu, np.int64)
     if index + len(run) == work.n_psn:
         expected[-1] = work.length - (work.n_psn - 1) * qp.mtu
-    wrong = np.flatnonzero((run.payload != expected) | (run.pad != (-expected & 3)))
-    return int(wrong[0]) if len(wrong) else len(run)
+    wrong = first_true((run.payload != expected) | (run.pad != (-expected & 3)))
+    return len(run) if wrong < 0 else wrong

@@ -11,7 +11,7 @@ import numpy as np
 from nopin.iommu.iommu import PARKED
 from nopin.nic.abi import WcFlags, WcOpcode, WcStatus
 from nopin.nic.core import Core, recv_done, take_recv, waiter_for
-from nopin.nic.packets import Packets
+from nopin.nic.packets import Packets, first_true
 from nopin.nic.qp import Inbound, QueuePair
 from nopin.nic.refusal import NotReady, Parked, Refusal, check_target, invalid_request, no_access, prepare
 from nopin.nic.rights import REMOTE_WRITE
@@ -99,10 +99,10 @@ def _message_end(packets: Packets, at: int, end: int) -> int:
     if ENDS_MESSAGE[opcode[at]]:
         return at + 1
     middle = Opcode.SEND_MIDDLE if IS_SEND[opcode[at]] else Opcode.WRITE_MIDDLE
-    others = np.flatnonzero(opcode[at + 1 : end] != middle)
-    if not len(others):
+    other = first_true(opcode[at + 1 : end] != middle)
+    if other < 0:
         return end
-    stop = at + 1 + int(others[0])
+    stop = at + 1 + other
     family = IS_SEND if middle == Opcode.SEND_MIDDLE else IS_WRITE
     closes = ENDS_MESSAGE[opcode[stop]] and family[opcode[stop]] and int(opcode[stop]) not in _STARTS
     return stop + 1 if closes else stop
@@ -115,9 +115,9 @@ def _well_sized(qp: QueuePair, inbound: Inbound, packets: Packets, at: int, stop
     """
     payload, pad = packets.payload[at:stop], packets.pad[at:stop]
     n_full = stop - at - ends
-    wrong = np.flatnonzero((payload[:n_full] != qp.mtu) | (pad[:n_full] != 0))
-    if len(wrong):
-        return int(wrong[0])
+    wrong = first_true((payload[:n_full] != qp.mtu) | (pad[:n_full] != 0))
+    if wrong >= 0:
+        return wrong
     total = inbound.received + n_full * qp.mtu
     limit = inbound.recv.capacity if inbound.recv is not None else inbound.length
     if total > limit or (not ends and inbound.recv is None and total == limit):

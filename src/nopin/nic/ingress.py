@@ -20,7 +20,7 @@ from nopin.nic.packets import Packets, describe
 from nopin.nic.qp import QueuePair
 from nopin.nic.wire import icrc
 from nopin.nic.wire.batch import PacketBatch, Path
-from nopin.nic.wire.bth import PKEY_MASK, Bth, BthBatch, parse_bth
+from nopin.nic.wire.bth import PKEY_MASK, VERSION_MASK, Bth, BthBatch, parse_bth
 from nopin.nic.wire.opcodes import IS_KNOWN, IS_REQUEST, MIN_PACKET_BYTES
 
 Group = tuple[QueuePair, Packets]
@@ -74,15 +74,17 @@ class Ingress:
         self, packets: Packets, qpn: NDArray[np.uint32], good: NDArray[np.bool_], path: Path
     ) -> Iterator[Group]:
         # One number per packet whose change starts a new group: direction, queue pair, fit to be used.
-        kind = qpn.astype(np.int64) * 2 + IS_REQUEST[packets.opcode]
+        kind = qpn.astype(np.int64)
+        kind += kind
+        kind += IS_REQUEST[packets.opcode]
         kind[~good] = -1
-        edges = [0, *(np.flatnonzero(kind[1:] != kind[:-1]) + 1).tolist(), len(packets)]
+        edges = [0, *((kind[1:] != kind[:-1]).nonzero()[0] + 1).tolist(), len(packets)]
         for start, end in itertools.pairwise(edges):
             if kind[start] < 0:
                 continue
             qp = self._admit(int(qpn[start]), path, end - start, request=bool(kind[start] & 1))
             if qp is not None:
-                yield qp, packets.part(start, end)
+                yield qp, packets if end - start == len(packets) else packets.part(start, end)
 
     def _sort_one(self, batch: PacketBatch, offset: int, length: int) -> Group | None:
         staging, counters = self._staging_of(batch.buffer), self._core.counters
@@ -131,5 +133,7 @@ class Ingress:
 
 
 def _well_formed(bth: BthBatch) -> NDArray[np.bool_]:
-    good: NDArray[np.bool_] = IS_KNOWN[bth.opcode] & (bth.version == 0) & ((bth.pkey & PKEY_MASK) == PKEY_MASK)
+    good: NDArray[np.bool_] = IS_KNOWN[bth.opcode]
+    good &= (bth.flags & np.uint8(VERSION_MASK)) == 0
+    good &= (bth.pkey & np.uint16(PKEY_MASK)) == PKEY_MASK
     return good

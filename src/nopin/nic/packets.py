@@ -14,6 +14,14 @@ HELD_PACKETS_MAX = 2048
 """Packets a queue pair keeps each way while it is parked; more are dropped and will be sent again."""
 
 
+def first_true(mask: NDArray[np.bool_]) -> int:
+    """Return the index of the first True, or -1; quicker than `numpy.flatnonzero` on the arrays of a batch."""
+    if not len(mask):
+        return -1
+    at = int(mask.argmax())
+    return at if mask[at] else -1
+
+
 @dataclass(slots=True, eq=False)
 class Packets:
     """n packets for one queue pair, in order of arrival; arrays are (n,).

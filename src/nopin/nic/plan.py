@@ -173,7 +173,7 @@ def segments_of(offsets: NDArray[np.int64], sizes: NDArray[np.int64], *, singly:
     if singly:
         return [Segment(o, s, s) for o, s in zip(offsets.tolist(), sizes.tolist(), strict=True)]
     segments: list[Segment] = []
-    edges = [0, *(np.flatnonzero(sizes[1:] != sizes[:-1]) + 1).tolist(), len(sizes)]
+    edges = [0, *((sizes[1:] != sizes[:-1]).nonzero()[0] + 1).tolist(), len(sizes)]
     at = 0
     for edge, after in itertools.pairwise(edges):
         at = max(at, edge)  # the run before may have taken our first packet as its short tail

@@ -39,7 +39,7 @@ _FENCE = int(SendFlags.FENCE)
 WORKS_MAX = 512
 """Work requests decoded ahead per queue pair; the ring holds the rest."""
 
-ACK_EVERY_PACKETS = 128
+ACK_EVERY_PACKETS = 256
 """Inside a long message, ask for an acknowledgement this often; rxe does so every 64, ours cost more."""
 
 TIMEOUT_UNIT_NS = 4096

@@ -69,7 +69,7 @@ def receive(core: Core, qp: QueuePair, packets: Packets, now: int) -> None:
     edges = [len(packets)]
     if len(packets) > 1:
         steps = (packets.psn[1:] - packets.psn[:-1]) & np.uint32(0xFFFFFF)
-        edges = [*(np.flatnonzero(steps != 1) + 1).tolist(), len(packets)]
+        edges = [*((steps != 1).nonzero()[0] + 1).tolist(), len(packets)]
     at = 0
     for edge in edges:
         while at < edge and qp.may_receive():

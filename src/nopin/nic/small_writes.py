@@ -14,7 +14,7 @@ from nopin.mm.space import IoVec
 from nopin.nic.abi import Discipline
 from nopin.nic.core import Core, waiter_for
 from nopin.nic.mr import Region
-from nopin.nic.packets import Packets
+from nopin.nic.packets import Packets, first_true
 from nopin.nic.qp import QueuePair
 from nopin.nic.refusal import Parked, no_access
 from nopin.nic.rights import REMOTE_WRITE
@@ -34,8 +34,8 @@ def small_writes(core: Core, qp: QueuePair, packets: Packets, at: int, end: int)
     0 means: handle the first one the ordinary way, which finds what is special about it.
     """
     # Without a payload there may be no whole RETH either.
-    others = np.flatnonzero((packets.opcode[at:end] != Opcode.WRITE_ONLY) | (packets.payload[at:end] <= 0))
-    n = int(others[0]) if len(others) else end - at
+    other = first_true((packets.opcode[at:end] != Opcode.WRITE_ONLY) | (packets.payload[at:end] <= 0))
+    n = end - at if other < 0 else other
     if n < _MANY or not (qp.attr.access or 0) & REMOTE_WRITE:
         return 0
     run = packets.part(at, at + n)
@@ -45,8 +45,8 @@ def small_writes(core: Core, qp: QueuePair, packets: Packets, at: int, end: int)
     if region is None or not region.access & REMOTE_WRITE or region.discipline is Discipline.SHORT_TERM:
         return 0
     good = _plain_writes(qp, run, reth.rkey == rkey, reth.length, reth.address, region)
-    bad = np.flatnonzero(~good)
-    n = int(bad[0]) if len(bad) else n
+    bad = first_true(~good)
+    n = n if bad < 0 else bad
     if n < _MANY:
         return 0
     remote = np.empty((n, 2), np.uint64)

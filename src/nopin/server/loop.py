@@ -14,12 +14,16 @@ fence, then read what the other wrote; so at least one of them sees the other, a
 
 from __future__ import annotations
 
+from nopin.control.spin import SpinBudget
 from nopin.linux.fence import fence
 from nopin.server import events
 from nopin.server.core import Core
 from nopin.server.objects import ClientCq, ClientQp
-from nopin.server.spin import SpinBudget
-from nopin.units import S_NS
+from nopin.units import S_NS, US_NS
+
+BURST_NS = 100 * US_NS
+"""How long to stay awake after packets: a long message comes as a burst, and a receiver that dozes off between its
+parts makes the sender wake it for each, which costs the sender more than the sending."""
 
 
 class Loop:
@@ -34,6 +38,7 @@ class Loop:
         self._spin = SpinBudget(spin_ns)
         self._stopping = False
         self._packets_wait = False
+        self._in_burst = False
         for fd in core.link.filenos():
             core.poller.watch(fd, self._on_packets)
         core.poller.watch(core.workers.fd, self._on_fault_results)
@@ -49,13 +54,15 @@ class Loop:
         while not self._stopping:
             now = clock()
             if self._turn(now):
-                spin_until = now + self._spin.budget_ns if self._core.sessions else 0
+                spin_ns = max(self._spin.budget_ns, BURST_NS if self._in_burst else 0)
+                spin_until = clock() + spin_ns if self._core.sessions else 0
             elif now >= spin_until:
                 self._sleep()
 
     def _turn(self, now: int) -> bool:
         """Do what there is to do now; tell whether there was anything."""
         core = self._core
+        self._in_burst = False
         worked = core.poller.poll(0) > 0
         worked |= self._receive(now)
         worked |= core.nic.poll_rings(now)
@@ -74,6 +81,7 @@ class Loop:
         self._packets_wait = False
         for batch in core.link.receive(now):
             core.nic.receive(batch, now)
+        self._in_burst = True
         return True
 
     def _meet_deadlines(self, now: int) -> None:
@@ -120,7 +128,7 @@ class Loop:
         began = core.clock()
         if not core.nic.poll_rings(began) and not core.nic.busy:
             core.poller.poll(self._timeout_s(began))
-            self._spin.slept(core.clock() - began)
+            self._spin.waited(core.clock() - began)
         core.state_page.set_sleeping(False)
 
     def _timeout_s(self, now: int) -> float:

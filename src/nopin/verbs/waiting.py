@@ -14,12 +14,13 @@ from collections.abc import Callable
 
 from nopin.control.messages import NOTICES
 from nopin.control.socket import ControlSocket
+from nopin.control.spin import SpinBudget
 from nopin.errors import ServerGone
 from nopin.nic.rings import CompletionConsumer
 from nopin.units import S_NS, US_NS
 
 SPIN_US = 100
-"""How long a waiter looks before it sleeps, microseconds."""
+"""How long a waiter looks before it sleeps at most, microseconds; less while waits are long anyway."""
 LOOKS_PER_YIELD = 8
 
 
@@ -42,7 +43,7 @@ class Waiter:
         self._ring = ring
         self._channel_fd = channel_fd
         self._control = control
-        self._spin_ns = spin_us * US_NS
+        self._spin = SpinBudget(spin_us * US_NS)
         self._events = select.epoll()
         self._events.register(channel_fd, select.EPOLLIN)
         self._events.register(control.fileno(), 0)  # EPOLLHUP comes unasked; events there are not for us
@@ -82,8 +83,15 @@ class Waiter:
         Raises:
             ServerGone: the server went away.
         """
-        if self._look(deadline_ns):
+        began = time.monotonic_ns()
+        if self._look(began, deadline_ns):
             return True
+        try:
+            return self._sleep(deadline_ns, until)
+        finally:
+            self._spin.waited(time.monotonic_ns() - began)
+
+    def _sleep(self, deadline_ns: int | None, until: Callable[[], bool]) -> bool:
         while True:
             if self.armed_and_ready() or until():
                 return True
@@ -136,9 +144,9 @@ class Waiter:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._nudge_fd)
 
-    def _look(self, deadline_ns: int | None) -> bool:
+    def _look(self, began: int, deadline_ns: int | None) -> bool:
         ring, now = self._ring, time.monotonic_ns
-        end = now() + self._spin_ns
+        end = began + self._spin.budget_ns
         if deadline_ns is not None:
             end = min(end, deadline_ns)
         while True:

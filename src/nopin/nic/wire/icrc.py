@@ -198,5 +198,5 @@ def _crcs(buffer: Bytes, offsets: Offsets, n_covered: NDArray[np.int64], seeds: 
 def _allow_for_marks(crcs: NDArray[np.uint32], buffer: Bytes, offsets: Offsets, n_covered: NDArray[np.int64]) -> None:
     """Correct the CRCs of packets whose masked byte holds something."""
     marks = buffer[offsets + _MASKED_BYTE]
-    for at in np.flatnonzero(marks).tolist():
+    for at in marks.nonzero()[0].tolist():
         crcs[at] ^= np.uint32(_mark_effect(int(n_covered[at]), int(marks[at])))
