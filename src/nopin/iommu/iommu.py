@@ -7,9 +7,11 @@ look at residency before it, so that a page in swap parks one piece of work inst
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from typing import NamedTuple
 
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
 from nopin.iommu.pasid import PasidTable
+from nopin.iommu.relay import Copy, Place, Relay, Relayed, relay_in_turn
 from nopin.mm.space import AddressSpace, FaultResult, IoVec, Staging
 from nopin.ranges import Range, coalesce
 from nopin.units import U64_MAX
@@ -22,15 +24,29 @@ _SPAN_LIMIT = 2 << 20
 costs about as much as two small scans."""
 
 
+class Span(NamedTuple):
+    """One side of a relay: where it begins, and who waits (None: nobody) when pages there are slow to come."""
+
+    pasid: int
+    address: int
+    meter: Meter
+    waiter: Hashable | None
+
+
 class Iommu:
     """Address spaces by PASID, and the page requests against them.
 
     Every copy returns the bytes moved, short at the first inaccessible byte, 0 for an unknown PASID; or
     `PARKED`. Without a waiter a copy does not look at residency and may wait. Pages that are absent but come
     quickly (zero fill) are counted in the meter and brought by the copy itself.
+
+    Args:
+        queue_limit: page requests outstanding at most.
+        relay: how copies from space to space are carried out.
     """
 
-    def __init__(self, *, queue_limit: int = 4096) -> None:
+    def __init__(self, *, queue_limit: int = 4096, relay: Relay = relay_in_turn) -> None:
+        self._relay = relay
         self._pasids = PasidTable()
         self._requests = PageRequests(queue_limit)
 
@@ -121,6 +137,38 @@ class Iommu:
             return PARKED
         return space.write_v(remote, staging, local)
 
+    def relay(self, source: Span, target: Span, length: int, staging: Staging, grain: int) -> Relayed | None:
+        """Copy `length` bytes from space to space; see `Relay`. None: parked, nothing was moved.
+
+        Both sides are looked at before anything moves, and grants are spent only when both pass: otherwise two sides
+        that stay absent would take turns for ever.
+        """
+        source_space, target_space = self._pasids.get(source.pasid), self._pasids.get(target.pasid)
+        if source_space is None:
+            return Relayed(0, 0)
+        if target_space is None:
+            return Relayed(length, 0)
+        passes = self._passes(source_space, source, length, write=False)
+        if not self._passes(target_space, target, length, write=True) or not passes:
+            return None
+        unseen = [side for side in (source, target) if self._requests.use_grant(side.waiter)]
+        relay = relay_in_turn if unseen else self._relay  # what may be slow is nothing to read ahead
+        copy = Copy(Place(source_space, source.address), Place(target_space, target.address), length)
+        return relay((copy,), staging, grain)
+
+    def relay_run(self, spans: Iterable[tuple[Span, Span, int]], staging: Staging, grain: int) -> int:
+        """Copy several (source, target, length) one after the other, as far as they need not wait for pages.
+
+        Returns bytes written, in order. Why it is less than all, `relay` tells one by one.
+        """
+        copies: list[Copy] = []
+        for source, target, length in spans:
+            places = self._present(source, length), self._present(target, length)
+            if places[0] is None or places[1] is None:
+                break
+            copies.append(Copy(places[0], places[1], length))
+        return self._relay(copies, staging, grain).n_written if copies else 0
+
     def prepare(self, pasid: int, address: int, length: int, meter: Meter, waiter: Hashable, *, write: bool) -> bool:
         """Look at residency without copying. True: go on (also when the memory is bad; the copy will tell).
 
@@ -155,6 +203,19 @@ class Iommu:
     def forget(self, waiter: Hashable) -> None:
         """The waiter is gone: it will not be woken, and holds no grant."""
         self._requests.forget(waiter)
+
+    def _present(self, span: Span, length: int) -> Place | None:
+        """Return the place of a span whose pages are all there."""
+        space = self._pasids.get(span.pasid)
+        if space is None or space.absent(span.address, span.address + length) is not None:
+            return None
+        return Place(space, span.address)
+
+    def _passes(self, space: AddressSpace, side: Span, length: int, *, write: bool) -> bool:
+        """Decide whether one side of a relay may copy now, leaving its grant alone; otherwise it is parked."""
+        if side.waiter is None or self._requests.has_grant(side.waiter):
+            return True
+        return self._admit(space, side.pasid, side.address, length, side.meter, side.waiter, write=write)
 
     def _admit(
         self,

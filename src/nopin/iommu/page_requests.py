@@ -110,6 +110,10 @@ class PageRequests:
                 self._backlog.append(backlogged)
                 self._await_one_more(waiter)
 
+    def has_grant(self, waiter: Hashable) -> bool:
+        """True if `waiter` was resumed and has not accessed anything since."""
+        return waiter in self._granted
+
     def use_grant(self, waiter: Hashable) -> bool:
         """True, once, if `waiter` was resumed and has not accessed anything since."""
         if waiter not in self._granted:

@@ -51,6 +51,11 @@ class ProcessMemory:
             process.close()
             raise
 
+    @property
+    def pid(self) -> int:
+        """The process's number; its own only while `alive`."""
+        return self._process.pid
+
     def alive(self) -> bool:
         """False once the process has exited or this was closed."""
         return not self._process.exited()

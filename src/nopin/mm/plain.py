@@ -63,6 +63,11 @@ class PlainSpace:
         self._closed = False
 
     @property
+    def port(self) -> MemoryPort:
+        """The mechanism, for who has a quicker way to the same memory."""
+        return self._port
+
+    @property
     def gone(self) -> bool:
         """True once the process is known to have exited; never False again."""
         if not self._gone:

@@ -2,7 +2,7 @@
 
 No packet is built and nothing can be lost, but the outcomes are those of the wire, decided by the same functions: who
 may access what (`refusal.check_target`), which receive is used, what is told to whom when a page cannot be reached.
-A message is copied in pieces of at most CHUNK_BYTES through the staging buffer; it parks between pieces.
+A message is copied chunk by chunk (`direct_copy.py`); it parks between chunks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from nopin.nic import atomics
 from nopin.nic.abi import AsyncEventType, QpState, SendFlags, WcFlags, WcOpcode, WcStatus, WrOpcode
 from nopin.nic.completer import NAK_STATUS, finish_with_error, wait_for_receiver
 from nopin.nic.core import Core, recv_done, send_done, take_recv, waiter_for
+from nopin.nic.direct_copy import End, move
+from nopin.nic.direct_run import LONG_BYTES, copy_run
 from nopin.nic.qp import Inbound, QueuePair
 from nopin.nic.refusal import (
     NotReady,
@@ -25,7 +27,7 @@ from nopin.nic.refusal import (
 )
 from nopin.nic.requester import fetch, timeout_ns
 from nopin.nic.rights import REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE
-from nopin.nic.scatter import prepare_all, prepare_pieces, pull, push
+from nopin.nic.scatter import prepare_all, prepare_pieces, push
 from nopin.nic.wire.aeth import Nak
 from nopin.nic.wire.psn import psn_add
 from nopin.nic.work import (
@@ -36,12 +38,10 @@ from nopin.nic.work import (
     Piece,
     RecvWork,
     SendWork,
-    slice_pieces,
 )
 
 _SOLICITED = int(SendFlags.SOLICITED)
 
-CHUNK_BYTES = 1 << 20
 TURN_BYTES = 4 << 20
 TURN_WORKS = 128
 """What one queue pair may do before the others get their turn."""
@@ -68,10 +68,15 @@ def advance(core: Core, qp: QueuePair, now: int) -> None:
         if peer is None:
             _no_answer(qp, now)
             return
-        if not _carry_out(core, qp, peer, work, now):
+        run = copy_run(core, qp, peer) if work.length >= LONG_BYTES else []
+        if run:
+            _establish(core, peer)
+        elif not _carry_out(core, qp, peer, work, now):
             return
-        n_bytes -= work.length
-        n_works -= 1
+        for done in run or [work]:
+            _complete(core, qp, done)
+            n_bytes -= done.length
+            n_works -= 1
     if side.works:
         core.ready[qp] = None
 
@@ -115,6 +120,12 @@ def _carry_out(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork, now: 
         fail_request(core, peer, refusal)
         finish_with_error(core, qp, NAK_STATUS[refusal.nak])
         return False
+    return True
+
+
+def _complete(core: Core, qp: QueuePair, work: SendWork) -> None:
+    """Retire the oldest work, which was carried out."""
+    side = qp.send
     side.works.popleft()
     side.una = side.sent = side.high = psn_add(work.first_psn, work.n_psn)
     side.deadline = None
@@ -123,7 +134,6 @@ def _carry_out(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork, now: 
     core.counters.direct_messages += 1
     core.counters.direct_bytes += work.length
     send_done(core, qp, work, WcStatus.SUCCESS)
-    return True
 
 
 def _establish(core: Core, peer: QueuePair) -> None:
@@ -153,13 +163,8 @@ def _prepare_local(core: Core, qp: QueuePair, work: SendWork) -> None:
 
 def _write(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
     while work.done_bytes < work.length:
-        target = _remote(core, qp, peer, work, REMOTE_WRITE, write=True)
-        n = min(CHUNK_BYTES, work.length - work.done_bytes)
-        n_read = _take_local(core, qp, work, n)
-        done = push(core, slice_pieces(target, work.done_bytes, n_read), core.plan.staging, qp.direct_waiter)
-        _check(done, n_read, no_access())
-        _check(n_read, n, LocalFault())
-        work.done_bytes += n
+        pieces = _remote(core, qp, peer, work, REMOTE_WRITE, write=True)
+        move(core, qp, work, source=_ours(qp, work), target=End(pieces, qp.direct_waiter, no_access))
     if work.opcode is WrOpcode.RDMA_WRITE_WITH_IMM:
         recv = take_recv(core, peer)
         if recv is None:
@@ -171,26 +176,15 @@ def _read(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
     if not peer.attr.max_dest_rd_atomic:
         raise invalid_request()
     while work.done_bytes < work.length:
-        source = _remote(core, qp, peer, work, REMOTE_READ, write=False)
-        n = min(CHUNK_BYTES, work.length - work.done_bytes)
-        n_read = pull(core, slice_pieces(source, work.done_bytes, n), qp.direct_waiter)
-        n_read = _whole_packets(qp, n_read, n)
-        done = push(core, work.slice(work.done_bytes, n_read), core.plan.staging, qp.requester_waiter)
-        _check(done, n_read, LocalFault())
-        _check(n_read, n, no_access())
-        work.done_bytes += n
+        pieces = _remote(core, qp, peer, work, REMOTE_READ, write=False)
+        move(core, qp, work, source=End(pieces, qp.direct_waiter, no_access), target=_ours(qp, work))
 
 
 def _send(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
     recv = _receive_for(core, qp, peer, work)
+    target = End(recv.pieces, qp.direct_waiter, _bad_receive)
     while work.done_bytes < work.length:
-        n = min(CHUNK_BYTES, work.length - work.done_bytes)
-        n_read = _take_local(core, qp, work, n)
-        pieces = slice_pieces(recv.pieces, work.done_bytes, n_read)
-        done = push(core, pieces, core.plan.staging, qp.direct_waiter)
-        _check(done, n_read, Refusal(Nak.REMOTE_OPERATIONAL_ERROR, WcStatus.LOC_PROT_ERR))
-        _check(n_read, n, LocalFault())
-        work.done_bytes += n
+        move(core, qp, work, source=_ours(qp, work), target=target)
     if work.opcode is WrOpcode.SEND_WITH_INV and not core.regions.invalidate(work.imm, peer.pd):
         raise Refusal(Nak.REMOTE_ACCESS_ERROR, WcStatus.REM_INV_REQ_ERR)
     peer.recv.inbound = None
@@ -248,24 +242,12 @@ def _remote(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork, need: in
     return [Piece(region, va, work.length)]
 
 
-def _take_local(core: Core, qp: QueuePair, work: SendWork, n: int) -> int:
-    """Bring the next n bytes of the message into staging; returns bytes, whole packets when short."""
-    if work.inline is not None:
-        core.plan.staging.view[:n] = work.inline[work.done_bytes : work.done_bytes + n]
-        return n
-    done = pull(core, work.slice(work.done_bytes, n), qp.requester_waiter)
-    return _whole_packets(qp, done, n)
+def _ours(qp: QueuePair, work: SendWork) -> End:
+    return End(work.pieces, qp.requester_waiter, LocalFault)
 
 
-def _whole_packets(qp: QueuePair, done: int, n: int) -> int:
-    """Cut a short copy to what would have left in whole packets on the wire.
-
-    Raises:
-        Parked: the copy parked.
-    """
-    if done == PARKED:
-        raise Parked
-    return done if done == n else done - done % qp.mtu
+def _bad_receive() -> Refusal:
+    return Refusal(Nak.REMOTE_OPERATIONAL_ERROR, WcStatus.LOC_PROT_ERR)
 
 
 def _check(done: int, expected: int, otherwise: Exception) -> None:

@@ -10,10 +10,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from nopin.errors import ServerError, UsageError
 from nopin.iommu.iommu import Iommu
+from nopin.iommu.relay import Relay, relay_in_turn
 from nopin.link.base import Link
 from nopin.link.middleware import wrap
 from nopin.link.raw import RawLink
@@ -23,6 +24,7 @@ from nopin.nic.nic import Nic
 from nopin.nic.wire.gid import address_of
 from nopin.server.clients import Clients, SocketFile
 from nopin.server.config import ServeConfig
+from nopin.server.copier import Copier
 from nopin.server.core import Core, log
 from nopin.server.exchange import Exchange
 from nopin.server.loop import Loop
@@ -83,7 +85,8 @@ def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Cor
     stack.callback(workers.close)
     poller = Poller()
     stack.callback(poller.close)
-    iommu = Iommu()
+    clock = time.monotonic_ns
+    iommu = Iommu(relay=_make_relay(clock, stack))
     nic = Nic(iommu=iommu, endpoint=link.endpoint, mtu=link.mtu, draw=secrets.randbelow)
     core = Core(
         nic=nic,
@@ -96,9 +99,18 @@ def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Cor
         state_page=state_page,
         exchange_host=exchange_socket.getsockname()[0],
         exchange_port=exchange_socket.getsockname()[1],
-        clock=time.monotonic_ns,
+        clock=clock,
     )
     return core, exchange_socket, socket_file.socket
+
+
+def _make_relay(clock: Callable[[], int], stack: contextlib.ExitStack) -> Relay:
+    """Choose how the direct path copies: with a process that helps, where that has a CPU."""
+    if not _has_cpus():
+        return relay_in_turn
+    copier = Copier(clock)
+    stack.callback(copier.close)
+    return copier
 
 
 def _make_link(config: ServeConfig) -> Link:

@@ -1,0 +1,85 @@
+"""Copies from one address space to another through the device's staging buffer.
+
+`Relay` is a port: the device asks for whole copies, and whoever runs it may overlap the parts of them (the live
+server has the help of a second CPU). What every implementation keeps: bytes are written in order, and nothing is
+written after a byte that could not be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from nopin.mm.space import AddressSpace, Staging
+
+
+class Place(NamedTuple):
+    """Where a copy begins: an address of a space."""
+
+    space: AddressSpace
+    address: int
+
+    def after(self, n_bytes: int) -> Place:
+        """Return the place so many bytes further on."""
+        return Place(self.space, self.address + n_bytes)
+
+
+class Copy(NamedTuple):
+    """A range to be copied; `length` is positive, in bytes."""
+
+    source: Place
+    target: Place
+    length: int
+
+
+class Relayed(NamedTuple):
+    """Outcome of a relay, in bytes from the start of the first copy to where it ended in the last it came to.
+
+    Attributes:
+        n_read: bytes read before the first that could not be.
+        n_written: bytes written; less than `n_read` when the target refused, or in the last packet of a short source.
+    """
+
+    n_read: int
+    n_written: int
+
+    def then(self, rest: Relayed) -> Relayed:
+        """Return the outcome of both, one after the other."""
+        return Relayed(self.n_read + rest.n_read, self.n_written + rest.n_written)
+
+
+class Relay(Protocol):
+    """Carries out copies one after the other, until one cannot be completed.
+
+    When a source ends early, what is written of that copy is cut down to a multiple of `grain` bytes, as if it had
+    left in packets of that size.
+    """
+
+    def __call__(self, copies: Sequence[Copy], staging: Staging, grain: int) -> Relayed:
+        """Carry the copies out."""
+        ...
+
+
+def relay_in_turn(copies: Sequence[Copy], staging: Staging, grain: int) -> Relayed:
+    """Read a staging buffer full, write it, and so on."""
+    n_before = 0
+    for source, target, length in copies:
+        done = 0
+        while done < length:
+            step = min(length - done, len(staging.array))
+            n_read = source.space.read(source.address + done, step, staging, 0)
+            n_whole = n_read if n_read == step else n_read - n_read % grain
+            n_written = target.space.write(target.address + done, n_whole, staging, 0)
+            if n_written < step:
+                return Relayed(n_before + done + n_read, n_before + done + n_written)
+            done += step
+        n_before += length
+    return Relayed(n_before, n_before)
+
+
+def after(copies: Sequence[Copy], done: int) -> Iterator[Copy]:
+    """Yield what is left of copies once their first `done` bytes are copied."""
+    for source, target, length in copies:
+        if done < length:
+            yield Copy(source.after(done), target.after(done), length - done)
+        done = max(0, done - length)

@@ -1,0 +1,158 @@
+"""Direct copies on two CPUs: the server and a copier process copy a message's chunks by turns.
+
+A copy between two processes takes two system calls, one out of the source and one into the target, so in turn it is
+at most half as fast as process_vm_readv alone. Here one process reads its chunk while the other writes the one before;
+the writes stay in order. The outcome is that of `relay_in_turn`, which also does what is too short to be worth it,
+what the copier cannot reach, and what it left when it failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+from nopin.iommu.relay import Copy, Relayed, after, relay_in_turn
+from nopin.linux.process_memory import ProcessMemory
+from nopin.mm.plain import PlainSpace
+from nopin.mm.space import AddressSpace, Staging
+from nopin.server.copier_child import Chunk, CopierChild
+from nopin.server.copier_process import CHUNK_BYTES_MAX, N_CHUNKS_MAX
+from nopin.units import MS_NS, S_NS, page_ceil
+
+MIN_BYTES = 512 << 10
+"""Shorter copies gain nothing: there are too few chunks to overlap."""
+
+CHUNK_BYTES_MIN = 64 << 10
+N_CHUNKS = 8
+"""More chunks overlap better and cost more calls."""
+
+HEAD_BYTES = 256 << 10
+"""What the server copies by itself while a copier that sleeps wakes up."""
+
+PAUSE_NS = 20 * MS_NS
+"""How long to do without a copier that did not keep up: other processes have the CPUs."""
+
+RESTART_NS = S_NS
+"""How long to do without after a copier had to be ended."""
+
+
+class Copier:
+    """A `Relay` with a copier process, started at the first copy that is long enough. Owns the process."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._child: CopierChild | None = None
+        self._start_at = 0
+        self._use_at = 0
+
+    @property
+    def child(self) -> CopierChild | None:
+        """The process, if one was started and has not failed."""
+        return self._child
+
+    def __call__(self, copies: Sequence[Copy], staging: Staging, grain: int) -> Relayed:
+        """Carry copies out; see `nopin.iommu.relay.Relay`."""
+        total = sum(copy.length for copy in copies)
+        child = self._ready_child() if total >= MIN_BYTES else None
+        if child is None:
+            return relay_in_turn(copies, staging, grain)
+        outcome = self._with_help(child, copies, total, staging, grain)
+        done = outcome.n_read
+        if outcome.n_written < done or done == total:
+            return outcome
+        return outcome.then(relay_in_turn(list(after(copies, done)), staging, grain))
+
+    def close(self) -> None:
+        """End the process."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def _ready_child(self) -> CopierChild | None:
+        """Return the process if it is of use now; start one if there is none."""
+        now = self._clock()
+        if self._child is not None:
+            return self._child if now >= self._use_at and self._child.ready else None
+        if now >= self._start_at:
+            self._start_at = now + RESTART_NS
+            with contextlib.suppress(OSError):  # without one it is slower, nothing else
+                self._child = CopierChild()
+        return None
+
+    def _with_help(
+        self, child: CopierChild, copies: Sequence[Copy], total: int, staging: Staging, grain: int
+    ) -> Relayed:
+        """Copy as far as the two come; nothing where the copier cannot reach all of it.
+
+        It reaches memory by process number. Before and after, everybody is asked whether they have ended: what was
+        copied in between counts only if not, and no number comes back as quickly as that.
+        """
+        n_head = min(HEAD_BYTES, copies[0].length) if child.asleep else 0
+        head = [copies[0]._replace(length=n_head)] if n_head else []
+        chunks = _chunks(list(after(copies, n_head)) if n_head else copies, chunk_bytes(total - n_head))
+        spaces = {place.space for copy in copies for place in (copy.source, copy.target)}
+        if not chunks or len(chunks) > 2 * N_CHUNKS_MAX or any(space.gone for space in spaces):
+            return Relayed(0, 0)
+        child.begin(chunks[1::2])
+        outcome = relay_in_turn(head, staging, grain)
+        if outcome.n_written == n_head:
+            outcome = outcome.then(_by_turns(child, chunks, staging))
+        if outcome.n_written < total:
+            self._use_at = self._clock() + PAUSE_NS
+            child.cancel()
+        if not child.finished():
+            child.kill()
+            self._child = None
+            self._start_at = self._clock() + RESTART_NS
+        return Relayed(0, 0) if any(space.gone for space in spaces) else outcome
+
+
+def chunk_bytes(total: int) -> int:
+    """Return how long the chunks of a copy are at most: whole pages."""
+    return min(max(page_ceil(total // N_CHUNKS), CHUNK_BYTES_MIN), CHUNK_BYTES_MAX)
+
+
+def _chunks(copies: Sequence[Copy], longest: int) -> list[Chunk]:
+    """Cut copies in chunks, those of one copy alike; none where a process number is not all it takes to reach them."""
+    chunks: list[Chunk] = []
+    for source, target, length in copies:
+        source_memory, target_memory = _memory_of(source.space), _memory_of(target.space)
+        if source_memory is None or target_memory is None:
+            return []
+        step = page_ceil(-(-length // -(-length // longest)))
+        for at in range(0, length, step):
+            n_bytes = min(step, length - at)
+            chunks.append(Chunk(source_memory, source.address + at, target_memory, target.address + at, n_bytes))
+    return chunks
+
+
+def _memory_of(space: AddressSpace) -> ProcessMemory | None:
+    if isinstance(space, PlainSpace) and isinstance(space.port, ProcessMemory):
+        return space.port
+    return None
+
+
+def _by_turns(child: CopierChild, chunks: Sequence[Chunk], staging: Staging) -> Relayed:
+    """Copy chunks 0, 2, 4 and so on, the copier the others.
+
+    What was read and not written is what the target refused. Where both end short and alike, either the copier did
+    not come along or a source ends: whoever reads on will know.
+    """
+    done = 0
+    for n in range(0, len(chunks), 2):
+        source, source_address, target, target_address, length = chunks[n]
+        n_read = source.read(source_address, length, staging.address)
+        if not child.await_written(n):
+            return Relayed(done, done)
+        if n:
+            done += chunks[n - 1].length
+        if n_read < length:
+            return Relayed(done, done)
+        n_written = target.write(target_address, length, staging.address)
+        if n_written < length:
+            return Relayed(done + length, done + n_written)
+        child.pass_on(n + 1)
+        done += length
+    if len(chunks) % 2 == 0 and child.await_written(len(chunks)):
+        done += chunks[-1].length
+    return Relayed(done, done)
