@@ -14,6 +14,8 @@ fence, then read what the other wrote; so at least one of them sees the other, a
 
 from __future__ import annotations
 
+import os
+
 from nopin.control.spin import SpinBudget
 from nopin.linux.fence import fence
 from nopin.server import events
@@ -58,6 +60,8 @@ class Loop:
                 spin_until = clock() + spin_ns if self._core.sessions else 0
             elif now >= spin_until:
                 self._sleep()
+            else:
+                os.sched_yield()  # on a small machine the work we look for may need this CPU to come about
 
     def _turn(self, now: int) -> bool:
         """Do what there is to do now; tell whether there was anything."""
