@@ -172,9 +172,7 @@ class IntervalIndex(Generic[T]):
         """Add a value; returns the key that removes it."""
         key = self._next_key
         self._next_key += 1
-        self._entries.insert(
-            bisect_left(self._entries, (where.start, key)), (where.start, key, where.end, value)
-        )
+        self._entries.insert(bisect_left(self._entries, (where.start, key)), (where.start, key, where.end, value))
         self._reach = None
         return key
 

@@ -10,7 +10,7 @@ from owner_process import MADV_DONTNEED, MADV_PAGEOUT, Owner
 from zram_swap import zram_swap
 
 from nopin.linux.pagemap import Pagemap
-from nopin.linux.proc import Maps, start_time
+from nopin.linux.proc import Maps
 from nopin.ranges import Range
 from nopin.units import PAGE_BYTES
 
@@ -98,8 +98,3 @@ def test_a_hole_has_no_mapping(owner: Owner, maps: Maps) -> None:
     owner.do("unmap", address + PAGE, PAGE)
     assert list(maps.within(Range.of_length(address + PAGE, PAGE))) == []
     assert len(list(maps.within(Range.of_length(address, 3 * PAGE)))) == 2
-
-
-def test_start_times_are_in_order_of_starting(owner: Owner) -> None:
-    with Owner() as later:
-        assert start_time(owner.pid) <= start_time(later.pid)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from nopin.link.base import packets_of, split_slots
 from nopin.link.describe import describe
 from nopin.nic.wire import icrc
-from nopin.nic.wire.aeth import rnr_code, rnr_ns
 from nopin.nic.wire.batch import Endpoint, Path, Segment
 from nopin.nic.wire.bth import Bth, emit_bth, parse_bth
 from nopin.nic.wire.opcodes import HEADER_BYTES, ICRC_BYTES, Opcode
@@ -72,14 +71,6 @@ def test_batch_writes_what_single_headers_write(headers: list[Bth]) -> None:
 @given(psns, st.integers(-PSN_HALF, PSN_HALF - 1))
 def test_psn_distance_undoes_addition(psn: int, n: int) -> None:
     assert psn_diff(psn_add(psn, n), psn) == n
-
-
-@given(st.integers(0, 700_000_000))
-def test_rnr_code_waits_long_enough(wait_ns: int) -> None:
-    code = rnr_code(wait_ns)
-    assert rnr_ns(code) >= min(wait_ns, rnr_ns(0))
-    if code > 1:
-        assert rnr_ns(code - 1) < wait_ns
 
 
 @settings(max_examples=60)

@@ -31,9 +31,7 @@ from nopin.nic.attributes import AddressVector, QpAttr, QpCaps
     [
         Hello(seq=1, version=1, has_uffd=True, uffd_features=0x1FFFF),
         Register(seq=2, pd=1, address=0, length=None, iova=0, access=15, discipline=0),
-        Register(
-            seq=2, pd=1, address=(1 << 64) - 4096, length=4096, iova=7, access=15, discipline=2, ring_fd=9
-        ),
+        Register(seq=2, pd=1, address=(1 << 64) - 4096, length=4096, iova=7, access=15, discipline=2, ring_fd=9),
         CreateQp(seq=3, pd=1, send_cq=1, recv_cq=2, caps=QpCaps()),
         ModifyQp(seq=4, qpn=99, attr=QpAttr(state=2, av=AddressVector(gid=bytes(16)), rq_psn=5)),
         Publish(seq=5, mr=1, dtype="<f8", shape=[3, 4], strides=[-32, 8], offset=64),
@@ -48,9 +46,7 @@ def test_a_request_survives_the_trip(request_: msgspec.Struct) -> None:
     "reply",
     [
         Refused(seq=1, code="limit", errno=12, message="too many"),
-        QpCreated(
-            seq=2, qpn=5, caps=QpCaps(), send_stride=128, recv_stride=128, recv_offset=8192, n_bytes=16384
-        ),
+        QpCreated(seq=2, qpn=5, caps=QpCaps(), send_stride=128, recv_stride=128, recv_offset=8192, n_bytes=16384),
         Event(kind=1000, object_id=3, cause="unmap", start=4096, end=8192, generation=2),
         Stat(seq=3, rows=[{"kind": "mr", "page_faults": 3}], more=True),
     ],

@@ -10,7 +10,7 @@ import pytest
 
 from nopin.nic.abi import WcStatus, WrOpcode
 from nopin.nic.wire.psn import psn_add
-from nopin.testing.pair import Pair, Wire, make_pair
+from nopin.testing.pair import ALL_RIGHTS, Pair, Wire, make_pair
 
 OK = WcStatus.SUCCESS
 
@@ -127,7 +127,7 @@ def test_two_gib_message_at_the_smallest_mtu_fits_the_psn_space() -> None:
         address=0,
         length=1 << 40,
         iova=0,
-        access=a.region.access,
+        access=ALL_RIGHTS,
         discipline=a.region.discipline,
     )
     from nopin.testing.pair import send_entry

@@ -68,9 +68,7 @@ def test_out_of_range_is_an_index_error(key: object) -> None:
         select(key, (10,), (8,), 8)
 
 
-@pytest.mark.parametrize(
-    "key", [[1, 2], np.array([1]), True, 1.0, "a", (..., ...), slice(0, 5, 0), slice("a")]
-)
+@pytest.mark.parametrize("key", [[1, 2], np.array([1]), True, 1.0, "a", (..., ...), slice(0, 5, 0), slice("a")])
 def test_what_is_no_basic_index_is_refused(key: object) -> None:
     with pytest.raises(SelectionError) as caught:
         select(key, (10, 10), (80, 8), 8)

@@ -34,16 +34,6 @@ def create(name: str, length: int) -> int:
     return fd
 
 
-def size_is_sealed(fd: int) -> bool:
-    """True when nobody can change the size of this file any more: safe to map although another owns it."""
-    try:
-        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError:  # not a file that can have seals
-        return False
-    wanted = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-    return seals & wanted == wanted
-
-
 def map_array(fd: int, length: int | None = None, *, writable: bool = True) -> Bytes:
     """Map a file as a uint8 array, shared. The mapping lives as long as an array over it does.
 

@@ -1,4 +1,4 @@
-"""What /proc tells about a process: its mappings, what it has pinned, when it started."""
+"""What /proc tells about a process: its mappings, and what it has pinned."""
 
 from __future__ import annotations
 
@@ -134,16 +134,4 @@ def memory_use(pid: int) -> MemoryUse:
         name, _, value = line.partition(":")
         if name in ("VmRSS", "VmPin", "VmLck", "VmSwap"):
             fields[name] = int(value.split()[0]) * 1024
-    return MemoryUse(
-        fields.get("VmRSS", 0), fields.get("VmPin", 0), fields.get("VmLck", 0), fields.get("VmSwap", 0)
-    )
-
-
-def start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot: with the number, it names a process for good.
-
-    Raises:
-        OSError: the process is gone (ENOENT, ESRCH).
-    """
-    stat = Path(f"/proc/{pid}/stat").read_text()
-    return int(stat.rpartition(")")[2].split()[19])  # field 22; the name in field 2 may hold spaces
+    return MemoryUse(fields.get("VmRSS", 0), fields.get("VmPin", 0), fields.get("VmLck", 0), fields.get("VmSwap", 0))

@@ -190,9 +190,7 @@ def open_watch() -> tuple[int, Feature]:
     """
     offered = _offered()
     if offered & NEEDED != NEEDED:
-        raise HostLacks(
-            "userfaultfd", "this kernel lacks its events for mapped memory", "use Linux 5.19 or later"
-        )
+        raise HostLacks("userfaultfd", "this kernel lacks its events for mapped memory", "use Linux 5.19 or later")
     for features in (offered & WANTED, offered & WANTED & ~Feature.EVENT_FORK):
         fd = _open_fd()
         with contextlib.suppress(PermissionError):
@@ -209,9 +207,7 @@ def _open_fd() -> int:
     except PermissionError:
         pass
     except OSError as error:
-        raise HostLacks(
-            "userfaultfd", f"{error.strerror}", "use a kernel built with CONFIG_USERFAULTFD"
-        ) from None
+        raise HostLacks("userfaultfd", f"{error.strerror}", "use a kernel built with CONFIG_USERFAULTFD") from None
     try:
         return syscall(_SYS_USERFAULTFD, "userfaultfd", flags | _USER_MODE_ONLY)
     except OSError as error:

@@ -86,20 +86,3 @@ _RNR_NS = tuple(us * 1000 for us in _RNR_US)
 def rnr_ns(timer_code: int) -> int:
     """The wait a timer code means, in nanoseconds; only the low five bits count."""
     return _RNR_NS[timer_code & _VALUE_MASK]
-
-
-def rnr_code(wait_ns: int) -> int:
-    """The timer code of the shortest wait that is at least wait_ns (code 0, 655.36 ms, when none is)."""
-    for code in range(1, 32):
-        if _RNR_NS[code] >= wait_ns:
-            return code
-    return 0
-
-
-# Messages by credit code, table 46: 0 to 4 one by one, then doubling every two codes.
-_CREDITS = (0, 1, 2, 3, 4, *((6 if code % 2 else 8) << (code - 5) // 2 for code in range(5, 31)))
-
-
-def credits(value: int) -> int | None:
-    """How many messages a credit code allows; None (code 31) means no limit."""
-    return None if value == _VALUE_MASK else _CREDITS[value]

@@ -11,11 +11,11 @@ import struct
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from nopin.mm.space import Bytes
 from nopin.nic.wire.opcodes import ATOMIC_ACK_ETH_BYTES, ATOMIC_ETH_BYTES, IMM_BYTES, RETH_BYTES
-from nopin.nic.wire.records import Offsets, gather, scatter
+from nopin.nic.wire.records import Offsets, gather
 
 Readable = memoryview | bytes | bytearray
 Writable = memoryview | bytearray
@@ -86,15 +86,6 @@ def parse_reth(buffer: Bytes, offsets: Offsets) -> RethBatch:
         records["rkey"].astype(np.uint32),
         records["length"].astype(np.uint32),
     )
-
-
-def emit_reth(buffer: Bytes, offsets: Offsets, *, address: ArrayLike, rkey: int, length: ArrayLike) -> None:
-    """Write a RETH at each offset; address and length are (n,) arrays or one value for all."""
-    records = np.empty(len(offsets), RETH_DTYPE)
-    records["address"] = address
-    records["rkey"] = rkey
-    records["length"] = length
-    scatter(buffer, offsets, records)
 
 
 def parse_atomic_ack(buffer: Readable, offset: int) -> int:
