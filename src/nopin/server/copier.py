@@ -9,7 +9,7 @@ what the copier cannot reach, and what it left when it failed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from nopin.iommu.relay import Copy, Relayed, after, relay_in_turn
 from nopin.linux.process_memory import ProcessMemory
@@ -17,7 +17,7 @@ from nopin.mm.plain import PlainSpace
 from nopin.mm.space import AddressSpace, Staging
 from nopin.server.copier_child import Chunk, CopierChild
 from nopin.server.copier_process import CHUNK_BYTES_MAX, N_CHUNKS_MAX
-from nopin.units import MS_NS, S_NS, page_ceil
+from nopin.units import S_NS, page_ceil
 
 MIN_BYTES = 512 << 10
 """Shorter copies gain nothing: there are too few chunks to overlap."""
@@ -29,38 +29,46 @@ N_CHUNKS = 8
 HEAD_BYTES = 256 << 10
 """What the server copies by itself while a copier that sleeps wakes up."""
 
-PAUSE_NS = 20 * MS_NS
-"""How long to do without a copier that did not keep up: other processes have the CPUs."""
+TRY_OTHER_EVERY = 64
+"""How often the slower way is tried, to see whether it still is."""
 
 RESTART_NS = S_NS
 """How long to do without after a copier had to be ended."""
 
 
 class Copier:
-    """A `Relay` with a copier process, started at the first copy that is long enough. Owns the process."""
+    """A `Relay` with a copier process, started at the first copy that is long enough. Owns the process.
+
+    Attributes:
+        n_helped: relays that the process had a part in from start to end.
+    """
 
     def __init__(self, clock: Callable[[], int]) -> None:
+        self.n_helped = 0
         self._clock = clock
         self._child: CopierChild | None = None
         self._start_at = 0
-        self._use_at = 0
+        self._speeds = Speeds()
 
     @property
-    def child(self) -> CopierChild | None:
-        """The process, if one was started and has not failed."""
-        return self._child
+    def pid(self) -> int | None:
+        """The process, if it has come up and not failed."""
+        return self._child.pid if self._child is not None and self._child.ready else None
 
     def __call__(self, copies: Sequence[Copy], staging: Staging, grain: int) -> Relayed:
         """Carry copies out; see `nopin.iommu.relay.Relay`."""
         total = sum(copy.length for copy in copies)
-        child = self._ready_child() if total >= MIN_BYTES else None
+        child = self._ready_child() if total >= MIN_BYTES and all(map(_reachable, copies)) else None
         if child is None:
             return relay_in_turn(copies, staging, grain)
-        outcome = self._with_help(child, copies, total, staging, grain)
+        began = self._clock()
+        helped = self._speeds.prefer_help()
+        outcome = self._with_help(child, copies, total, staging, grain) if helped else Relayed(0, 0)
         done = outcome.n_read
-        if outcome.n_written < done or done == total:
-            return outcome
-        return outcome.then(relay_in_turn(list(after(copies, done)), staging, grain))
+        if outcome.n_written == done < total:
+            outcome = outcome.then(relay_in_turn(list(after(copies, done)), staging, grain))
+        self._speeds.learn(self._clock() - began, total, helped=helped)
+        return outcome
 
     def close(self) -> None:
         """End the process."""
@@ -70,9 +78,9 @@ class Copier:
 
     def _ready_child(self) -> CopierChild | None:
         """Return the process if it is of use now; start one if there is none."""
-        now = self._clock()
         if self._child is not None:
-            return self._child if now >= self._use_at and self._child.ready else None
+            return self._child if self._child.ready else None
+        now = self._clock()
         if now >= self._start_at:
             self._start_at = now + RESTART_NS
             with contextlib.suppress(OSError):  # without one it is slower, nothing else
@@ -82,24 +90,25 @@ class Copier:
     def _with_help(
         self, child: CopierChild, copies: Sequence[Copy], total: int, staging: Staging, grain: int
     ) -> Relayed:
-        """Copy as far as the two come; nothing where the copier cannot reach all of it.
+        """Copy as far as the two come.
 
-        It reaches memory by process number. Before and after, everybody is asked whether they have ended: what was
-        copied in between counts only if not, and no number comes back as quickly as that.
+        The copier reaches memory by process number. Before and after, everybody is asked whether they have ended:
+        what was copied in between counts only if not, and no number comes back as quickly as that.
         """
         n_head = min(HEAD_BYTES, copies[0].length) if child.asleep else 0
         head = [copies[0]._replace(length=n_head)] if n_head else []
-        chunks = _chunks(list(after(copies, n_head)) if n_head else copies, chunk_bytes(total - n_head))
+        chunks = _chunks(after(copies, n_head), chunk_bytes(total - n_head))
         spaces = {place.space for copy in copies for place in (copy.source, copy.target)}
-        if not chunks or len(chunks) > 2 * N_CHUNKS_MAX or any(space.gone for space in spaces):
+        if len(chunks) > 2 * N_CHUNKS_MAX or any(space.gone for space in spaces):
             return Relayed(0, 0)
         child.begin(chunks[1::2])
         outcome = relay_in_turn(head, staging, grain)
         if outcome.n_written == n_head:
             outcome = outcome.then(_by_turns(child, chunks, staging))
         if outcome.n_written < total:
-            self._use_at = self._clock() + PAUSE_NS
             child.cancel()
+        else:
+            self.n_helped += 1
         if not child.finished():
             child.kill()
             self._child = None
@@ -107,29 +116,64 @@ class Copier:
         return Relayed(0, 0) if any(space.gone for space in spaces) else outcome
 
 
+class Speeds:
+    """Whether help makes copies quicker: not where other processes want the CPUs, or where those are far apart.
+
+    Each way's time per byte is averaged over its last copies: many of the way in use, so that a hiccup does not
+    matter; few of the other, which is tried only now and then and may have changed since.
+    """
+
+    _WEIGHT_IN_USE, _WEIGHT_OTHER = 1 / 8, 1 / 2
+
+    def __init__(self) -> None:
+        self._ns_per_byte: dict[bool, float] = {}
+        self._n_asked = 0
+
+    def prefer_help(self) -> bool:
+        """Choose for the next copy."""
+        self._n_asked += 1
+        if len(self._ns_per_byte) < 2:
+            return True not in self._ns_per_byte
+        return self._is_better(True) != (self._n_asked % TRY_OTHER_EVERY == 0)
+
+    def learn(self, duration_ns: int, n_bytes: int, *, helped: bool) -> None:
+        """Take note of what a copy took."""
+        latest = duration_ns / n_bytes
+        before = self._ns_per_byte.setdefault(helped, latest)
+        weight = self._WEIGHT_IN_USE if self._is_better(helped) else self._WEIGHT_OTHER
+        self._ns_per_byte[helped] = before + weight * (latest - before)
+
+    def _is_better(self, helped: bool) -> bool:
+        return self._ns_per_byte[helped] <= self._ns_per_byte.get(not helped, 0.0)
+
+
 def chunk_bytes(total: int) -> int:
     """Return how long the chunks of a copy are at most: whole pages."""
     return min(max(page_ceil(total // N_CHUNKS), CHUNK_BYTES_MIN), CHUNK_BYTES_MAX)
 
 
-def _chunks(copies: Sequence[Copy], longest: int) -> list[Chunk]:
-    """Cut copies in chunks, those of one copy alike; none where a process number is not all it takes to reach them."""
-    chunks: list[Chunk] = []
-    for source, target, length in copies:
-        source_memory, target_memory = _memory_of(source.space), _memory_of(target.space)
-        if source_memory is None or target_memory is None:
-            return []
-        step = page_ceil(-(-length // -(-length // longest)))
-        for at in range(0, length, step):
-            n_bytes = min(step, length - at)
-            chunks.append(Chunk(source_memory, source.address + at, target_memory, target.address + at, n_bytes))
-    return chunks
+def _reachable(copy: Copy) -> bool:
+    """Tell whether process numbers are all it takes to reach both sides; pinned frames take more."""
+    return _memory_of(copy.source.space) is not None and _memory_of(copy.target.space) is not None
 
 
 def _memory_of(space: AddressSpace) -> ProcessMemory | None:
-    if isinstance(space, PlainSpace) and isinstance(space.port, ProcessMemory):
-        return space.port
-    return None
+    port = space.port if isinstance(space, PlainSpace) else None
+    return port if isinstance(port, ProcessMemory) else None
+
+
+def _chunks(copies: Iterable[Copy], longest: int) -> list[Chunk]:
+    """Cut reachable copies in chunks, those of one copy alike."""
+    chunks: list[Chunk] = []
+    for source, target, length in copies:
+        from_memory, to_memory = _memory_of(source.space), _memory_of(target.space)
+        assert from_memory is not None
+        assert to_memory is not None
+        step = page_ceil(-(-length // -(-length // longest)))
+        for at in range(0, length, step):
+            n_bytes = min(step, length - at)
+            chunks.append(Chunk(from_memory, source.address + at, to_memory, target.address + at, n_bytes))
+    return chunks
 
 
 def _by_turns(child: CopierChild, chunks: Sequence[Chunk], staging: Staging) -> Relayed:

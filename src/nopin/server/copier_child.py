@@ -126,7 +126,7 @@ class CopierChild:
         """Wait until it has ended the job: from then on it touches nobody's memory. False: it does not say so."""
         patience = _Patience(FINISH_NS)
         while self._words[layout.FINISHED] != self._job:
-            if patience.lost():
+            if patience.lost() or self._process.poll() is not None:
                 return False
         return True
 

@@ -1,0 +1,298 @@
+"""Copies from space to space: order, where they end, who waits, and messages that go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from nopin.iommu.iommu import Iommu, Span
+from nopin.iommu.page_requests import Meter
+from nopin.iommu.relay import Copy, Place, Relayed, after, relay_in_turn
+from nopin.mm.space import Staging
+from nopin.nic.abi import SendFlags, WcStatus, WrOpcode
+from nopin.server.copier import TRY_OTHER_EVERY, Speeds, chunk_bytes
+from nopin.testing.memory_space import MemorySpace
+from nopin.testing.pair import Pair, Side, connect, make_side
+from nopin.units import PAGE_BYTES
+
+PAGE = PAGE_BYTES
+GRAIN = 1024
+N_PAGES = 16
+SOURCE, TARGET = 0x10000, 0x900000
+
+
+class Recorder:
+    """A relay that notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def __call__(self, copies: Sequence[Copy], staging: Staging, grain: int) -> Relayed:
+        self.asked.append([copy.length for copy in copies])
+        return relay_in_turn(copies, staging, grain)
+
+
+def spaces(seed: int = 1) -> tuple[MemorySpace, MemorySpace]:
+    """A source of random bytes and an empty target."""
+    source, target = MemorySpace(SOURCE, N_PAGES), MemorySpace(TARGET, N_PAGES)
+    source.memory[:] = np.random.default_rng(seed).integers(0, 256, len(source.memory), np.uint8)
+    return source, target
+
+
+def copy_of(source: MemorySpace, target: MemorySpace, offset: int, length: int) -> Copy:
+    return Copy(Place(source, SOURCE + offset), Place(target, TARGET + offset), length)
+
+
+# --- in turn
+
+
+@pytest.mark.parametrize("staging_bytes", [PAGE, 3 * PAGE, 64 * PAGE])
+def test_copies_longer_than_the_staging_buffer_arrive_whole(staging_bytes: int) -> None:
+    source, target = spaces()
+    copies = [copy_of(source, target, 5, 6 * PAGE + 7), copy_of(source, target, 9 * PAGE, PAGE)]
+    total = 7 * PAGE + 7
+    assert relay_in_turn(copies, Staging.of_size(staging_bytes), GRAIN) == Relayed(total, total)
+    expected = np.zeros_like(target.memory)
+    for start, length in ((5, 6 * PAGE + 7), (9 * PAGE, PAGE)):
+        expected[start : start + length] = source.memory[start : start + length]
+    assert np.array_equal(target.memory, expected)
+
+
+def test_a_source_that_ends_early_is_written_in_whole_packets_and_nothing_after_it() -> None:
+    source, target = spaces()
+    source.hole.add(3)
+    copies = [copy_of(source, target, 100, 5 * PAGE), copy_of(source, target, 8 * PAGE, PAGE)]
+    n_read = 3 * PAGE - 100
+    assert relay_in_turn(copies, Staging.of_size(2 * PAGE), GRAIN) == Relayed(n_read, n_read - n_read % GRAIN)
+    assert not target.memory[100 + n_read - n_read % GRAIN :].any()
+
+
+def test_a_target_that_refuses_is_told_from_a_source_that_ends() -> None:
+    source, target = spaces()
+    target.read_only.add(2)
+    outcome = relay_in_turn([copy_of(source, target, 0, 4 * PAGE)], Staging.of_size(64 * PAGE), GRAIN)
+    assert outcome == Relayed(n_read=4 * PAGE, n_written=2 * PAGE)
+
+
+def test_what_is_left_of_copies_begins_where_they_stopped() -> None:
+    source, target = spaces()
+    copies = [copy_of(source, target, 0, 100), copy_of(source, target, 200, 50)]
+    assert list(after(copies, 0)) == copies
+    assert list(after(copies, 30)) == [copy_of(source, target, 30, 70), copies[1]]
+    assert list(after(copies, 100)) == [copies[1]]
+    assert list(after(copies, 120)) == [copy_of(source, target, 220, 30)]
+    assert list(after(copies, 150)) == []
+
+
+# --- through the iommu
+
+
+class Ends:
+    """Two spaces behind an iommu, and the spans of a copy between them."""
+
+    def __init__(self) -> None:
+        self.relay = Recorder()
+        self.iommu = Iommu(relay=self.relay)
+        self.source, self.target = spaces()
+        self._staging = Staging.of_size(64 * PAGE)
+        self.pasids = self.iommu.bind(self.source), self.iommu.bind(self.target)
+        self.meters = Meter(), Meter()
+
+    def spans(self, *, waiting: bool = True) -> tuple[Span, Span]:
+        ours = Span(self.pasids[0], SOURCE, self.meters[0], "source" if waiting else None)
+        return ours, Span(self.pasids[1], TARGET, self.meters[1], "target" if waiting else None)
+
+    def copy(self, *, waiting: bool = True) -> Relayed | None:
+        return self.iommu.relay(*self.spans(waiting=waiting), 4 * PAGE, self._staging, GRAIN)
+
+    def run(self, *lengths: int) -> int:
+        run = [(*self.spans(waiting=False), length) for length in lengths]
+        return self.iommu.relay_run(run, self._staging, GRAIN)
+
+    def answer(self, *, bring: bool = True) -> list[object]:
+        for request in self.iommu.take_requests():
+            space = self.iommu.space(request.pasid)
+            assert isinstance(space, MemorySpace)
+            slow = set(space.slow)
+            result = space.fault(request.start, request.end, write=request.write)
+            if not bring:  # evicted again at once
+                space.slow |= slow
+            self.iommu.respond(request, result)
+        return list(self.iommu.take_wakeups())
+
+
+def test_both_sides_are_waited_for_before_anything_moves() -> None:
+    ends = Ends()
+    ends.source.slow.add(1)
+    ends.target.slow.add(2)
+    assert ends.copy() is None
+    assert ends.relay.asked == []
+    assert not ends.target.memory.any()
+    assert sorted(map(str, ends.answer())) == ["source", "target"]
+    assert ends.copy() == Relayed(4 * PAGE, 4 * PAGE)
+    assert [meter.page_faults for meter in ends.meters] == [1, 1]
+
+
+def test_two_sides_that_never_stay_still_get_their_copy() -> None:
+    ends = Ends()
+    ends.source.slow.add(1)
+    assert ends.copy() is None
+    assert ends.answer(bring=False) == ["source"]
+    ends.target.slow.add(2)
+    assert ends.copy() is None, "the target is waited for, and the source keeps what its wait has earned"
+    assert ends.answer(bring=False) == ["target"]
+    assert ends.copy() == Relayed(4 * PAGE, 4 * PAGE)
+
+
+def test_who_waits_for_nothing_copies_at_once() -> None:
+    ends = Ends()
+    ends.source.slow.add(1)
+    assert ends.copy(waiting=False) == Relayed(4 * PAGE, 4 * PAGE)
+
+
+def test_a_space_that_was_unbound_reads_and_takes_nothing() -> None:
+    ends = Ends()
+    ends.iommu.unbind(ends.pasids[1])
+    assert ends.copy() == Relayed(4 * PAGE, 0)
+    ends.iommu.unbind(ends.pasids[0])
+    assert ends.copy() == Relayed(0, 0)
+    assert ends.run(PAGE) == 0
+
+
+def test_a_run_ends_before_the_first_copy_that_would_wait() -> None:
+    ends = Ends()
+    ends.source.slow.add(3)
+    assert ends.run(PAGE, 2 * PAGE, 4 * PAGE, PAGE) == 3 * PAGE
+    assert ends.relay.asked == [[PAGE, 2 * PAGE]]
+    assert ends.iommu.take_requests() == []
+
+
+# --- long messages that follow each other on the direct path
+
+LONG = 100_000
+
+
+def device() -> tuple[Pair, Recorder]:
+    """Two clients of one device, connected; and what their copies are asked of."""
+    relay = Recorder()
+    iommu = Iommu(relay=relay)
+    a = make_side("10.0.0.1", seed=1, iommu=iommu)
+    b = make_side("10.0.0.1", seed=2, iommu=iommu, nic=a.nic)
+    connect(a, b)
+    rng = np.random.default_rng(5)
+    for side in (a, b):
+        side.space.memory[:] = rng.integers(0, 256, len(side.space.memory), np.uint8)
+    return Pair(a, b), relay
+
+
+def post(pair: Pair, opcode: WrOpcode, n: int, **more: object) -> None:
+    pair.a.post(opcode, n * LONG, LONG, to=pair.b.region, at=(20 + n) * LONG, wr_id=n, **more)
+
+
+def part(side: Side, start: int, n: int = 1) -> bytes:
+    return side.space.memory[start * LONG : (start + n) * LONG].tobytes()
+
+
+@pytest.mark.parametrize("opcode", [WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE])
+def test_long_messages_of_one_kind_are_copied_together(opcode: WrOpcode) -> None:
+    pair, relay = device()
+    expected = part(pair.b, 20, 5) if opcode is WrOpcode.RDMA_READ else part(pair.a, 0, 5)
+    for n in range(5):
+        post(pair, opcode, n)
+    pair.run()
+    assert relay.asked == [[LONG] * 5]
+    assert pair.a.poll() == [(n, WcStatus.SUCCESS) for n in range(5)]
+    assert part(pair.a, 0, 5) == part(pair.b, 20, 5) == expected
+    assert pair.a.nic.counters.direct_messages == 5
+    assert pair.a.nic.counters.direct_bytes == 5 * LONG
+
+
+def test_other_messages_and_fences_end_a_run() -> None:
+    pair, relay = device()
+    for n, opcode in enumerate([WrOpcode.RDMA_WRITE, WrOpcode.RDMA_WRITE, WrOpcode.RDMA_READ, WrOpcode.RDMA_READ]):
+        post(pair, opcode, n)
+    post(pair, WrOpcode.RDMA_READ, 4, flags=SendFlags.SIGNALED | SendFlags.FENCE)
+    pair.run()
+    assert relay.asked == [[LONG, LONG], [LONG, LONG], [LONG]]
+    assert [status for _, status in pair.a.poll()] == [WcStatus.SUCCESS] * 5
+
+
+@pytest.mark.parametrize("opcode", [WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE])
+@pytest.mark.parametrize("side", ["ours", "theirs"])
+def test_a_message_that_fails_in_a_run_fails_as_it_would_alone(opcode: WrOpcode, side: str) -> None:
+    pair, _ = device()
+    read = opcode is WrOpcode.RDMA_READ
+    sink, first = (pair.a, 0) if read else (pair.b, 20)
+    untouched = part(sink, first + 2)
+    space, start = (pair.a.space, 0) if side == "ours" else (pair.b.space, 20)
+    space.hole.add((start + 1) * LONG // PAGE + 3)
+    for n in range(3):
+        post(pair, opcode, n)
+    pair.run()
+    status = WcStatus.LOC_PROT_ERR if side == "ours" else WcStatus.REM_ACCESS_ERR
+    assert pair.a.poll() == [(0, WcStatus.SUCCESS), (1, status), (2, WcStatus.WR_FLUSH_ERR)]
+    assert part(pair.a, 0) == part(pair.b, 20)
+    assert part(sink, first + 2) == untouched
+
+
+def test_a_key_that_opens_nothing_ends_the_run_before_it() -> None:
+    pair, relay = device()
+    for n in range(2):
+        post(pair, WrOpcode.RDMA_WRITE, n)
+    post(pair, WrOpcode.RDMA_WRITE, 2, rkey=pair.b.region.rkey ^ 1)
+    post(pair, WrOpcode.RDMA_WRITE, 3)
+    pair.run()
+    assert relay.asked == [[LONG, LONG]]
+    statuses = [status for _, status in pair.a.poll()]
+    assert statuses == [WcStatus.SUCCESS] * 2 + [WcStatus.REM_ACCESS_ERR, WcStatus.WR_FLUSH_ERR]
+
+
+def test_a_slow_page_in_a_run_is_waited_for_by_its_message() -> None:
+    pair, _ = device()
+    expected = part(pair.b, 20, 4)
+    pair.b.space.slow.add(22 * LONG // PAGE + 1)
+    for n in range(4):
+        post(pair, WrOpcode.RDMA_READ, n)
+    pair.run()
+    assert pair.a.poll() == [(n, WcStatus.SUCCESS) for n in range(4)]
+    assert part(pair.a, 0, 4) == expected
+    assert pair.a.nic.counters.parked == 1
+
+
+# --- when help is worth it
+
+
+def test_the_quicker_way_is_taken_and_the_other_tried_now_and_then() -> None:
+    for quicker in (True, False):
+        speeds = Speeds()
+        chosen = []
+        for _ in range(4 * TRY_OTHER_EVERY):
+            helped = speeds.prefer_help()
+            speeds.learn(100 if helped == quicker else 150, 1, helped=helped)
+            chosen.append(helped)
+        assert set(chosen[:2]) == {True, False}
+        assert 3 <= chosen[2:].count(not quicker) <= 4
+
+
+def test_help_that_became_slow_is_dropped_and_taken_again_when_it_is_quick() -> None:
+    speeds = Speeds()
+
+    def share_of_help(cost: int) -> float:
+        n_helped = 0
+        for _ in range(20 * TRY_OTHER_EVERY):
+            helped = speeds.prefer_help()
+            n_helped += helped
+            speeds.learn(cost if helped else 150, 1, helped=helped)
+        return n_helped / (20 * TRY_OTHER_EVERY)
+
+    assert share_of_help(100) > 0.9
+    assert share_of_help(1000) < 0.2
+    assert share_of_help(100) > 0.3
+
+
+@pytest.mark.parametrize("total", [1, PAGE, 1 << 19, (1 << 20) + 1, 4 << 20, 1 << 31])
+def test_chunks_are_whole_pages_and_fit_the_copiers_buffer(total: int) -> None:
+    assert chunk_bytes(total) % PAGE == 0
+    assert 64 << 10 <= chunk_bytes(total) <= 512 << 10
