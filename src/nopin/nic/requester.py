@@ -165,8 +165,8 @@ def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
     index = side.acked + in_flight
     fresh = psn_diff(side.high, side.sent)
     window = side.window - in_flight
-    if in_flight and window < min(PACKETS_MAX, side.window // 2):
-        return chunks  # acknowledgements are on their way; small batches would cost more than waiting for them
+    # With little room, data waits: acknowledgements are on their way, and small batches would cost more.
+    roomy = not in_flight or window >= min(PACKETS_MAX, side.window // 2)
     n_asked = len(side.asked)
     for work in side.works:
         if work.status:
@@ -186,6 +186,8 @@ def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
                     n_psn = min(work.n_psn - index, window, max(1, side.window // 2))
                 chunks.append(Chunk(work, index, n_psn, plan.n, 1))
                 plan.add_one(_ONE_PACKET[work.opcode], psn, 0, ack_req=True)
+            elif not roomy:
+                return chunks
             else:
                 n_psn = min(work.n_psn - index, window, plan.room)
                 chunks.append(Chunk(work, index, n_psn, plan.n, n_psn))
