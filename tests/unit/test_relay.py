@@ -48,7 +48,7 @@ def copy_of(source: MemorySpace, target: MemorySpace, offset: int, length: int) 
 # --- in turn
 
 
-@pytest.mark.parametrize("staging_bytes", [PAGE, 3 * PAGE, 64 * PAGE])
+@pytest.mark.parametrize("staging_bytes", [PAGE, 3 * PAGE + 70, 64 * PAGE])
 def test_copies_longer_than_the_staging_buffer_arrive_whole(staging_bytes: int) -> None:
     source, target = spaces()
     copies = [copy_of(source, target, 5, 6 * PAGE + 7), copy_of(source, target, 9 * PAGE, PAGE)]
@@ -60,12 +60,13 @@ def test_copies_longer_than_the_staging_buffer_arrive_whole(staging_bytes: int) 
     assert np.array_equal(target.memory, expected)
 
 
-def test_a_source_that_ends_early_is_written_in_whole_packets_and_nothing_after_it() -> None:
+@pytest.mark.parametrize("staging_bytes", [PAGE, 2 * PAGE + 70, 64 * PAGE])
+def test_a_source_that_ends_early_is_written_in_whole_packets_and_nothing_after_it(staging_bytes: int) -> None:
     source, target = spaces()
     source.hole.add(3)
     copies = [copy_of(source, target, 100, 5 * PAGE), copy_of(source, target, 8 * PAGE, PAGE)]
     n_read = 3 * PAGE - 100
-    assert relay_in_turn(copies, Staging.of_size(2 * PAGE), GRAIN) == Relayed(n_read, n_read - n_read % GRAIN)
+    assert relay_in_turn(copies, Staging.of_size(staging_bytes), GRAIN) == Relayed(n_read, n_read - n_read % GRAIN)
     assert not target.memory[100 + n_read - n_read % GRAIN :].any()
 
 

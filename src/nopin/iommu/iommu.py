@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
 from nopin.iommu.pasid import PasidTable
-from nopin.iommu.relay import Copy, Place, Relay, Relayed, relay_in_turn
+from nopin.iommu.relay import Copy, Place, Relay, Relayed, relay_in_turn, relay_once
 from nopin.mm.space import AddressSpace, FaultResult, IoVec, Staging
 from nopin.ranges import Range, coalesce
 from nopin.units import U64_MAX
@@ -22,6 +22,9 @@ PARKED = -1
 _SPAN_LIMIT = 2 << 20
 """Scatter lists within this span are looked up in one scan, the gaps included: a scan of 512 present pages
 costs about as much as two small scans."""
+
+_SHORT_BYTES = 64 << 10
+"""Not worth a relay. Every staging buffer holds as much."""
 
 
 class Span(NamedTuple):
@@ -151,8 +154,11 @@ class Iommu:
         passes = self._passes(source_space, source, length, write=False)
         if not self._passes(target_space, target, length, write=True) or not passes:
             return None
-        unseen = [side for side in (source, target) if self._requests.use_grant(side.waiter)]
-        relay = relay_in_turn if unseen else self._relay  # what may be slow is nothing to read ahead
+        unseen = self._requests.use_grant(source.waiter) | self._requests.use_grant(target.waiter)
+        if length <= _SHORT_BYTES:
+            places = source_space, source.address, target_space, target.address
+            return relay_once(*places, length, staging, grain)
+        relay = relay_in_turn if unseen else self._relay  # what may be slow is no work for two
         copy = Copy(Place(source_space, source.address), Place(target_space, target.address), length)
         return relay((copy,), staging, grain)
 

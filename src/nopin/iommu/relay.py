@@ -61,20 +61,32 @@ class Relay(Protocol):
 
 
 def relay_in_turn(copies: Sequence[Copy], staging: Staging, grain: int) -> Relayed:
-    """Read a staging buffer full, write it, and so on."""
+    """Read a staging buffer full, in whole packets, write it, and so on."""
+    longest = len(staging.array) // grain * grain
     n_before = 0
     for source, target, length in copies:
-        done = 0
-        while done < length:
-            step = min(length - done, len(staging.array))
-            n_read = source.space.read(source.address + done, step, staging, 0)
-            n_whole = n_read if n_read == step else n_read - n_read % grain
-            n_written = target.space.write(target.address + done, n_whole, staging, 0)
-            if n_written < step:
-                return Relayed(n_before + done + n_read, n_before + done + n_written)
-            done += step
+        for at in range(0, length, longest):
+            step = min(length - at, longest)
+            outcome = relay_once(*source.after(at), *target.after(at), step, staging, grain)
+            if outcome.n_written < step:
+                return Relayed(n_before + at, n_before + at).then(outcome)
         n_before += length
     return Relayed(n_before, n_before)
+
+
+def relay_once(
+    source: AddressSpace,
+    source_address: int,
+    target: AddressSpace,
+    target_address: int,
+    length: int,
+    staging: Staging,
+    grain: int,
+) -> Relayed:
+    """Copy what fits the staging buffer: the plain form, for what is too short to be worth more."""
+    n_read = source.read(source_address, length, staging, 0)
+    n_whole = n_read if n_read == length else n_read - n_read % grain
+    return Relayed(n_read, target.write(target_address, n_whole, staging, 0))
 
 
 def after(copies: Sequence[Copy], done: int) -> Iterator[Copy]:

@@ -12,7 +12,7 @@ from nopin.nic import atomics
 from nopin.nic.abi import AsyncEventType, QpState, SendFlags, WcFlags, WcOpcode, WcStatus, WrOpcode
 from nopin.nic.completer import NAK_STATUS, finish_with_error, wait_for_receiver
 from nopin.nic.core import Core, recv_done, send_done, take_recv, waiter_for
-from nopin.nic.direct_copy import End, move
+from nopin.nic.direct_copy import LocalFault, move
 from nopin.nic.direct_run import LONG_BYTES, copy_run
 from nopin.nic.qp import Inbound, QueuePair
 from nopin.nic.refusal import (
@@ -45,10 +45,6 @@ _SOLICITED = int(SendFlags.SOLICITED)
 TURN_BYTES = 4 << 20
 TURN_WORKS = 128
 """What one queue pair may do before the others get their turn."""
-
-
-class LocalFault(Exception):
-    """Our own memory cannot be accessed."""
 
 
 def advance(core: Core, qp: QueuePair, now: int) -> None:
@@ -164,7 +160,7 @@ def _prepare_local(core: Core, qp: QueuePair, work: SendWork) -> None:
 def _write(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
     while work.done_bytes < work.length:
         pieces = _remote(core, qp, peer, work, REMOTE_WRITE, write=True)
-        move(core, qp, work, source=_ours(qp, work), target=End(pieces, qp.direct_waiter, no_access))
+        move(core, qp, work, pieces, no_access, read=False)
     if work.opcode is WrOpcode.RDMA_WRITE_WITH_IMM:
         recv = take_recv(core, peer)
         if recv is None:
@@ -177,14 +173,13 @@ def _read(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
         raise invalid_request()
     while work.done_bytes < work.length:
         pieces = _remote(core, qp, peer, work, REMOTE_READ, write=False)
-        move(core, qp, work, source=End(pieces, qp.direct_waiter, no_access), target=_ours(qp, work))
+        move(core, qp, work, pieces, no_access, read=True)
 
 
 def _send(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
     recv = _receive_for(core, qp, peer, work)
-    target = End(recv.pieces, qp.direct_waiter, _bad_receive)
     while work.done_bytes < work.length:
-        move(core, qp, work, source=_ours(qp, work), target=target)
+        move(core, qp, work, recv.pieces, _bad_receive, read=False)
     if work.opcode is WrOpcode.SEND_WITH_INV and not core.regions.invalidate(work.imm, peer.pd):
         raise Refusal(Nak.REMOTE_ACCESS_ERROR, WcStatus.REM_INV_REQ_ERR)
     peer.recv.inbound = None
@@ -240,10 +235,6 @@ def _remote(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork, need: in
     if work.done_bytes == 0:
         prepare(core, region, va, work.length, qp.direct_waiter, write=write)
     return [Piece(region, va, work.length)]
-
-
-def _ours(qp: QueuePair, work: SendWork) -> End:
-    return End(work.pieces, qp.requester_waiter, LocalFault)
 
 
 def _bad_receive() -> Refusal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from nopin.iommu.iommu import PARKED, Span
 from nopin.iommu.relay import Relayed
@@ -14,44 +13,51 @@ from nopin.nic.scatter import pull, push
 from nopin.nic.work import Piece, SendWork, slice_pieces
 
 CHUNK_BYTES = 1 << 20
+"""What the staging buffer holds at a time."""
+
+RELAY_BYTES = 4 << 20
+"""A relay minds the buffer itself, and is the better the more it has to do."""
 
 
-class End(NamedTuple):
-    """One side of a message.
-
-    Attributes:
-        pieces: the memory of the whole message; for the source, none if the data is inline.
-        waiter: who waits when a page of it is out.
-        fault: makes what is raised when it cannot be accessed.
-    """
-
-    pieces: list[Piece]
-    waiter: Waiter
-    fault: Callable[[], Exception]
+class LocalFault(Exception):
+    """Our own memory cannot be accessed."""
 
 
-def move(core: Core, qp: QueuePair, work: SendWork, *, source: End, target: End) -> None:
+def move(
+    core: Core, qp: QueuePair, work: SendWork, theirs: list[Piece], fault: Callable[[], Exception], *, read: bool
+) -> None:
     """Copy the next chunk of a message; `work.done_bytes` tells how far it is.
 
     Where the source ends early, what would have left in whole packets on the wire is written.
 
+    Args:
+        theirs: the peer's memory of the whole message.
+        fault: makes what is raised when that cannot be accessed.
+        read: from the peer's memory to ours, not the other way.
+
     Raises:
         Parked: pages of either side are on their way; nothing was written.
-        Exception: what `source` or `target` say, if its memory cannot be accessed.
+        LocalFault: our memory cannot be accessed.
+        Exception: what `fault` makes.
     """
     at = work.done_bytes
-    n_bytes = min(CHUNK_BYTES, work.length - at)
-    taken, put = _part(source.pieces, at, n_bytes), _part(target.pieces, at, n_bytes)
-    if len(taken) == len(put) == 1:
-        outcome = _relay(core, qp, (taken[0], source.waiter), (put[0], target.waiter))
+    longest = RELAY_BYTES if len(work.pieces) == len(theirs) == 1 else CHUNK_BYTES
+    n_bytes = min(longest, work.length - at)
+    local, remote = _part(work.pieces, at, n_bytes), _part(theirs, at, n_bytes)
+    source, target = (remote, local) if read else (local, remote)
+    source_waiter, target_waiter = qp.requester_waiter, qp.direct_waiter
+    if read:
+        source_waiter, target_waiter = target_waiter, source_waiter
+    if len(source) == len(target) == 1:
+        outcome = _relay(core, qp, source[0], source_waiter, target[0], target_waiter)
     else:
-        n_read = _to_staging(core, work, taken, source.waiter)
-        outcome = _from_staging(core, qp, put, target.waiter, n_read, n_bytes)
+        n_read = _to_staging(core, work, source, source_waiter)
+        outcome = _from_staging(core, qp, target, target_waiter, n_read, n_bytes)
     n_left = _whole_packets(qp, outcome.n_read, n_bytes)
     if outcome.n_written < n_left:
-        raise target.fault()
+        raise LocalFault if read else fault()
     if n_left < n_bytes:
-        raise source.fault()
+        raise fault() if read else LocalFault
     work.done_bytes += n_bytes
 
 
@@ -61,18 +67,20 @@ def _part(pieces: list[Piece], at: int, length: int) -> list[Piece]:
     return list(slice_pieces(pieces, at, length))
 
 
-def _relay(core: Core, qp: QueuePair, source: tuple[Piece, Waiter], target: tuple[Piece, Waiter]) -> Relayed:
+def _relay(
+    core: Core, qp: QueuePair, source: Piece, source_waiter: Waiter, target: Piece, target_waiter: Waiter
+) -> Relayed:
     """Copy from one range to one range of the same length.
 
     Raises:
         Parked: pages of either side are on their way; nothing was copied.
     """
-    taken, put = source[0], target[0]
-    if not taken.region.alive:
+    if not source.region.alive:
         return Relayed(0, 0)
-    if not put.region.alive:
-        return Relayed(taken.length, 0)
-    outcome = core.iommu.relay(_span(*source), _span(*target), taken.length, core.plan.staging, qp.mtu)
+    if not target.region.alive:
+        return Relayed(source.length, 0)
+    spans = _span(source, source_waiter), _span(target, target_waiter)
+    outcome = core.iommu.relay(*spans, source.length, core.plan.staging, qp.mtu)
     if outcome is None:
         raise Parked
     return outcome

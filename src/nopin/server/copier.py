@@ -163,13 +163,20 @@ def _memory_of(space: AddressSpace) -> ProcessMemory | None:
 
 
 def _chunks(copies: Iterable[Copy], longest: int) -> list[Chunk]:
-    """Cut reachable copies in chunks, those of one copy alike."""
+    """Cut reachable copies in chunks, those of one copy alike.
+
+    Their number is even, unless they are too short for that: messages often use the same memory again, and then each
+    process always meets the same part of it, and the two do not get in each other's way.
+    """
     chunks: list[Chunk] = []
     for source, target, length in copies:
         from_memory, to_memory = _memory_of(source.space), _memory_of(target.space)
         assert from_memory is not None
         assert to_memory is not None
-        step = page_ceil(-(-length // -(-length // longest)))
+        n_chunks = -(-length // longest)
+        if n_chunks % 2 and length >= (n_chunks + 1) * CHUNK_BYTES_MIN:
+            n_chunks += 1
+        step = page_ceil(-(-length // n_chunks))
         for at in range(0, length, step):
             n_bytes = min(step, length - at)
             chunks.append(Chunk(from_memory, source.address + at, to_memory, target.address + at, n_bytes))
