@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import threading
 import time
 from collections.abc import Callable
 
@@ -22,6 +23,8 @@ from nopin.units import S_NS, US_NS
 SPIN_US = 100
 """How long a waiter looks before it sleeps at most, microseconds; less while waits are long anyway."""
 LOOKS_PER_YIELD = 8
+
+_WAKE_AGAIN_S = 0.05
 
 
 class Waiter:
@@ -51,6 +54,8 @@ class Waiter:
         self._bed = select.epoll()
         self._bed.register(self._events, select.EPOLLIN)
         self._bed.register(self._nudge_fd, select.EPOLLIN)
+        self._asleep = threading.RLock()  # held by whoever sleeps
+        self._pid = os.getpid()
         self._side_fd = -1
         self.on_side_event: Callable[[], None] = _nothing
 
@@ -87,13 +92,14 @@ class Waiter:
         if self._look(began, deadline_ns):
             return True
         try:
-            return self._sleep(deadline_ns, until)
+            with self._asleep:
+                return self._sleep(deadline_ns, until)
         finally:
             self._spin.waited(time.monotonic_ns() - began)
 
     def _sleep(self, deadline_ns: int | None, until: Callable[[], bool]) -> bool:
         while True:
-            if self.armed_and_ready() or until():
+            if until() or self.armed_and_ready():
                 return True
             left_s = -1.0 if deadline_ns is None else (deadline_ns - time.monotonic_ns()) / S_NS
             if deadline_ns is not None and left_s <= 0:
@@ -134,11 +140,22 @@ class Waiter:
             os.eventfd_write(self._nudge_fd, 1)
 
     def close(self) -> None:
-        """Close the descriptors of this object; those given stay open."""
+        """Close the descriptors of this object; those given stay open.
+
+        A thread that sleeps is woken and waited for: a descriptor that is closed takes its event with it, and a thread
+        that was about to be woken by it would sleep on. Requires: its `until()` holds.
+        """
+        if os.getpid() == self._pid:  # in a forked child nobody sleeps, whatever the lock says
+            self._let_sleeper_leave()
         self._bed.close()
         self._events.close()
         fd, self._nudge_fd = self._nudge_fd, -1
         os.close(fd)
+
+    def _let_sleeper_leave(self) -> None:
+        while not self._asleep.acquire(timeout=_WAKE_AGAIN_S):
+            self.wake()
+        self._asleep.release()
 
     def _rise(self) -> None:
         with contextlib.suppress(BlockingIOError):
