@@ -349,16 +349,19 @@ def _run_end(packets: Packets, at: int, n_most: int) -> int:
     if end == at + 1:
         return end
     psn = packets.psn[at:end]
-    other = first_true(
-        (((psn - psn[0]) & np.uint32(0xFFFFFF)) != np.arange(end - at)) | ~IS_READ_RESPONSE[packets.opcode[at:end]]
-    )
-    return end if other < 0 else at + other
+    broken = ((psn[1:] - psn[:-1]) & np.uint32(0xFFFFFF)) != 1
+    broken |= ~IS_READ_RESPONSE[packets.opcode[at + 1 : end]]
+    other = first_true(broken)
+    return end if other < 0 else at + 1 + other
 
 
 def _well_sized(qp: QueuePair, work: SendWork, run: Packets, index: int) -> int:
     """Count the leading responses that carry exactly what their place in the READ demands."""
-    expected = np.full(len(run), qp.mtu, np.int64)
-    if index + len(run) == work.n_psn:
-        expected[-1] = work.length - (work.n_psn - 1) * qp.mtu
-    wrong = first_true((run.payload != expected) | (run.pad != (-expected & 3)))
-    return len(run) if wrong < 0 else wrong
+    ends = index + len(run) == work.n_psn
+    n_full = len(run) - ends
+    wrong = first_true((run.payload[:n_full] != qp.mtu) | (run.pad[:n_full] != 0))
+    if wrong >= 0:
+        return wrong
+    last = work.length - (work.n_psn - 1) * qp.mtu
+    fits = ends and int(run.payload[-1]) == last and int(run.pad[-1]) == (-last & 3)
+    return n_full + fits

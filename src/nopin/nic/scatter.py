@@ -72,6 +72,13 @@ def _copy(
     Only the first region may park. A later one is waited for in place: lists over several regions are rare, and
     parking after some bytes were written would have to be undone.
     """
+    if len(pieces) == 1:
+        (piece,) = pieces
+        if not piece.region.alive:
+            return 0
+        remote = np.array([[piece.va, piece.length]], np.uint64)
+        who = waiter_for(piece.region, waiter)
+        return _copy_region(core, piece.region, remote, staging, local, who, write=write)
     done = 0
     for region, run in groupby(pieces, key=lambda piece: piece.region):
         if not region.alive:
