@@ -81,7 +81,7 @@ class Peer:
             "path_mtu": 1024,
             "max_rd_atomic": 16,
         } | changes
-        attach = Attach(**fields)  # type: ignore[arg-type]
+        attach = Attach(**fields)  # type: ignore[arg-type]  # one field is changed to nonsense
         attach.proof = proof_of(attach, token, self.nonce)
         return attach
 

@@ -228,7 +228,7 @@ def test_random_entries_end_in_completions_never_in_the_server(server: Server, g
             scribbler.set_index(ring[scribbler.recv_offset :], PRODUCER_OFFSET, DEPTH)
             scribbler.set_index(ring, PRODUCER_OFFSET, DEPTH)
         assert good.is_served()
-        assert eventually(lambda scribbler=scribbler: scribbler.cq_memory[PRODUCER_OFFSET] > 0)  # type: ignore[misc]
+        assert eventually(lambda scribbler=scribbler: scribbler.cq_memory[PRODUCER_OFFSET] > 0)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
         scribbler.close()
 
 

@@ -301,7 +301,7 @@ def test_everything_of_a_killed_client_is_torn_down(server: Server, how: signal.
         victim.send_signal(how)
         victim.wait(PATIENCE_S)
         for kind in ("mr", "qp", "cq"):
-            assert eventually(lambda kind=kind: server.rows(kind) == [])  # type: ignore[misc]
+            assert eventually(lambda kind=kind: server.rows(kind) == [])  # type: ignore[misc]  # mypy cannot infer a lambda with a default
     finally:
         victim.kill()
         victim.wait()

@@ -49,7 +49,7 @@ def arrived(link: Link, now: int = 0) -> tuple[list[int], int]:
 def pair(**faults: float | int) -> tuple[FaultyLink, MemoryLink, Path]:
     inner, far = memory_pair()
     options = {"seed": 1, **faults}
-    return FaultyLink(inner, **options), far, Path(inner.endpoint, far.endpoint)  # type: ignore[arg-type]
+    return FaultyLink(inner, **options), far, Path(inner.endpoint, far.endpoint)  # type: ignore[arg-type]  # forwarded as given
 
 
 def test_memory_pair_delivers_both_ways_in_order() -> None:

@@ -35,7 +35,7 @@ class Staging:
         assert array.flags.c_contiguous
         self.array = array
         self.address: int = array.ctypes.data
-        self.view = memoryview(array)  # type: ignore[arg-type]  # numpy arrays have the buffer protocol
+        self.view = array.data
 
     @classmethod
     def of_size(cls, length_bytes: int) -> Staging:

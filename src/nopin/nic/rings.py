@@ -51,7 +51,7 @@ class _Ring:
         self.depth = depth
         self._stride = stride
         self._mask = depth - 1
-        view = memoryview(memory)  # type: ignore[arg-type]  # numpy arrays have the buffer protocol
+        view = memory.data
         self._index = view[:CONTROL_BYTES].cast("Q")
         self._bytes = view[CONTROL_BYTES : CONTROL_BYTES + depth * stride]
         self._entries: NDArray[np.uint8] = memory[CONTROL_BYTES : CONTROL_BYTES + depth * stride].reshape(depth, stride)

@@ -50,7 +50,7 @@ class Session:
             page = memfd.map_array(state_fd, PAGE_BYTES, writable=False)
         finally:
             os.close(state_fd)
-        self._sleeping = memoryview(page).cast("Q")  # type: ignore[arg-type]  # arrays have the buffer protocol
+        self._sleeping = page.data.cast("Q")
         allow_tracer(self.welcome.server_pid)
 
     def _greet(self) -> tuple[Welcome, list[int]]:
