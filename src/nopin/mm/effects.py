@@ -1,0 +1,219 @@
+"""What the pager asks of the machine, as data.
+
+The pager decides and never acts: its procedures are generators that yield these effects and are sent each one's
+result. A runner carries them out: the live one with userfaultfd, memfd and a swap file, the modelled one with frames of
+its own and a clock of its own. That is why the same pager runs on both, and why a test can stop it between any two
+effects.
+
+Every effect concerns one arena: a file of pages (the frames), mapped by *mappers* (the owner's process, its forked
+children, accelerator workers) and by the device server itself. Pages are numbered from the arena's first one. A mapper
+is named by a small integer; `SERVER` is the server's own mapping, through which devices reach the frames.
+
+Effects that can wait for a medium or for somebody: `ReadSwap`, `WriteSwap`, `Quiesce`, `Pause`, `Backoff`. All others
+are carried out before the procedure goes on, with nothing of the pager in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+from nopin.mm.space import Bytes
+
+T = TypeVar("T")
+
+Mapper = int
+SERVER: Mapper = 0
+"""The device server's own mapping of the arena. Nothing but the pager fills it; a touch of a hole there is a bug."""
+
+
+class PageRun(NamedTuple):
+    """Consecutive pages of an arena: `n` (at least 1) from page number `first`."""
+
+    first: int
+    n: int
+
+    @property
+    def end(self) -> int:
+        """One past the last page."""
+        return self.first + self.n
+
+
+class Outcome(NamedTuple):
+    """How far a page operation came.
+
+    Attributes:
+        n_done: pages from the start of the run that are done.
+        errno: why it ended early, 0 when it did not: EEXIST (already so), ENOMEM, ENOENT (not mapped there),
+            ESRCH (the mapper is gone), EFAULT (`MapIn` of a hole).
+    """
+
+    n_done: int
+    errno: int
+
+
+@dataclass(frozen=True, slots=True)
+class Zero:
+    """Make zero pages at holes of the file, map them in `mapper`, wake who waits there. Result: `Outcome`."""
+
+    pages: PageRun
+    mapper: Mapper
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Make pages at holes of the file from `data`, whole pages at once; map them in `mapper`, wake who waits there.
+
+    Attributes:
+        data: (n * 4096,) uint8.
+        protect: map write-protected, so that the first store there is heard. Result: `Outcome`.
+    """
+
+    pages: PageRun
+    data: Bytes
+    mapper: Mapper
+    protect: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MapIn:
+    """Map pages that are in the file into `mapper`, write-protected if `protect`; wake. Result: `Outcome`."""
+
+    pages: PageRun
+    mapper: Mapper
+    protect: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WriteProtect:
+    """From here on stores to these pages wait, in `mapper` or (None) in every mapper but the server."""
+
+    pages: PageRun
+    mapper: Mapper | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unprotect:
+    """Allow stores again, markers of absent pages included; wake who waits. None: every mapper but the server."""
+
+    pages: PageRun
+    mapper: Mapper | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Have whoever waits at these pages try again."""
+
+    pages: PageRun
+    mapper: Mapper
+
+
+@dataclass(frozen=True, slots=True)
+class Poison:
+    """Accesses to these holes get SIGBUS from here on: their bytes are lost. Result: `Outcome`."""
+
+    pages: PageRun
+    mapper: Mapper
+
+
+@dataclass(frozen=True, slots=True)
+class Punch:
+    """Take pages out of the file and out of every mapping, and give their frames back."""
+
+    pages: PageRun
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """Look which pages are in the file. Result: (n,) bool array."""
+
+    pages: PageRun
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSwap:
+    """Read from swap. Result: (length_bytes,) uint8, or the errno (an int) of what went wrong.
+
+    Attributes:
+        offset_bytes: in the swap file.
+    """
+
+    offset_bytes: int
+    length_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSwap:
+    """Write pieces one after the other. Result: errno, 0 when all of it was written.
+
+    Attributes:
+        offset_bytes: in the swap file.
+        pieces: uint8 arrays; may be views of frames, which are protected until the result is there.
+    """
+
+    offset_bytes: int
+    pieces: Sequence[Bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Quiesce:
+    """Wait until every fence that notifiers returned has passed (see `mm.notifier`)."""
+
+    fences: Sequence[Any]
+
+
+@dataclass(slots=True, eq=False)
+class Gate:
+    """Something procedures wait for; opened once by the one that made it.
+
+    Attributes:
+        is_open: set by `open`; a runner resumes whoever paused at it, in order of arrival.
+        waiting: procedures that paused, kept by the runner.
+    """
+
+    is_open: bool = False
+    waiting: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait until a gate is open. Open already: go on at once."""
+
+    gate: Gate
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open a gate: those who wait there go on, after this procedure's present step."""
+
+    gate: Gate
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Wait for a time: the machine is short of something that others may give back."""
+
+    delay_ns: int
+
+
+Effect = (
+    Zero
+    | Fill
+    | MapIn
+    | WriteProtect
+    | Unprotect
+    | Wake
+    | Poison
+    | Punch
+    | Present
+    | ReadSwap
+    | WriteSwap
+    | Quiesce
+    | Pause
+    | Open
+    | Backoff
+)
+
+Procedure = Generator[Effect, Any, T]
+"""A piece of pager work that yields effects, is sent their results, and returns a T."""
