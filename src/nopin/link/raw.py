@@ -81,7 +81,7 @@ class RawLink:
             raise
         self.endpoint = Endpoint(gid_of(address), port)
         self.mtu = mtu_of(address)
-        self._receiver = BatchReceiver(self._raw.fileno(), _SLOTS, _SLOT_BYTES)
+        self._receiver = BatchReceiver(self._raw, _SLOTS, _SLOT_BYTES)
         self._sending = SendHalf(self._companion, 0, uses_segmentation=False)
         self._packets_received = 0
         self._malformed = 0

@@ -15,6 +15,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from ipaddress import ip_address
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,7 @@ _MMSGHDR = np.dtype(
 _IOVEC = np.dtype([("base", "<u8"), ("length", "<u8")])
 _CONTROL = np.dtype([("length", "<u8"), ("level", "<i4"), ("type", "<i4"), ("value", "<u4"), ("pad", "<u4")])
 _CONTROL_HEADER_BYTES = 16
+_GRO_CONTROL_BYTES = socket.CMSG_SPACE(4)
 
 LIBC.recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
 LIBC.sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
@@ -134,8 +136,16 @@ def unpack_address(sockaddr: bytes) -> tuple[bytes, int]:
     return (sockaddr[8:24] if family == socket.AF_INET6 else sockaddr[4:8]), port
 
 
+class LoneDatagram(NamedTuple):
+    """What came into slot 0 by itself: bytes, size of the datagrams merged into it, and the sender's address."""
+
+    length: int
+    segment_bytes: int
+    source: tuple[Any, ...]
+
+
 class BatchReceiver:
-    """Receives many datagrams per system call, each into a slot of one buffer.
+    """Receives many datagrams per system call, each into a slot of one buffer; or one, at half the price.
 
     Attributes:
         buffer: uint8, n_slots x slot_bytes; slot i starts at i x slot_bytes.
@@ -144,11 +154,13 @@ class BatchReceiver:
         segment_bytes: (n_slots,) uint32, size of the datagrams merged into the slot; its own when just one.
     """
 
-    def __init__(self, fd: int, n_slots: int, slot_bytes: int = MAX_DATAGRAM_BYTES) -> None:
-        self._fd = fd
+    def __init__(self, bound: socket.socket, n_slots: int, slot_bytes: int = MAX_DATAGRAM_BYTES) -> None:
+        self._fd = bound.fileno()
+        self._receive_message = bound.recvmsg_into
         self._n_slots = n_slots
         self.slot_bytes = slot_bytes
         self.buffer: Bytes = np.zeros(n_slots * slot_bytes, np.uint8)
+        self._first_slot = [self.buffer.data[:slot_bytes]]
         self._names = np.zeros((n_slots, ADDRESS_BYTES), np.uint8)
         self._control = np.zeros(n_slots, _CONTROL)
         self._iov = np.zeros(n_slots, _IOVEC)
@@ -186,6 +198,21 @@ class BatchReceiver:
         merged = self._control_type[:n] == UDP_GRO
         self.segment_bytes[:n] = np.where(merged, self._control_value[:n], self.lengths[:n])
         return int(n)
+
+    def receive_one(self) -> LoneDatagram | None:
+        """Receive one datagram into slot 0, leaving `lengths` and the like alone; None when nothing is there.
+
+        Raises:
+            OSError: as `receive`.
+        """
+        try:
+            length, control, _, source = self._receive_message(self._first_slot, _GRO_CONTROL_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return None
+        for level, kind, data in control:
+            if level == _SOL_UDP and kind == UDP_GRO:
+                return LoneDatagram(length, int.from_bytes(data[:4], "little"), source)
+        return LoneDatagram(length, length, source)
 
     def sources(self, n: int) -> bytes:
         """The sockaddrs of the first n slots, `ADDRESS_BYTES` each, zero padded."""
