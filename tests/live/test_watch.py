@@ -13,11 +13,13 @@ from nopin.errors import HostLacks
 from nopin.linux.proc import Maps
 from nopin.linux.process_memory import ProcessMemory
 from nopin.linux.userfaultfd import Feature, Userfaultfd, open_watch
-from nopin.mm.notifier import Cause, Invalidation, Notifiers
+from nopin.mm.causes import Cause
+from nopin.mm.notifier import Notifiers
 from nopin.mm.plain import PlainSpace
 from nopin.mm.space import Staging
 from nopin.ranges import Range
 from nopin.server.watch import Watcher
+from nopin.testing.recorder import Recorder
 from nopin.units import PAGE_BYTES
 
 PAGE = PAGE_BYTES
@@ -46,12 +48,12 @@ class Watched:
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
-        self.heard: list[Invalidation] = []
+        self.recorder = Recorder()
         self.notifiers = Notifiers()
         self.maps = Maps(owner.pid)
         uffd = Userfaultfd(owner.open_watch())
         self.watcher = Watcher(uffd, self.notifiers, lambda r: (m.where for m in self.maps.within(r)))
-        self.notifiers.subscribe(Range(0, 1 << 47), self.heard.append)
+        self.notifiers.subscribe(Range(0, 1 << 47), self.recorder)
 
     def do(self, action: str, *arguments: object) -> object:
         """Have the owner do it, reading messages as a server does."""
@@ -63,8 +65,8 @@ class Watched:
         return self.owner.finish()
 
     def take(self) -> list[tuple[Cause, Range]]:
-        taken = [(event.cause, event.where) for event in self.heard]
-        self.heard.clear()
+        taken = [(event.cause, event.hull) for event in self.recorder.heard]
+        self.recorder.heard.clear()
         return taken
 
 
@@ -184,7 +186,7 @@ def test_everything_can_be_watched_as_far_as_it_is_mapped(watched: Watched, regi
     assert watched.watcher.unwatched(region) == []
     elsewhere = watched.do("map", PAGE)
     watched.watcher.rearm()
-    watched.heard.clear()
+    watched.recorder.heard.clear()
     watched.do("advise", elsewhere, PAGE, MADV_DONTNEED)
     assert [cause for cause, _ in watched.take()] == [Cause.REMOVE]
     watched.watcher.unwatch(everything)

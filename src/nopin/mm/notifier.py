@@ -1,67 +1,73 @@
 """Notifiers: how holders of translations hear that memory is about to mean something else.
 
-The idea is Linux's mmu_notifier, reduced to what a walker of the process's own page table needs. Whoever
-cares about a range subscribes to it; whoever learns that the owner changed its mappings calls `invalidate`
-with the range and the cause; every overlapping subscriber is called before `invalidate` returns.
+A device that keeps its own page table (a *mirror*) has copies of facts that belong to somebody else: which frame
+holds which page, and whether it may be written. The memory manager changes these facts without asking: it evicts,
+migrates, protects, unmaps. If the device used its copy after that, it would read bytes of another page, or write into
+one. Pinning solves this by forbidding the changes. Notifiers solve it by announcing them.
 
-Rules, and why:
+**The protocol.** Whoever holds translations of a range subscribes to it. Whoever changes a range brackets the change:
 
-- A subscriber cannot refuse, wait or fail: the owner has decided already. An exception out of a callback is
-  a bug here and is not caught.
-- Callbacks may subscribe, unsubscribe, and even invalidate. The index must not change under the walk that is
-  calling them, so while any invalidation runs, inserts and removes are put on a deferred list and applied
-  when the last one ends (as `mmu_interval_notifier_insert` and `_remove` do). Removing still takes effect at
-  once for the caller: after `unsubscribe` returns, the callback is not called again.
-- A subscription made during an invalidation does not hear that one: it began after the change.
-- Generations: the object counts its invalidations, and a subscription remembers the number of the last one
-  that hit it. Equal numbers at two moments mean that nothing happened to the range in between, which is what
-  a cache of anything derived from that memory needs to know.
-- The end of the process is one invalidation of everything with cause RELEASE, exactly once, and the last.
+    invalidate_start(ranges, cause)   every subscriber that overlaps lets go of its translations, then
+        wait for the fences           what the slow ones returned,
+        change the pages              evict, unmap, protect, ...
+    end()                             new translations may be learned.
+
+Between the two nobody installs a translation there. Nothing locks a fill out: it learns, asks `read_retry` whether an
+invalidation came in between, and if so learns again (`mm/sequence.py`). Brackets of different ranges, and of the same
+one, may nest and overlap in any order, each with its own end.
+
+**Two passes.** A device may need time to stop. If each were waited for in turn, k devices would cost k waits. So
+a start only tells: a subscriber that needs time returns a `Fence`, and all fences are then waited for together, by
+the caller (effect `Quiesce`), because waiting is not this module's to do.
+
+**Causes.** After UNMAP, PROTECT and the other *must-now* causes nothing old may be reachable when the page has
+changed, so the fences are waited for before `end` (asserted). RECLAIM and MIGRATE are *deferrable*: only the memory
+manager wants them, and until a frame is used anew it still holds the right bytes. Writes stop at once, so that what
+is copied out is final; reads may go on, and the fence is waited for where the frame is reused. A swap write can
+overlap with the device's flush.
+
+**Refusal.** A subscriber may veto a deferrable invalidation of some pages, which then stay as they are: the caller
+leaves `kept` alone. It may do so only so many times in a row, so memory can always be had back. Must-now causes
+cannot be refused.
+
+**Not waiting.** With `blockable=False` a subscriber that would have to wait answers `AGAIN`. The others that had
+already let go hear an end, so that their books balance; what they reported is kept (a dirty page is dirty whoever
+gave up).
+
+**Harvest.** Device page tables have dirty and young bits, as CPU page tables do. What an invalidation collects is
+told to the caller: a page a device wrote must not be dropped as clean, one it used is no good victim.
+
+**What is told to whom.** PROTECT, SYNC and RELEASE go to hooks of their own, whose default is to let go of
+everything: a subscriber that knows no better is still correct. `update` (pages became present) and `age` (young bits)
+are not invalidations and open no bracket.
+
+**Subscribing takes effect at once**, also while invalidations run. Linux defers changes of its tree until no
+invalidation runs any more, because starts and ends walk it; a steady stream of overlapping ones can then keep a
+newcomer out. Here each bracket remembers whom it told, and ends are told to exactly those. A subscription made during
+a bracket does not hear it; its fills are safe all the same, for `read_retry` knows every bracket.
+
+**Release** is the end of the address space: told once, last, and after it nothing is told to anybody.
+
+Source: mm/mmu_notifier.c and include/linux/mmu_notifier.h of Linux for start/end, sequence, owner, blockable and two
+passes; the ioproc proposal (Quadrics, 2005) for update, protect and sync. Refusal and deferral are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from nopin.errors import OwnerGone
-from nopin.ranges import IntervalIndex, Range
+from nopin.mm.causes import WITH_OWNER, Cause
+from nopin.mm.sequence import Era, Eras, Reading, overlap_any
+from nopin.mm.subscriber import Again, Answer, Fence, Harvest, Invalidation, Subscriber, Veto
+from nopin.ranges import IntervalIndex, Range, coalesce
 from nopin.units import U64_MAX
 
-
-class Cause(Enum):
-    """What the owner did. Values are the words events and counters use."""
-
-    UNMAP = "unmap"
-    """The range is no longer mapped, or something else was mapped over it."""
-    REMAP = "remap"
-    """The range moved to another address; the old one is no longer mapped."""
-    REMOVE = "remove"
-    """The pages are being dropped; the range stays mapped and reads as zeros or as the file."""
-    FORK = "fork"
-    """The process forked: private pages are shared with the child until either side writes."""
-    RELEASE = "release"
-    """The process is gone, all of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Invalidation:
-    """One change of an address space.
-
-    Attributes:
-        where: the addresses concerned; for FORK and RELEASE, all.
-        generation: counts the changes of this address space, from 1.
-    """
-
-    where: Range
-    cause: Cause
-    generation: int
-
-
-Callback = Callable[[Invalidation], None]
-
 EVERYTHING = Range(0, U64_MAX)
+
+_Hook = Callable[[Invalidation], Answer]
 
 
 @dataclass(slots=True, eq=False)
@@ -69,90 +75,274 @@ class Subscription:
     """Interest of one subscriber in one range.
 
     Attributes:
-        generation: of the last invalidation that hit the range; 0 before the first.
+        owner: as whom it asks for changes itself; those it is not told of.
+        veto_limit: how often in a row it may refuse.
+        wants_updates: `update` is called for it.
+        generation: of the last invalidation that hit the range; 0 before the first. Equal numbers at two moments
+            mean that nothing happened to the range in between.
     """
 
     where: Range
-    callback: Callback
+    subscriber: Subscriber
+    owner: object = None
+    veto_limit: int = 0
+    wants_updates: bool = False
     generation: int = 0
-    _key: int = field(default=-1, repr=False)  # in the index; -1 while not there
-    _alive: bool = field(default=True, repr=False)
+    _n_vetoes: int = field(default=0, repr=False)  # in a row
+    _key: int = field(default=-1, repr=False)  # in the index; -1 once ended
+
+
+class Bracket:
+    """An invalidation between start and end; what `Notifiers.invalidate_start` returns.
+
+    Attributes:
+        event: what subscribers were told.
+        fences: to be waited for, all of them: before `end` for a must-now cause, before a frame is reused for any.
+        kept: what subscribers refused to let go of, sorted and disjoint: leave it as it is.
+        again: somebody would have had to wait, and `blockable` was False: change nothing. The end is told already.
+    """
+
+    __slots__ = ("_era", "_notifiers", "_told", "again", "event", "fences", "kept")
+
+    def __init__(self, notifiers: Notifiers, event: Invalidation, era: Era) -> None:
+        self.event = event
+        self.fences: list[Fence] = []
+        self.kept: list[Range] = []
+        self.again = False
+        self._notifiers = notifiers
+        self._era: Era | None = era
+        self._told: list[Subscription] = []
+
+    @property
+    def harvest(self) -> Harvest:
+        """What devices wrote and used; valid also after `again`."""
+        return self.event.harvest
+
+    @property
+    def quiet(self) -> bool:
+        """True once every fence has passed."""
+        return all(fence.passed for fence in self.fences)
+
+    def end(self) -> None:
+        """Say that the change is made. Requires: once; for a must-now cause, every fence has passed."""
+        assert self._era is not None, "an invalidation ends once"
+        assert self.event.cause.deferrable or self.again or self.quiet, "a device may still reach the old pages"
+        self._notifiers._end(self, self._era)
+        self._era = None
+
+
+@dataclass(frozen=True, slots=True)
+class NotifierStatistics:
+    """Counts since the address space was made.
+
+    Attributes:
+        invalidations: by the cause's word.
+        n_subscriptions: now.
+        n_vetoes: refusals heeded.
+        n_agains: invalidations given up because somebody would have had to wait.
+        n_fences: answers that needed time.
+    """
+
+    invalidations: dict[str, int]
+    n_subscriptions: int
+    n_vetoes: int
+    n_agains: int
+    n_fences: int
 
 
 class Notifiers:
-    """The subscriptions to one address space."""
+    """The subscriptions to one address space.
+
+    Addresses are bytes of a process, or page numbers of an arena: each address space has one kind.
+    """
 
     def __init__(self) -> None:
         self._index: IntervalIndex[Subscription] = IntervalIndex()
-        self._running = 0
-        self._deferred: list[Subscription] = []
+        self._eras = Eras()
         self._released = False
+        self._by_cause: Counter[Cause] = Counter()
+        self._n_vetoes = 0
+        self._n_agains = 0
+        self._n_fences = 0
         self.generation = 0
 
     def __len__(self) -> int:
         return len(self._index)
 
-    def subscribe(self, where: Range, callback: Callback) -> Subscription:
-        """Have `callback` called for every later invalidation that overlaps `where`.
+    def statistics(self) -> NotifierStatistics:
+        """Return the counts."""
+        by_word = {cause.value: n for cause, n in self._by_cause.items()}
+        return NotifierStatistics(by_word, len(self), self._n_vetoes, self._n_agains, self._n_fences)
+
+    # Subscribing
+
+    def subscribe(
+        self,
+        where: Range,
+        subscriber: Subscriber,
+        *,
+        owner: object = None,
+        veto_limit: int = 0,
+        wants_updates: bool = False,
+    ) -> Subscription:
+        """Have every later invalidation that overlaps `where` told to `subscriber`.
 
         Raises:
             OwnerGone: the address space was released.
         """
         if self._released:
             raise OwnerGone(f"cannot watch {where}: the process has exited")
-        subscription = Subscription(where, callback)
-        self._settle_or_defer(subscription)
+        subscription = Subscription(where, subscriber, owner, veto_limit, wants_updates)
+        subscription._key = self._index.insert(where, subscription)
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        """End a subscription: its callback is not called again. Twice is fine."""
-        if subscription._alive:
-            subscription._alive = False
-            self._settle_or_defer(subscription)
-
-    def invalidate(self, where: Range, cause: Cause) -> int:
-        """Tell every subscriber that overlaps `where`; returns how many were told."""
-        if self._released:
-            return 0
-        self.generation += 1
-        event = Invalidation(where, cause, self.generation)
-        n_told = 0
-        self._running += 1
-        try:
-            for subscription in self._index.overlapping(where):
-                if subscription._alive:  # an earlier callback may have ended it
-                    subscription.generation = event.generation
-                    subscription.callback(event)
-                    n_told += 1
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._apply_deferred()
-        return n_told
-
-    def release(self) -> None:
-        """The process is gone: tell everybody, once; nothing is told afterwards. Twice is fine."""
-        if self._released:
-            return
-        self.invalidate(EVERYTHING, Cause.RELEASE)
-        self._released = True
-
-    def _settle_or_defer(self, subscription: Subscription) -> None:
-        if self._running:
-            self._deferred.append(subscription)
-        else:
-            self._settle(subscription)
-
-    def _apply_deferred(self) -> None:
-        deferred, self._deferred = self._deferred, []
-        for subscription in deferred:
-            self._settle(subscription)
-
-    def _settle(self, subscription: Subscription) -> None:
-        """Bring the index in line with whether the subscription is alive."""
-        indexed = subscription._key >= 0
-        if subscription._alive and not indexed:
-            subscription._key = self._index.insert(subscription.where, subscription)
-        elif indexed and not subscription._alive:
+        """End a subscription: nothing of it is called any more, no outstanding end either. Twice is fine."""
+        if subscription._key >= 0:
             self._index.remove(subscription.where, subscription._key)
             subscription._key = -1
+
+    # Invalidating
+
+    def invalidate_start(
+        self, ranges: Iterable[Range], cause: Cause, *, owner: object = None, blockable: bool = True
+    ) -> Bracket:
+        """Announce a change of `ranges` (at least one); the caller makes it and calls `end` on what is returned.
+
+        All ranges are told together, once to each subscriber that overlaps any of them: a batch is fenced once.
+        """
+        assert owner is None or cause in WITH_OWNER, f"nobody owns {cause}"
+        self.generation += 1
+        self._by_cause[cause] += 1
+        event = Invalidation(tuple(coalesce(ranges)), cause, self.generation, owner, blockable)
+        assert event.ranges, "an invalidation of nothing"
+        bracket = Bracket(self, event, self._eras.start(event.ranges))
+        for subscription in self._overlapping(event):
+            if not self._tell(subscription, bracket):
+                self._give_up(bracket)
+                break
+        bracket.kept = coalesce(bracket.kept)
+        return bracket
+
+    def invalidate(self, where: Range, cause: Cause) -> int:
+        """Announce a change that is already made, or made by nobody here; returns how many were told.
+
+        Requires: no subscriber needs time.
+        """
+        if self._released:
+            return 0
+        bracket = self.invalidate_start((where,), cause)
+        assert not bracket.kept, "nothing can be kept of what has happened"
+        n_told = len(bracket._told)
+        bracket.end()
+        return n_told
+
+    def release(self) -> Sequence[Fence]:
+        """The address space is gone: tell everybody, once; nothing is told afterwards. Twice is fine.
+
+        Returns:
+            Fences to be waited for before its pages are freed.
+        """
+        if self._released:
+            return ()
+        bracket = self.invalidate_start((EVERYTHING,), Cause.RELEASE)
+        self._released = True
+        for subscription in list(self._index):
+            self.unsubscribe(subscription)
+        return bracket.fences
+
+    # Telling without a bracket
+
+    def update(self, where: Range, *, write: bool) -> None:
+        """Tell who asked for it that pages have become present; `write` if they may be written.
+
+        Requires: called in the same step in which they became so.
+        """
+        for subscription in self._index.overlapping(where):
+            part = subscription.where.intersection(where)
+            if subscription.wants_updates and part is not None and not self._eras.running(part):
+                subscription.subscriber.update(part, write=write)
+
+    def age(self, ranges: Sequence[Range], *, clear: bool = True) -> set[int]:
+        """Return the pages of sorted, disjoint ranges that devices used since the last call that cleared."""
+        young: set[int] = set()
+        hull = Range(ranges[0].start, ranges[-1].end)
+        for subscription in self._index.overlapping(hull):
+            subscription.subscriber.age(ranges, young, clear=clear)
+        return young
+
+    # Learning translations
+
+    def read_begin(self, where: Range) -> Reading:
+        """Begin to learn where pages are; close it with `read_end`. See `mm.sequence`."""
+        return self._eras.begin(where)
+
+    def read_retry(self, reading: Reading) -> bool:
+        """Tell whether what was learned since may be stale and must be learned again."""
+        return self._released or self._eras.retry(reading)
+
+    def read_end(self, reading: Reading) -> None:
+        """End a reading, whatever came of it."""
+        self._eras.close(reading)
+
+    def running(self, where: Range) -> bool:
+        """Tell whether an invalidation of some part of `where` runs now."""
+        return self._eras.running(where)
+
+    def _overlapping(self, event: Invalidation) -> list[Subscription]:
+        found = self._index.overlapping(event.hull)
+        if len(event.ranges) == 1:
+            return found
+        return [subscription for subscription in found if overlap_any(event.ranges, subscription.where)]
+
+    def _tell(self, subscription: Subscription, bracket: Bracket) -> bool:
+        """Tell one subscriber; False when it would have to wait and must not."""
+        event = bracket.event
+        if subscription._key < 0:  # an earlier hook of this bracket ended it
+            return True
+        if event.owner is not None and event.owner is subscription.owner:
+            return True
+        if event.cause.deferrable and subscription._n_vetoes < subscription.veto_limit:
+            event = replace(event, may_veto=True)
+        subscription.generation = event.generation
+        answer = _hook(subscription.subscriber, event.cause)(event)
+        if isinstance(answer, Again):
+            assert not event.blockable, "only an invalidation that must not wait can be put off"
+            return False
+        bracket._told.append(subscription)
+        self._note_answer(subscription, bracket, event, answer)
+        return True
+
+    def _note_answer(self, subscription: Subscription, bracket: Bracket, event: Invalidation, answer: Answer) -> None:
+        if isinstance(answer, Veto):
+            assert event.may_veto, "refused more often than allowed, or what cannot be refused"
+            subscription._n_vetoes += 1
+            self._n_vetoes += 1
+            bracket.kept += answer.ranges
+            return
+        subscription._n_vetoes = 0
+        if isinstance(answer, Fence) and not answer.passed:
+            self._n_fences += 1
+            bracket.fences.append(answer)
+
+    def _give_up(self, bracket: Bracket) -> None:
+        self._n_agains += 1
+        bracket.again = True
+        bracket.end()
+
+    def _end(self, bracket: Bracket, era: Era) -> None:
+        self._eras.end(era)
+        for subscription in bracket._told:
+            if subscription._key >= 0:
+                subscription.subscriber.invalidate_end(bracket.event)
+
+
+def _hook(subscriber: Subscriber, cause: Cause) -> _Hook:
+    """Choose what is called for a cause."""
+    if cause is Cause.PROTECT:
+        return subscriber.protect
+    if cause is Cause.SYNC:
+        return subscriber.sync
+    if cause is Cause.RELEASE:
+        return subscriber.release
+    return subscriber.invalidate_start

@@ -48,6 +48,10 @@ class Reason(Enum):
 
     NO_ACCESS = "no mapping, or no permission"
     OWNER_GONE = "the process has exited"
+    LOST = "its copy in swap is damaged or cannot be read"
+    NO_ROOM = "the residency budget is too small for it"
+    SWAP_FULL = "the swap file is full"
+    BUSY = "its memory keeps changing; trying again later may help"
 
 
 @dataclass(frozen=True, slots=True)

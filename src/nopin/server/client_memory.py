@@ -12,10 +12,11 @@ from nopin.linux.pidfd import PidFd
 from nopin.linux.proc import Maps
 from nopin.linux.process_memory import ProcessMemory
 from nopin.linux.userfaultfd import Userfaultfd
-from nopin.mm.notifier import Callback, Notifiers, Subscription
+from nopin.mm.notifier import Notifiers, Subscription
 from nopin.mm.pinned import PinnedSpace
 from nopin.mm.plain import PlainSpace
 from nopin.mm.space import AddressSpace
+from nopin.mm.subscriber import Subscriber
 from nopin.ranges import Range
 from nopin.server.core import Core
 from nopin.server.refusal import refuse
@@ -97,7 +98,7 @@ class ClientMemory:
         """End a pinned address space."""
         self._unbind(pasid)
 
-    def watch(self, where: Range, callback: Callback) -> tuple[Subscription, bool] | None:
+    def watch(self, where: Range, subscriber: Subscriber) -> tuple[Subscription, bool] | None:
         """Have changes of a range told.
 
         Returns:
@@ -107,7 +108,7 @@ class ClientMemory:
             return None
         complete = self._watcher.watch(where)
         self._rearm_later()
-        return self._notifiers.subscribe(where, callback), complete
+        return self._notifiers.subscribe(where, subscriber), complete
 
     def unwatch(self, subscription: Subscription) -> None:
         """End a watch."""

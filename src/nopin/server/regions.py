@@ -6,7 +6,8 @@ import errno
 from typing import TYPE_CHECKING
 
 from nopin.control.messages import Event, Register
-from nopin.mm.notifier import Cause, Invalidation
+from nopin.mm.causes import Cause
+from nopin.mm.subscriber import Invalidation, Subscriber
 from nopin.nic.abi import Access, AsyncEventType, Discipline
 from nopin.nic.errors import VerbsError
 from nopin.ranges import Range
@@ -134,30 +135,36 @@ def _watch(session: Session, entry: ClientRegion) -> None:
     if region.implicit or region.discipline is Discipline.PINNED or region.end > U64_MAX + 1 - PAGE_BYTES:
         return
 
-    def invalidated(change: Invalidation) -> None:
-        _invalidated(entry, change)
-
-    watch = session.memory.watch(Range(region.start, region.end), invalidated)
+    watch = session.memory.watch(Range(region.start, region.end), RegionWatch(entry))
     if watch is not None:
         entry.watch, entry.watched = watch
 
 
-def _invalidated(entry: ClientRegion, change: Invalidation) -> None:
-    """Count a change of a region's range and tell the owner."""
-    region = entry.region
-    hit = change.where.intersection(Range(region.start, region.end))
-    assert hit is not None, "notifiers call for overlaps only"
-    pages = hit.to_pages()
-    entry.generation += 1
-    region.meter.page_invalidations += 0 if change.cause is Cause.FORK else pages.length // PAGE_BYTES
-    region.meter.page_invalidations_handled += 1
-    entry.session.emit(
-        Event(
-            kind=int(AsyncEventType.REGION_INVALIDATED),
-            object_id=entry.object_id,
-            cause=change.cause.value,
-            start=hit.start,
-            end=hit.end,
-            generation=entry.generation,
+class RegionWatch(Subscriber):
+    """Counts the changes of a region's range and tells the owner. It holds no translation, so it never needs time."""
+
+    def __init__(self, entry: ClientRegion) -> None:
+        self._entry = entry
+
+    def invalidate_start(self, event: Invalidation) -> None:
+        """Count one change and tell of each part that lies in the region."""
+        region = self._entry.region
+        region.meter.page_invalidations_handled += 1
+        for hit in event.within(Range(region.start, region.end)):
+            if event.cause is not Cause.FORK:
+                region.meter.page_invalidations += hit.to_pages().length // PAGE_BYTES
+            self._tell_owner(hit, event.cause)
+
+    def _tell_owner(self, hit: Range, cause: Cause) -> None:
+        entry = self._entry
+        entry.generation += 1
+        entry.session.emit(
+            Event(
+                kind=int(AsyncEventType.REGION_INVALIDATED),
+                object_id=entry.object_id,
+                cause=cause.value,
+                start=hit.start,
+                end=hit.end,
+                generation=entry.generation,
+            )
         )
-    )

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
 from nopin.linux.userfaultfd import Forked, Message, Remapped, Removed, Unmapped, Userfaultfd
-from nopin.mm.notifier import EVERYTHING, Cause, Notifiers
+from nopin.mm.causes import Cause
+from nopin.mm.notifier import EVERYTHING, Notifiers
 from nopin.ranges import CountedRanges, Range, coalesce, subtract
 from nopin.units import U64_MAX, page_floor
 

@@ -1,0 +1,40 @@
+"""What a device asks of the pager: pages in the file, held until it has used them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from nopin.mm.effects import PageRun, Procedure
+from nopin.mm.space import Bytes, Reason
+
+
+class FaultPages(NamedTuple):
+    """How far a device fault came.
+
+    Attributes:
+        n_done: pages from the start of the run that are in the file and held.
+        reason: why the next one is not, when fewer than all are done. Only `Reason.BUSY` is worth another try.
+    """
+
+    n_done: int
+    reason: Reason | None = None
+
+
+class DeviceFaults(Protocol):
+    """The pager, as mirrors know it."""
+
+    def device_fault(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
+        """Bring pages into the file and hold them: a held page is not evicted. With `write` they count as dirty."""
+        ...
+
+    def release(self, pages: PageRun) -> None:
+        """End one hold of pages, those that `device_fault` said were done. Holds are counted."""
+        ...
+
+
+class Frames(Protocol):
+    """The pages of an arena as the device server reaches them."""
+
+    def view(self, pages: PageRun) -> Bytes:
+        """Return (n * 4096,) uint8, the bytes themselves. Requires: every page of the run is in the file."""
+        ...
