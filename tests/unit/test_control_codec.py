@@ -8,6 +8,15 @@ import socket
 import msgspec
 import pytest
 
+from nopin.control.arena_messages import (
+    ArenaCreated,
+    CreateArena,
+    MapArena,
+    MapperKind,
+    Prefetch,
+    PrefetchDone,
+    PrefetchState,
+)
 from nopin.control.codec import ProtocolError, decode_reply, decode_request, encode
 from nopin.control.messages import (
     MESSAGE_BYTES_MAX,
@@ -35,6 +44,9 @@ from nopin.nic.attributes import AddressVector, QpAttr, QpCaps
         CreateQp(seq=3, pd=1, send_cq=1, recv_cq=2, caps=QpCaps()),
         ModifyQp(seq=4, qpn=99, attr=QpAttr(state=2, av=AddressVector(gid=bytes(16)), rq_psn=5)),
         Publish(seq=5, mr=1, dtype="<f8", shape=[3, 4], strides=[-32, 8], offset=64),
+        CreateArena(seq=6, capacity_bytes=1 << 40, name="default"),
+        MapArena(seq=7, arena=1, base=1 << 45, offset=0, length=4096, uffd_features=0x1FFFF, kind=MapperKind.WORKER),
+        Prefetch(seq=8, arena=1, ranges=[(0, 4096), (8192, 100)], write=True),
     ],
     ids=lambda r: type(r).__name__,
 )
@@ -49,6 +61,9 @@ def test_a_request_survives_the_trip(request_: msgspec.Struct) -> None:
         QpCreated(seq=2, qpn=5, caps=QpCaps(), send_stride=128, recv_stride=128, recv_offset=8192, n_bytes=16384),
         Event(kind=1000, object_id=3, cause="unmap", start=4096, end=8192, generation=2),
         Stat(seq=3, rows=[{"kind": "mr", "page_faults": 3}], more=True),
+        ArenaCreated(seq=4, arena=1, n_pages=1 << 28, budget_bytes=1 << 28),
+        PrefetchState(seq=5, prefetch=3, bytes_done=8192, ended=True, reason="no_room"),
+        PrefetchDone(kind=1001, object_id=3, cause="cancelled", bytes_done=4096),
     ],
     ids=lambda r: type(r).__name__,
 )

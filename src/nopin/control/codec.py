@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import msgspec
 
+from nopin.control.arena_messages import ArenaReply, ArenaRequest, CreateArena, MapArena, MapperKind
 from nopin.control.messages import (
     MESSAGE_BYTES_MAX,
-    AnyReply,
-    AnyRequest,
+    AllocPd,
     CreateChannel,
     CreateCq,
     CreateQp,
+    DeallocPd,
+    Deregister,
+    DestroyChannel,
+    DestroyCq,
+    DestroyQp,
+    Done,
+    Event,
+    GetStat,
+    Handle,
     Hello,
+    ModifyQp,
+    Publish,
+    Published,
+    QpAttributes,
+    QpCreated,
+    QueryQp,
+    Refused,
+    Register,
+    Registered,
     Reply,
     Request,
+    Stat,
+    Welcome,
+    Withdraw,
 )
 from nopin.errors import NopinError
 
@@ -22,8 +43,43 @@ class ProtocolError(NopinError):
     """The other side sent something that is no valid message; the connection has to end."""
 
 
-REPLY_DESCRIPTORS: dict[type[Request], int] = {Hello: 2, CreateChannel: 1, CreateCq: 1, CreateQp: 1}
+AnyRequest = (
+    Hello
+    | AllocPd
+    | DeallocPd
+    | Register
+    | Deregister
+    | Publish
+    | Withdraw
+    | CreateChannel
+    | DestroyChannel
+    | CreateCq
+    | DestroyCq
+    | CreateQp
+    | ModifyQp
+    | QueryQp
+    | DestroyQp
+    | GetStat
+    | ArenaRequest
+)
+AnyReply = (
+    Done | Refused | Welcome | Handle | Registered | Published | QpCreated | QpAttributes | Stat | Event | ArenaReply
+)
+
+REPLY_DESCRIPTORS: dict[type[Request], int] = {Hello: 2, CreateChannel: 1, CreateCq: 1, CreateQp: 1, CreateArena: 2}
 """How many descriptors travel beside the positive reply to a request; none where it is not listed."""
+
+REQUEST_DESCRIPTORS_MAX = 2
+
+
+def request_descriptors(request: Request) -> int:
+    """Return how many descriptors travel beside a request."""
+    if isinstance(request, Hello):
+        return int(request.has_uffd)
+    if isinstance(request, MapArena):
+        return 2 if request.kind is MapperKind.WORKER else 1
+    return 0
+
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)

@@ -241,7 +241,7 @@ class QpAttributes(Reply, tag="qp_attributes"):
 
 
 class Stat(Reply, tag="stat"):
-    """Rows of figures, one per object; each has a `kind` ("dev", "mr", "qp", "cq", "link", "client").
+    """Rows of figures, one per object; each has a `kind` ("dev", "mr", "qp", "cq", "link", "client", "arena").
 
     Attributes:
         more: another Stat with the same seq follows, because one message cannot hold all rows.
@@ -256,7 +256,7 @@ class Event(Reply, tag="event"):
 
     Attributes:
         kind: an AsyncEventType.
-        object_id: the QPN, or the handle of the region or completion queue.
+        object_id: the QPN, or the handle of the region, completion queue or arena.
         cause: for REGION_INVALIDATED, the notifier cause ("unmap", "remap", "remove", "fork").
         start: first byte concerned; `end` one past the last.
         generation: counts invalidations of that region, from 1.
@@ -268,24 +268,3 @@ class Event(Reply, tag="event"):
     start: int = 0
     end: int = 0
     generation: int = 0
-
-
-AnyRequest = (
-    Hello
-    | AllocPd
-    | DeallocPd
-    | Register
-    | Deregister
-    | Publish
-    | Withdraw
-    | CreateChannel
-    | DestroyChannel
-    | CreateCq
-    | DestroyCq
-    | CreateQp
-    | ModifyQp
-    | QueryQp
-    | DestroyQp
-    | GetStat
-)
-AnyReply = Done | Refused | Welcome | Handle | Registered | Published | QpCreated | QpAttributes | Stat | Event

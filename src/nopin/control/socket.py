@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from nopin.control.codec import REPLY_DESCRIPTORS, ProtocolError, decode_reply, encode
-from nopin.control.messages import AnyReply, Event, Refused, Reply, Request, Stat
+from nopin.control.codec import REPLY_DESCRIPTORS, AnyReply, ProtocolError, decode_reply, encode
+from nopin.control.messages import Event, Refused, Reply, Request, Stat
 from nopin.control.packets import close_all, receive_packet, send_packet
 from nopin.errors import ServerGone, ServerRefused
 

@@ -130,6 +130,12 @@ class AsyncEventType(IntEnum):
     QP_LAST_WQE_REACHED = 16
     REGION_INVALIDATED = 1000
     """Part of a registered range was unmapped, moved, dropped or forked; the event names cause and range."""
+    PREFETCH_DONE = 1001
+    """A prefetch has ended; the event says with how many bytes, and why early."""
+    ARENA_PAGES_LOST = 1002
+    """Bytes of an arena are lost: swap gave back something else, or an error. Accesses to them fail."""
+    ARENA_SWAP_FULL = 1003
+    """Memory could not be made room for, because swap is full; the access that needed it failed."""
 
 
 SGE_DTYPE = np.dtype([("address", "<u8"), ("length", "<u4"), ("lkey", "<u4")])

@@ -66,7 +66,11 @@ def handle(session: Session, request: Request, fds: Sequence[int]) -> Answer:
     """
     if isinstance(request, Hello):
         return _hello(session, request, fds)
-    return _HANDLERS[type(request)](session, request)
+    handler = _HANDLERS.get(type(request))
+    if handler is None:
+        close_all(fds)
+        raise refuse("this server has no managed memory", errno.EOPNOTSUPP, "host")
+    return handler(session, request)
 
 
 def _hello(session: Session, request: Hello, fds: Sequence[int]) -> Answer:

@@ -13,8 +13,15 @@ import os
 import socket
 from collections.abc import Sequence
 
-from nopin.control.codec import ProtocolError, decode_request, encode
-from nopin.control.messages import AnyRequest, Event, Hello, Refused, Reply, Request
+from nopin.control.codec import (
+    REQUEST_DESCRIPTORS_MAX,
+    AnyRequest,
+    ProtocolError,
+    decode_request,
+    encode,
+    request_descriptors,
+)
+from nopin.control.messages import Event, Hello, Refused, Reply, Request
 from nopin.control.packets import close_all, receive_packet, send_packet
 from nopin.errors import ServerRefused
 from nopin.linux.pidfd import PidFd
@@ -133,7 +140,7 @@ class Session:
             if not self.alive or self._outbox.replies_waiting:
                 return
             try:
-                packet = receive_packet(self._sock, 1)
+                packet = receive_packet(self._sock, REQUEST_DESCRIPTORS_MAX)
                 if not packet.data:
                     close_all(packet.fds)
                     self.end("the connection was closed")
@@ -173,7 +180,7 @@ class Session:
     def _check(self, request: AnyRequest, fds: Sequence[int]) -> None:
         if isinstance(request, Hello) == self.greeted:
             raise ProtocolError("Hello comes first, and once")
-        expected = int(isinstance(request, Hello) and request.has_uffd)
+        expected = request_descriptors(request)
         if len(fds) != expected:
             raise ProtocolError(f"{len(fds)} descriptors beside {type(request).__name__}, {expected} belong there")
 
