@@ -1,11 +1,14 @@
 """Share a process's ordinary memory with devices - RDMA NICs, accelerators, peers - without pinning it."""
 
 from nopin.errors import (
+    AcceleratorError,
     AttachRefused,
     Closed,
     HostLacks,
+    JobCancelled,
     NopinError,
     OwnerGone,
+    PageLost,
     PeerError,
     QueueFull,
     RegionGone,
@@ -13,9 +16,12 @@ from nopin.errors import (
     ServerGone,
     ServerRefused,
     UsageError,
+    WorkerGone,
     WorkError,
 )
 from nopin.verbs import (
+    Accelerator,
+    AcceleratorStatistics,
     Access,
     AddressVector,
     AsyncEvent,
@@ -25,6 +31,7 @@ from nopin.verbs import (
     Device,
     DeviceInfo,
     Discipline,
+    Job,
     MemoryRegion,
     Operation,
     ProtectionDomain,
@@ -50,6 +57,9 @@ from nopin.verbs import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Accelerator",
+    "AcceleratorError",
+    "AcceleratorStatistics",
     "Access",
     "AddressVector",
     "AsyncEvent",
@@ -62,10 +72,13 @@ __all__ = [
     "DeviceInfo",
     "Discipline",
     "HostLacks",
+    "Job",
+    "JobCancelled",
     "MemoryRegion",
     "NopinError",
     "Operation",
     "OwnerGone",
+    "PageLost",
     "PeerError",
     "ProtectionDomain",
     "QpAttr",
@@ -90,6 +103,7 @@ __all__ = [
     "WcOpcode",
     "WcStatus",
     "WorkError",
+    "WorkerGone",
     "WrOpcode",
     "__version__",
     "attach",

@@ -89,6 +89,40 @@ class WorkError(NopinError):
         self.status = status
 
 
+class AcceleratorError(NopinError):
+    """A job on an accelerator failed.
+
+    Attributes:
+        exception: name of the type of what the kernel raised; empty when it was not the kernel's doing.
+        traceback: where in the kernel, as text; empty for kernels written in C.
+    """
+
+    def __init__(self, message: str, *, exception: str = "", traceback: str = "") -> None:
+        super().__init__(message)
+        self.exception = exception
+        self.traceback = traceback
+
+
+class WorkerGone(AcceleratorError):
+    """The worker process of a job died in it; what the job had written until then stays.
+
+    Attributes:
+        exit_status: of the process; -n when signal n killed it.
+    """
+
+    def __init__(self, message: str, *, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+class PageLost(WorkerGone):
+    """The worker touched a page of an arena whose bytes are lost."""
+
+
+class JobCancelled(NopinError):
+    """A job was cancelled by its owner."""
+
+
 class QueueFull(NopinError):
     """The send or receive queue has no free entry; poll completions and post again (ENOMEM in verbs)."""
 

@@ -1,5 +1,7 @@
 """The client library: verbs objects over shared rings, and remote arrays on top of them."""
 
+from nopin.accel.job import Job
+from nopin.accel.tally import AcceleratorStatistics
 from nopin.nic.abi import (
     Access,
     AsyncEventType,
@@ -12,6 +14,7 @@ from nopin.nic.abi import (
     WrOpcode,
 )
 from nopin.nic.attributes import AddressVector, QpAttr, QpCaps
+from nopin.verbs.accelerator import Accelerator
 from nopin.verbs.attach import attach
 from nopin.verbs.channel import CompletionChannel
 from nopin.verbs.cq import CompletionQueue
@@ -26,6 +29,8 @@ from nopin.verbs.share import Share
 from nopin.verbs.wr import RecvWr, SendWr, Sge, Wc
 
 __all__ = [
+    "Accelerator",
+    "AcceleratorStatistics",
     "Access",
     "AddressVector",
     "AsyncEvent",
@@ -35,6 +40,7 @@ __all__ = [
     "Device",
     "DeviceInfo",
     "Discipline",
+    "Job",
     "MemoryRegion",
     "Operation",
     "ProtectionDomain",
