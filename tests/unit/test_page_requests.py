@@ -1,10 +1,10 @@
-"""Page requests: merging, the bound, wake-ups, grants and forgetting."""
+"""Page requests: merging, the bound, wake-ups, patience and forgetting."""
 
 from __future__ import annotations
 
 import pytest
 
-from nopin.iommu.page_requests import Meter, PageRequests
+from nopin.iommu.page_requests import PARKS_MAX, Meter, PageRequests
 from nopin.ranges import Range
 
 A, B, C = Range(0x1000, 0x2000), Range(0x5000, 0x7000), Range(0x6000, 0x9000)
@@ -92,15 +92,20 @@ def test_what_does_not_fit_becomes_a_request_when_there_is_room() -> None:
     assert (len(requests), requests.n_backlogged) == (0, 0)
 
 
-def test_a_grant_holds_for_one_access_of_the_woken_waiter() -> None:
+def test_a_waiter_is_let_through_after_parking_often_enough_and_then_begins_anew() -> None:
     requests = PageRequests(16)
-    park(requests, "waiter", A)
-    assert not requests.use_grant("waiter")
-    for request in requests.take():
-        requests.answer(request)
-    assert not requests.use_grant("another")
-    assert requests.use_grant("waiter")
-    assert not requests.use_grant("waiter")
+    for _ in range(PARKS_MAX):
+        assert not requests.lets_through("waiter")
+        park(requests, "waiter", A)
+        assert not requests.was_resumed("another")
+        for request in requests.take():
+            requests.answer(request)
+        assert requests.was_resumed("waiter")
+        requests.take_wakeups()
+    assert requests.lets_through("waiter")
+    requests.settle("waiter")
+    assert not requests.was_resumed("waiter")
+    assert not requests.lets_through("waiter")
 
 
 @pytest.mark.parametrize("moment", ["queued", "in service", "backlogged", "woken"])
@@ -116,7 +121,7 @@ def test_a_forgotten_waiter_is_never_woken(moment: str) -> None:
     for request in [*in_service, *requests.take()]:
         requests.answer(request)
     assert "gone" not in requests.take_wakeups()
-    assert not requests.use_grant("gone")
+    assert not requests.was_resumed("gone")
     assert (len(requests), requests.n_backlogged) == (0, 0)
 
 

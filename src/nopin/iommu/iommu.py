@@ -6,13 +6,13 @@ look at residency before it, so that a page in swap parks one piece of work inst
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
 from nopin.iommu.pasid import PasidTable
 from nopin.iommu.relay import Copy, Place, Relay, Relayed, relay_in_turn, relay_once
-from nopin.mm.space import AddressSpace, FaultResult, IoVec, Staging
+from nopin.mm.space import Absent, AddressSpace, FaultResult, IoVec, Staging
 from nopin.ranges import Range, coalesce
 from nopin.units import U64_MAX
 
@@ -28,7 +28,7 @@ _SHORT_BYTES = 64 << 10
 
 
 class Span(NamedTuple):
-    """One side of a relay: where it begins, and who waits (None: nobody) when pages there are slow to come."""
+    """Where a copy begins, and who waits (None: nobody) when pages there are slow to come."""
 
     pasid: int
     address: int
@@ -36,12 +36,20 @@ class Span(NamedTuple):
     waiter: Hashable | None
 
 
+class Access(NamedTuple):
+    """A range that is going to be copied, one of several that wait together."""
+
+    span: Span
+    length: int
+    write: bool
+
+
 class Iommu:
     """Address spaces by PASID, and the page requests against them.
 
     Every copy returns the bytes moved, short at the first inaccessible byte, 0 for an unknown PASID; or
-    `PARKED`. Without a waiter a copy does not look at residency and may wait. Pages that are absent but come
-    quickly (zero fill) are counted in the meter and brought by the copy itself.
+    `PARKED`. Pages that are absent but come quickly (zero fill) are counted in the meter and brought by the copy
+    itself. Without a waiter a copy does not look at residency: for who has just done so, by `admit_all`.
 
     Args:
         queue_limit: page requests outstanding at most.
@@ -141,20 +149,15 @@ class Iommu:
         return space.write_v(remote, staging, local)
 
     def relay(self, source: Span, target: Span, length: int, staging: Staging, grain: int) -> Relayed | None:
-        """Copy `length` bytes from space to space; see `Relay`. None: parked, nothing was moved.
-
-        Both sides are looked at before anything moves, and grants are spent only when both pass: otherwise two sides
-        that stay absent would take turns for ever.
-        """
+        """Copy `length` bytes from space to space; see `Relay`. None: parked, nothing was moved."""
         source_space, target_space = self._pasids.get(source.pasid), self._pasids.get(target.pasid)
         if source_space is None:
             return Relayed(0, 0)
         if target_space is None:
             return Relayed(length, 0)
-        passes = self._passes(source_space, source, length, write=False)
-        if not self._passes(target_space, target, length, write=True) or not passes:
+        unseen = self._requests.lets_through(source.waiter) or self._requests.lets_through(target.waiter)
+        if not self.admit_all((Access(source, length, write=False), Access(target, length, write=True))):
             return None
-        unseen = self._requests.use_grant(source.waiter) | self._requests.use_grant(target.waiter)
         if length <= _SHORT_BYTES:
             places = source_space, source.address, target_space, target.address
             return relay_once(*places, length, staging, grain)
@@ -175,23 +178,32 @@ class Iommu:
             copies.append(Copy(places[0], places[1], length))
         return self._relay(copies, staging, grain).n_written if copies else 0
 
-    def prepare(self, pasid: int, address: int, length: int, meter: Meter, waiter: Hashable, *, write: bool) -> bool:
-        """Look at residency without copying. True: go on (also when the memory is bad; the copy will tell).
+    def admit_all(self, accesses: Sequence[Access]) -> bool:
+        """Look at all ranges of a step before any of it is copied. True: copy, without another look.
 
-        False: parked. A grant the waiter holds is used up.
+        False: parked. What is slow is waited for together, and nobody's patience counts as used before all pass:
+        ranges that stay absent by turns would otherwise never get through.
         """
-        space = self._pasids.get(pasid)
-        return space is None or self._admit(space, pasid, address, length, meter, waiter, write=write)
+        looks = [self._look(*access) for access in accesses]
+        if not all(looks):
+            return False
+        for span, _length, _write in accesses:
+            self._requests.settle(span.waiter)
+        return True
 
-    def prepare_all(self, ranges: Iterable[tuple[int, int, int, Meter]], waiter: Hashable, *, write: bool) -> bool:
-        """Do the same for several (pasid, address, length, meter), which wait together and share one grant.
+    def prepare(self, accesses: Iterable[Access], waiter: Hashable) -> bool:
+        """Bring ranges in once, before the first of the copies that will look again. False: parked.
 
-        One after the other they would spend it on the first, and two that stay absent would never both pass.
+        True also when the memory is bad; the copy will tell.
         """
-        if self._requests.use_grant(waiter):
+        if self._requests.was_resumed(waiter):
             return True
-        looks = [self.prepare(*where, waiter, write=write) for where in ranges]
+        looks = [self._look(*access) for access in accesses]
         return all(looks)
+
+    def settle(self, waiter: Hashable) -> None:
+        """Say that the waiter goes on without a copy of its own: what was prepared is for others."""
+        self._requests.settle(waiter)
 
     def take_requests(self) -> list[PageRequest]:
         """Page requests for whoever runs faults; each is to be answered by `respond`."""
@@ -203,11 +215,11 @@ class Iommu:
         self._requests.answer(request)
 
     def take_wakeups(self) -> list[Hashable]:
-        """Waiters to resume, each once. The next access of each proceeds without a look at residency."""
+        """Waiters to resume, each once. Each tries again, and may park again."""
         return self._requests.take_wakeups()
 
     def forget(self, waiter: Hashable) -> None:
-        """The waiter is gone: it will not be woken, and holds no grant."""
+        """The waiter is gone: it will not be woken, and starts anew if it comes again."""
         self._requests.forget(waiter)
 
     def _present(self, span: Span, length: int) -> Place | None:
@@ -217,11 +229,13 @@ class Iommu:
             return None
         return Place(space, span.address)
 
-    def _passes(self, space: AddressSpace, side: Span, length: int, *, write: bool) -> bool:
-        """Decide whether one side of a relay may copy now, leaving its grant alone; otherwise it is parked."""
-        if side.waiter is None or self._requests.has_grant(side.waiter):
+    def _look(self, span: Span, length: int, write: bool) -> bool:
+        """Decide whether one of several ranges may be copied now, leaving its waiter's count of parks alone."""
+        space = self._pasids.get(span.pasid)
+        if span.waiter is None or space is None or length <= 0:
             return True
-        return self._admit(space, side.pasid, side.address, length, side.meter, side.waiter, write=write)
+        absent = space.absent(span.address, span.address + length)
+        return absent is None or not self._parks(absent, span, length, write=write)
 
     def _admit(
         self,
@@ -235,43 +249,53 @@ class Iommu:
         write: bool,
     ) -> bool:
         """Decide whether an access may copy now; otherwise it is parked."""
-        if self._requests.use_grant(waiter) or length <= 0:
-            return True
-        absent = space.absent(address, address + length)
-        if absent is None:
-            return True
-        meter.page_faults += absent.n_pages
-        if not absent.slow:
+        absent = space.absent(address, address + length) if length > 0 else None
+        if absent is not None and self._parks(absent, Span(pasid, address, meter, waiter), length, write=write):
+            return False
+        self._requests.settle(waiter)
+        return True
+
+    def _parks(self, absent: Absent, span: Span, length: int, *, write: bool) -> bool:
+        """Count absent pages; park whoever must wait for them."""
+        where = Range.of_length(span.address, length).to_pages()
+        slow = [where] if absent.slow else []
+        return self._parks_for(absent.n_pages, slow, span.pasid, span.meter, span.waiter, write=write)
+
+    def _parks_for(
+        self, n_pages: int, slow: list[Range], pasid: int, meter: Meter, waiter: Hashable, *, write: bool
+    ) -> bool:
+        meter.page_faults += n_pages
+        if not slow or self._requests.lets_through(waiter):
             meter.page_faults_handled += 1
-            return True
-        where = Range.of_length(address, length).to_pages()
-        self._requests.park(waiter, pasid, (where,), meter, write=write)
-        return False
+            return False
+        self._requests.park(waiter, pasid, slow, meter, write=write)
+        return True
 
     def _admit_v(
         self, space: AddressSpace, pasid: int, segments: IoVec, meter: Meter, waiter: Hashable, *, write: bool
     ) -> bool:
         """The same for a scatter list, which waits for all its slow parts at once."""
-        if self._requests.use_grant(waiter):
-            return True
         pieces: list[list[int]] = segments.tolist()
         first = min((address for address, _ in pieces), default=0)
         last = max((address + length for address, length in pieces), default=0)
-        if last - first <= _SPAN_LIMIT and space.absent(first, last) is None:
-            return True
-        n_pages, slow = 0, []
-        for part in _page_ranges(pieces):
-            absent = space.absent(part.start, part.end)
-            if absent is not None:
-                n_pages += absent.n_pages
-                if absent.slow:
-                    slow.append(part)
-        if n_pages:
-            meter.page_faults += n_pages
-            meter.page_faults_handled += not slow
-        if slow:
-            self._requests.park(waiter, pasid, slow, meter, write=write)
-        return not slow
+        if last - first > _SPAN_LIMIT or space.absent(first, last) is not None:
+            n_pages, slow = _absent_parts(space, pieces)
+            if n_pages and self._parks_for(n_pages, slow, pasid, meter, waiter, write=write):
+                return False
+        self._requests.settle(waiter)
+        return True
+
+
+def _absent_parts(space: AddressSpace, pieces: list[list[int]]) -> tuple[int, list[Range]]:
+    """Return how many pages of a scatter list are absent, and the parts that are slow to come."""
+    n_pages, slow = 0, []
+    for part in _page_ranges(pieces):
+        absent = space.absent(part.start, part.end)
+        if absent is not None:
+            n_pages += absent.n_pages
+            if absent.slow:
+                slow.append(part)
+    return n_pages, slow
 
 
 def _page_ranges(pieces: list[list[int]]) -> list[Range]:

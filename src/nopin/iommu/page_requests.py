@@ -8,9 +8,10 @@ ranges go to whoever runs faults. When the last one is answered the waiter may g
   request not yet taken widens it. A thousand queue pairs on one page make one fault.
 - **Bound.** At most `limit` requests are outstanding. What does not fit is remembered with its waiter and
   becomes a request as room appears, first come first served: no fault is lost and none is refused.
-- **Grants.** A resumed waiter's next access is not checked for residency. Otherwise, under memory pressure,
-  its pages could be gone again each time it looks, and it would park for ever; so it copies at once and at
-  worst waits a moment inside the copy.
+- **Patience.** A resumed waiter looks again before it copies, because its pages may be gone again, and parks
+  again if they are. Under memory pressure that could go on for ever, so after `PARKS_MAX` times in a row it is
+  let through. By then every page has been brought as often, so the medium answers, and at worst the access
+  waits for it a moment. A page that never comes lets nobody through: its request is never answered.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 from nopin.ranges import Range
+
+PARKS_MAX = 4
+"""How often in a row an access parks. One was enough in every run without a limit far below what a copy needs."""
 
 
 @dataclass(slots=True)
@@ -92,7 +96,7 @@ class PageRequests:
         self._backlog: deque[_Backlogged] = deque()
         self._n_awaited: dict[Hashable, int] = {}  # requests and backlog entries each waiter waits for
         self._wakeups: dict[Hashable, None] = {}  # in order, each once
-        self._granted: set[Hashable] = set()
+        self._n_parks: dict[Hashable, int] = {}  # since the last access, of waiters that were resumed
 
     def __len__(self) -> int:
         return self._n_outstanding
@@ -110,16 +114,18 @@ class PageRequests:
                 self._backlog.append(backlogged)
                 self._await_one_more(waiter)
 
-    def has_grant(self, waiter: Hashable) -> bool:
+    def was_resumed(self, waiter: Hashable) -> bool:
         """True if `waiter` was resumed and has not accessed anything since."""
-        return waiter in self._granted
+        return waiter in self._n_parks
 
-    def use_grant(self, waiter: Hashable) -> bool:
-        """True, once, if `waiter` was resumed and has not accessed anything since."""
-        if waiter not in self._granted:
-            return False
-        self._granted.discard(waiter)
-        return True
+    def lets_through(self, waiter: Hashable) -> bool:
+        """True if `waiter` has parked often enough: its access is to be made, whatever is absent."""
+        return self._n_parks.get(waiter, 0) >= PARKS_MAX
+
+    def settle(self, waiter: Hashable) -> None:
+        """`waiter` makes the access it parked for."""
+        if self._n_parks:
+            self._n_parks.pop(waiter, None)
 
     def take(self) -> list[PageRequest]:
         """Requests made since the last call; each must be answered by `answer`."""
@@ -142,7 +148,7 @@ class PageRequests:
         self._refill()
 
     def take_wakeups(self) -> list[Hashable]:
-        """Waiters that may go on, each once, in the order they became ready. Each holds a grant now."""
+        """Waiters that may go on, each once, in the order they became ready."""
         if not self._wakeups:
             return []
         woken = list(self._wakeups)
@@ -151,7 +157,7 @@ class PageRequests:
 
     def forget(self, waiter: Hashable) -> None:
         """The waiter is gone. What was requested for it alone still runs, and wakes nobody."""
-        self._granted.discard(waiter)
+        self._n_parks.pop(waiter, None)
         self._wakeups.pop(waiter, None)
         if self._n_awaited.pop(waiter, 0):
             self._backlog = deque(entry for entry in self._backlog if entry.waiter != waiter)
@@ -222,4 +228,4 @@ class PageRequests:
             return
         del self._n_awaited[waiter]
         self._wakeups[waiter] = None
-        self._granted.add(waiter)
+        self._n_parks[waiter] = self._n_parks.get(waiter, 0) + 1

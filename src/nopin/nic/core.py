@@ -51,11 +51,8 @@ class Core:
 
 
 def waiter_for(region: Region, waiter: Waiter | None) -> Waiter | None:
-    """Return who waits when a page of the region is out: nobody, unless it is on demand.
-
-    Short-term regions made a whole operation's pages present before; pinned ones are never absent.
-    """
-    return waiter if region.discipline is Discipline.ON_DEMAND else None
+    """Return who waits when a page of the region is out: nobody if it is pinned, where none ever is."""
+    return None if region.discipline is Discipline.PINNED else waiter
 
 
 def available(core: Core, qp: QueuePair, ring: WorkConsumer) -> int:

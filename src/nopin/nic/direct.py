@@ -7,11 +7,10 @@ A message is copied chunk by chunk (`direct_copy.py`); it parks between chunks.
 
 from __future__ import annotations
 
-from nopin.iommu.iommu import PARKED
 from nopin.nic import atomics
 from nopin.nic.abi import AsyncEventType, QpState, SendFlags, WcFlags, WcOpcode, WcStatus, WrOpcode
 from nopin.nic.completer import NAK_STATUS, finish_with_error, wait_for_receiver
-from nopin.nic.core import Core, recv_done, send_done, take_recv, waiter_for
+from nopin.nic.core import Core, recv_done, send_done, take_recv
 from nopin.nic.direct_copy import LocalFault, move
 from nopin.nic.direct_run import LONG_BYTES, copy_run
 from nopin.nic.qp import Inbound, QueuePair
@@ -27,7 +26,7 @@ from nopin.nic.refusal import (
 )
 from nopin.nic.requester import fetch, timeout_ns
 from nopin.nic.rights import REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE
-from nopin.nic.scatter import prepare_all, prepare_pieces, push
+from nopin.nic.scatter import accesses, prepare_pieces, push
 from nopin.nic.wire.aeth import Nak
 from nopin.nic.wire.psn import psn_add
 from nopin.nic.work import (
@@ -208,24 +207,25 @@ def _atomic(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:
     if not peer.attr.max_dest_rd_atomic or work.remote_address % ATOMIC_BYTES:
         raise invalid_request()
     region = check_target(core, peer, work.rkey, work.remote_address, ATOMIC_BYTES, REMOTE_ATOMIC)
-    if not prepare_all(core, work.pieces, qp.requester_waiter, write=True):
+    va = region.va(work.remote_address)
+    ours = accesses(work.pieces, qp.requester_waiter, write=True)
+    theirs = accesses([Piece(region, va, ATOMIC_BYTES)], qp.direct_waiter, write=True)
+    if not core.iommu.admit_all(ours + theirs):
         raise Parked  # before the effect, so that the answer can be stored without waiting
     swap = work.opcode is WrOpcode.ATOMIC_CMP_AND_SWP
     original = atomics.execute(
         core,
         region,
-        region.va(work.remote_address),
+        va,
         compare=work.compare_add if swap else None,
         operand=work.swap if swap else work.compare_add,
-        waiter=waiter_for(region, qp.direct_waiter),
+        waiter=None,
     )
-    if original == PARKED:
-        raise Parked
     if original is None:
         raise no_access()
     core.scratch.view[:ATOMIC_BYTES] = original.to_bytes(ATOMIC_BYTES, "little")
-    done = push(core, work.pieces, core.scratch, None)
-    _check(done, ATOMIC_BYTES, LocalFault())
+    if push(core, work.pieces, core.scratch, None) < ATOMIC_BYTES:
+        raise LocalFault
 
 
 def _remote(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork, need: int, *, write: bool) -> list[Piece]:
@@ -239,18 +239,6 @@ def _remote(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork, need: in
 
 def _bad_receive() -> Refusal:
     return Refusal(Nak.REMOTE_OPERATIONAL_ERROR, WcStatus.LOC_PROT_ERR)
-
-
-def _check(done: int, expected: int, otherwise: Exception) -> None:
-    """Raise what a short copy means.
-
-    Raises:
-        Parked: the copy parked; `otherwise`: it was short.
-    """
-    if done == PARKED:
-        raise Parked
-    if done < expected:
-        raise otherwise
 
 
 def _deliver(core: Core, peer: QueuePair, work: SendWork, recv: RecvWork, opcode: WcOpcode) -> None:

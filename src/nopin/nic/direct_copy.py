@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nopin.iommu.iommu import PARKED, Span
+from nopin.iommu.iommu import Span
 from nopin.iommu.relay import Relayed
 from nopin.nic.core import Core, Waiter, waiter_for
 from nopin.nic.qp import QueuePair
 from nopin.nic.refusal import Parked
-from nopin.nic.scatter import pull, push
+from nopin.nic.scatter import accesses, pull, push
 from nopin.nic.work import Piece, SendWork, slice_pieces
 
 CHUNK_BYTES = 1 << 20
@@ -51,8 +51,11 @@ def move(
     if len(source) == len(target) == 1:
         outcome = _relay(core, qp, source[0], source_waiter, target[0], target_waiter)
     else:
-        n_read = _to_staging(core, work, source, source_waiter)
-        outcome = _from_staging(core, qp, target, target_waiter, n_read, n_bytes)
+        looks = accesses(source, source_waiter, write=False) + accesses(target, target_waiter, write=True)
+        if not core.iommu.admit_all(looks):
+            raise Parked
+        n_read = _to_staging(core, work, source)
+        outcome = _from_staging(core, qp, target, n_read, n_bytes)
     n_left = _whole_packets(qp, outcome.n_read, n_bytes)
     if outcome.n_written < n_left:
         raise LocalFault if read else fault()
@@ -91,32 +94,18 @@ def _span(piece: Piece, waiter: Waiter) -> Span:
     return Span(region.pasid, piece.va, region.meter, waiter_for(region, waiter))
 
 
-def _to_staging(core: Core, work: SendWork, pieces: list[Piece], waiter: Waiter) -> int:
-    """Bring a chunk into the staging buffer; returns bytes.
-
-    Raises:
-        Parked: pages are on their way.
-    """
+def _to_staging(core: Core, work: SendWork, pieces: list[Piece]) -> int:
+    """Bring a chunk that was looked at into the staging buffer; returns bytes."""
     if work.inline is not None:
         core.plan.staging.view[: len(work.inline)] = work.inline
         return len(work.inline)
-    n_read = pull(core, pieces, waiter)
-    if n_read == PARKED:
-        raise Parked
-    return n_read
+    return pull(core, pieces)
 
 
-def _from_staging(core: Core, qp: QueuePair, pieces: list[Piece], waiter: Waiter, n_read: int, n_bytes: int) -> Relayed:
-    """Write what was read of a chunk.
-
-    Raises:
-        Parked: pages are on their way; nothing was written.
-    """
+def _from_staging(core: Core, qp: QueuePair, pieces: list[Piece], n_read: int, n_bytes: int) -> Relayed:
+    """Write what was read of a chunk, to where was looked."""
     n_left = _whole_packets(qp, n_read, n_bytes)
-    n_written = push(core, slice_pieces(pieces, 0, n_left), core.plan.staging, waiter)
-    if n_written == PARKED:
-        raise Parked
-    return Relayed(n_read, n_written)
+    return Relayed(n_read, push(core, slice_pieces(pieces, 0, n_left), core.plan.staging, None))
 
 
 def _whole_packets(qp: QueuePair, n_read: int, n_bytes: int) -> int:

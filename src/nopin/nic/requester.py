@@ -334,6 +334,7 @@ def _gather_group(core: Core, qp: QueuePair, plan: Plan, group: list[Chunk], at:
     if group[0].nth == 0 and not _prepared(core, qp, work):
         return 0
     if work.opcode in NEEDS_ANSWER or work.length == 0:
+        core.iommu.settle(qp.requester_waiter)
         return n
     if work.inline is not None:
         _copy_inline(plan, group[0], qp.mtu)

@@ -284,6 +284,7 @@ def _read_request(core: Core, qp: QueuePair, packets: Packets, at: int) -> None:
         region = check_target(core, qp, reth.rkey, reth.address, reth.length, REMOTE_READ)
         va = region.va(reth.address)
         prepare(core, region, va, reth.length, qp.responder_waiter, write=False)
+        core.iommu.settle(qp.responder_waiter)
     _acknowledge(core, qp)  # what came before, and no more: this is answered by its data
     side.msn = (side.msn + 1) & MSN_MASK
     stream = _stream(qp, side.epsn, reth, region)

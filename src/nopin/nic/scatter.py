@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
-from nopin.iommu.iommu import PARKED
+from nopin.iommu.iommu import PARKED, Access, Span
 from nopin.mm.space import IoVec, Staging
 from nopin.nic.abi import Discipline
 from nopin.nic.core import Core, Waiter, waiter_for
@@ -31,12 +31,12 @@ def scatter(core: Core, pieces: list[Piece], staging: Staging, local: IoVec, wai
     return _copy(core, pieces, staging, local, waiter, write=True)
 
 
-def pull(core: Core, pieces: Iterable[Piece], waiter: Waiter | None) -> int:
-    """Copy pieces of process memory, one after the other, to the start of the staging buffer.
+def pull(core: Core, pieces: Iterable[Piece]) -> int:
+    """Copy pieces of process memory that were looked at, one after the other, to the start of the staging buffer.
 
-    Returns as `gather`. This form needs no scatter list of its own, which pays for single small pieces.
+    Returns bytes done. This form needs no scatter list of its own, which pays for single small pieces.
     """
-    return _copy_flat(core, pieces, core.plan.staging, waiter, write=False)
+    return _copy_flat(core, pieces, core.plan.staging, None, write=False)
 
 
 def push(core: Core, pieces: Iterable[Piece], staging: Staging, waiter: Waiter | None) -> int:
@@ -49,13 +49,17 @@ def push(core: Core, pieces: Iterable[Piece], staging: Staging, waiter: Waiter |
 
 def _copy_flat(core: Core, pieces: Iterable[Piece], staging: Staging, waiter: Waiter | None, *, write: bool) -> int:
     copy = core.iommu.write if write else core.iommu.read
+    pieces = list(pieces)
+    if len(pieces) > 1 and waiter is not None:
+        if not core.iommu.admit_all(accesses(pieces, waiter, write=write)):
+            return PARKED
+        waiter = None
     done = 0
     for piece in pieces:
         region = piece.region
         if not region.alive:
             return done
-        who = waiter_for(region, waiter) if done == 0 else None  # as in `_copy`
-        n = copy(region.pasid, piece.va, piece.length, staging, done, region.meter, who)
+        n = copy(region.pasid, piece.va, piece.length, staging, done, region.meter, waiter_for(region, waiter))
         if n == PARKED:
             return PARKED
         done += n
@@ -67,11 +71,7 @@ def _copy_flat(core: Core, pieces: Iterable[Piece], staging: Staging, waiter: Wa
 def _copy(
     core: Core, pieces: list[Piece], staging: Staging, local: IoVec, waiter: Waiter | None, *, write: bool
 ) -> int:
-    """Copy region by region.
-
-    Only the first region may park. A later one is waited for in place: lists over several regions are rare, and
-    parking after some bytes were written would have to be undone.
-    """
+    """Copy region by region; all of them are looked at before anything is copied, and wait together."""
     if len(pieces) == 1:
         (piece,) = pieces
         if not piece.region.alive:
@@ -79,14 +79,19 @@ def _copy(
         remote = np.array([[piece.va, piece.length]], np.uint64)
         who = waiter_for(piece.region, waiter)
         return _copy_region(core, piece.region, remote, staging, local, who, write=write)
+    runs = [(region, list(run)) for region, run in groupby(pieces, key=lambda piece: piece.region)]
+    if len(runs) > 1 and waiter is not None:
+        if not core.iommu.admit_all(accesses(pieces, waiter, write=write)):
+            return PARKED
+        waiter = None
     done = 0
-    for region, run in groupby(pieces, key=lambda piece: piece.region):
+    for region, run in runs:
         if not region.alive:
             return done
         remote = np.array([(piece.va, piece.length) for piece in run], np.uint64)
         total = int(remote[:, 1].sum())
-        who = waiter_for(region, waiter) if done == 0 else None
-        n = _copy_region(core, region, remote, staging, cut_iov(local, done, total), who, write=write)
+        part = cut_iov(local, done, total)
+        n = _copy_region(core, region, remote, staging, part, waiter_for(region, waiter), write=write)
         if n == PARKED:
             return PARKED
         done += n
@@ -113,13 +118,18 @@ def _copy_region(
 def prepare_pieces(core: Core, pieces: list[Piece], waiter: Waiter, *, write: bool) -> bool:
     """Make the pages of short-term pieces present; False when they are on their way."""
     short = [piece for piece in pieces if piece.region.discipline is Discipline.SHORT_TERM]
-    return not short or prepare_all(core, short, waiter, write=write)
+    return not short or core.iommu.prepare(accesses(short, waiter, write=write), waiter)
 
 
-def prepare_all(core: Core, pieces: list[Piece], waiter: Waiter, *, write: bool) -> bool:
-    """Make the pages of all pieces present; False when some are on their way."""
-    ranges = [(piece.region.pasid, piece.va, piece.length, piece.region.meter) for piece in pieces]
-    return core.iommu.prepare_all(ranges, waiter, write=write)
+def accesses(pieces: Iterable[Piece], waiter: Waiter, *, write: bool) -> list[Access]:
+    """Return what is to be looked at before pieces are copied; those whose region is gone will not be."""
+    looks: list[Access] = []
+    for piece in pieces:
+        region = piece.region
+        if region.alive:
+            span = Span(region.pasid, piece.va, region.meter, waiter_for(region, waiter))
+            looks.append(Access(span, piece.length, write))
+    return looks
 
 
 def cut_iov(iov: IoVec, offset: int, length: int) -> IoVec:

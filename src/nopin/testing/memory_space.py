@@ -14,6 +14,7 @@ class MemorySpace:
     Attributes:
         memory: (n_pages * 4096,) uint8, what the process would see.
         hole, read_only, slow: sets of page numbers counted from `base`.
+        fleeting: pages that are slow and gone again by the next look, as under a limit that is too tight.
         n_copies: copies carried out.
     """
 
@@ -24,6 +25,7 @@ class MemorySpace:
         self.hole: set[int] = set()
         self.read_only: set[int] = set()
         self.slow: set[int] = set()
+        self.fleeting: set[int] = set()
         self.n_copies = 0
         self.exited = False
 
@@ -80,9 +82,9 @@ class MemorySpace:
         return done
 
     def absent(self, start: int, end: int) -> Absent | None:
-        """Report the pages marked slow."""
+        """Report the pages marked slow or fleeting."""
         first, last = (start - self.base) // PAGE_BYTES, (end - 1 - self.base) // PAGE_BYTES
-        n_pages = sum(1 for page in range(first, last + 1) if page in self.slow)
+        n_pages = sum(1 for page in range(first, last + 1) if page in self.slow or page in self.fleeting)
         return Absent(n_pages, slow=True) if n_pages else None
 
     def fault(self, start: int, end: int, *, write: bool) -> FaultResult:
