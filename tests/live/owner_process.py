@@ -10,12 +10,16 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from nopin.linux.arena_file import keep_from_children, map_at, map_somewhere
 from nopin.linux.io_uring import PinnedBuffer
 from nopin.linux.libc import LIBC, checked, map_shared, unmap
+from nopin.linux.paging_uffd import open_paging, register_paging
+from nopin.linux.uffd_handshake import Feature
 from nopin.linux.userfaultfd import open_watch
+from nopin.ranges import Range
 
 PROT_NONE, PROT_READ, PROT_RW = 0, 1, 3
-MADV_DONTNEED, MADV_PAGEOUT = 4, 21
+MADV_DONTNEED, MADV_REMOVE, MADV_PAGEOUT = 4, 9, 21
 _MAP_PRIVATE_ANONYMOUS, _MAP_FIXED = 0x22, 0x10
 _MREMAP_MAYMOVE_FIXED = 3
 
@@ -48,6 +52,22 @@ class Actions:
             return int(LIBC.mmap(None, length, PROT_RW, 1, fd, 0))
         finally:
             os.close(fd)
+
+    def map_paged(self, fd: int, length: int) -> tuple[int, int, int]:
+        """Map a file whose faults go to a userfaultfd: the address, that descriptor's number here, its features."""
+        address = map_somewhere(fd, length)
+        return address, *self._page(Range.of_length(address, length))
+
+    def map_paged_at(self, fd: int, address: int, length: int, offset: int = 0) -> tuple[int, int]:
+        map_at(fd, Range.of_length(address, length), offset)
+        return self._page(Range.of_length(address, length))
+
+    def _page(self, where: Range) -> tuple[int, int]:
+        uffd, features = open_paging()
+        register_paging(uffd, where)
+        if Feature.EVENT_FORK not in features:
+            keep_from_children(where)
+        return uffd, int(features)
 
     def put(self, address: int, data: bytes) -> None:
         ctypes.memmove(address, data, len(data))

@@ -12,7 +12,8 @@ from owner_process import Owner
 
 from nopin.errors import HostLacks, UsageError
 from nopin.linux.libc import syscall
-from nopin.linux.userfaultfd import NEEDED, Feature, Userfaultfd, open_watch
+from nopin.linux.uffd_handshake import Feature
+from nopin.linux.userfaultfd import NEEDED, Userfaultfd, open_watch
 from nopin.ranges import Range
 
 SYS_USERFAULTFD = 323

@@ -12,7 +12,8 @@ from owner_process import MADV_DONTNEED, Owner
 from nopin.errors import HostLacks
 from nopin.linux.proc import Maps
 from nopin.linux.process_memory import ProcessMemory
-from nopin.linux.userfaultfd import Feature, Userfaultfd, open_watch
+from nopin.linux.uffd_handshake import Feature
+from nopin.linux.userfaultfd import Userfaultfd, open_watch
 from nopin.mm.causes import Cause
 from nopin.mm.notifier import Notifiers
 from nopin.mm.plain import PlainSpace

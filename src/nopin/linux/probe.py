@@ -20,7 +20,7 @@ from nopin.linux.pagemap import Pagemap
 from nopin.linux.pidfd import PidFd
 from nopin.linux.proc import Maps
 from nopin.linux.process_vm import ProcessVm
-from nopin.linux.userfaultfd import Feature as UffdFeature
+from nopin.linux.uffd_handshake import Feature as UffdFeature
 from nopin.linux.userfaultfd import open_watch
 from nopin.units import PAGE_BYTES, format_bytes
 

@@ -11,46 +11,23 @@ reader, which registers and reads.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 import select
 import struct
 from dataclasses import dataclass
-from enum import IntFlag
 
-from nopin.errors import HostLacks, UsageError
-from nopin.linux.libc import syscall
+from nopin.errors import UsageError
+from nopin.linux.uffd_handshake import EVENTS, LINK, MESSAGE, EventKind, Feature, open_with
 from nopin.ranges import Range
 
-_SYS_USERFAULTFD = 323
-_USER_MODE_ONLY = 1
-_API = 0xAA
-_UFFDIO_API = 0xC018AA3F
 _UFFDIO_REGISTER = 0xC020AA00
 _UFFDIO_UNREGISTER = 0x8010AA01
 _REGISTER_MODE_WP = 2
-_REMEDY = "run as root, or set sysctl vm.unprivileged_userfaultfd=1; sharing works without it, unwatched"
-
-_MESSAGE = struct.Struct("<B7x3Q")
 _READ_MESSAGES = 128
 
-
-class Feature(IntFlag):
-    """UFFD_FEATURE_* bits used here."""
-
-    FLAG_WP = 1 << 0
-    EVENT_FORK = 1 << 1
-    EVENT_REMAP = 1 << 2
-    EVENT_REMOVE = 1 << 3
-    EVENT_UNMAP = 1 << 6
-    WP_HUGETLBFS_SHMEM = 1 << 12
-    WP_UNPOPULATED = 1 << 13
-    WP_ASYNC = 1 << 15
-
-
-NEEDED = Feature.FLAG_WP | Feature.EVENT_REMAP | Feature.EVENT_REMOVE | Feature.EVENT_UNMAP
+NEEDED = EVENTS | Feature.FLAG_WP
 WANTED = NEEDED | Feature.EVENT_FORK | Feature.WP_HUGETLBFS_SHMEM | Feature.WP_UNPOPULATED | Feature.WP_ASYNC
 
 
@@ -96,8 +73,8 @@ class Userfaultfd:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._buffer = bytearray(_MESSAGE.size * _READ_MESSAGES)
-        if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[userfaultfd]":
+        self._buffer = bytearray(MESSAGE.size * _READ_MESSAGES)
+        if os.readlink(f"/proc/self/fd/{fd}") != LINK:
             raise UsageError("the descriptor is not a userfaultfd")
         poller = select.poll()
         poller.register(fd, select.POLLIN)
@@ -141,7 +118,7 @@ class Userfaultfd:
                 break
             except OSError as error:
                 raise UsageError(f"the userfaultfd cannot be read: {error.strerror}") from None
-            parsed = map(_parse, _MESSAGE.iter_unpack(memoryview(self._buffer)[:n_bytes]))
+            parsed = map(_parse, MESSAGE.iter_unpack(memoryview(self._buffer)[:n_bytes]))
             messages += [message for message in parsed if message is not None]
         if os.get_blocking(self._fd):  # it would report an error for ever, and the loop would spin
             raise UsageError("the userfaultfd was made blocking by its owner")
@@ -164,14 +141,14 @@ class Userfaultfd:
 
 def _parse(fields: tuple[int, int, int, int]) -> Message | None:
     kind, first, second, third = fields
-    if kind == 0x13:
+    if kind == EventKind.FORK:
         os.close(first & 0xFFFFFFFF)  # the kernel opened it in this process just now
         return Forked()
-    if kind == 0x14:
+    if kind == EventKind.REMAP:
         return Remapped(Range.of_length(first, third), second)
-    if kind == 0x15:
+    if kind == EventKind.REMOVE:
         return Removed(Range(first, second))
-    if kind == 0x16:
+    if kind == EventKind.UNMAP:
         return Unmapped(Range(first, second))
     return None  # a page fault message: not asked for, nothing to do
 
@@ -188,47 +165,4 @@ def open_watch() -> tuple[int, Feature]:
     Raises:
         HostLacks: no userfaultfd here, or not the events we need.
     """
-    offered = _offered()
-    if offered & NEEDED != NEEDED:
-        raise HostLacks("userfaultfd", "this kernel lacks its events for mapped memory", "use Linux 5.19 or later")
-    for features in (offered & WANTED, offered & WANTED & ~Feature.EVENT_FORK):
-        fd = _open_fd()
-        with contextlib.suppress(PermissionError):
-            _api(fd, features)
-            return fd, features
-        os.close(fd)
-    raise HostLacks("userfaultfd", "the kernel refuses its events to this user", _REMEDY)
-
-
-def _open_fd() -> int:
-    flags = os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        return syscall(_SYS_USERFAULTFD, "userfaultfd", flags)
-    except PermissionError:
-        pass
-    except OSError as error:
-        raise HostLacks("userfaultfd", f"{error.strerror}", "use a kernel built with CONFIG_USERFAULTFD") from None
-    try:
-        return syscall(_SYS_USERFAULTFD, "userfaultfd", flags | _USER_MODE_ONLY)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            reason = "not allowed for this user, and this kernel (before 5.11) has no user-mode form"
-        else:
-            reason = f"{error.strerror}"
-        raise HostLacks("userfaultfd", reason, _REMEDY) from None
-
-
-def _offered() -> Feature:
-    """What this kernel has, asked on a descriptor of its own: the handshake works once."""
-    fd = _open_fd()
-    try:
-        return Feature(_api(fd, Feature(0)))
-    finally:
-        os.close(fd)
-
-
-def _api(fd: int, features: Feature) -> int:
-    argument = bytearray(struct.pack("<3Q", _API, features, 0))
-    fcntl.ioctl(fd, _UFFDIO_API, argument, True)
-    offered: int = struct.unpack_from("<Q", argument, 8)[0]
-    return offered
+    return open_with((WANTED, WANTED & ~Feature.EVENT_FORK), NEEDED)

@@ -11,6 +11,7 @@ from nopin.linux.io_uring import PinnedFrames
 from nopin.linux.pidfd import PidFd
 from nopin.linux.proc import Maps
 from nopin.linux.process_memory import ProcessMemory
+from nopin.linux.uffd_handshake import LINK
 from nopin.linux.userfaultfd import Userfaultfd
 from nopin.mm.notifier import Notifiers, Subscription
 from nopin.mm.pinned import PinnedSpace
@@ -26,7 +27,6 @@ from nopin.units import S_NS
 
 _REARM_NS = S_NS
 """How long after a change to watch what may be mapped there again."""
-_USERFAULTFD_LINK = "anon_inode:[userfaultfd]"
 
 
 class ClientMemory:
@@ -55,7 +55,7 @@ class ClientMemory:
         Raises:
             ServerRefused: it is something else.
         """
-        if os.readlink(f"/proc/self/fd/{fd}") != _USERFAULTFD_LINK:
+        if os.readlink(f"/proc/self/fd/{fd}") != LINK:
             os.close(fd)
             raise refuse("the descriptor beside Hello is no userfaultfd", errno.EINVAL)
         self.close_watch()

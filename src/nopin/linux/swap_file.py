@@ -1,0 +1,106 @@
+"""A nameless file that pages go to, read at once where its bytes are cached."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nopin.mm.space import Bytes
+
+_PIECES_PER_CALL = 1024  # IOV_MAX
+
+
+class SwapFile:
+    """One swap file, without a name, so that it vanishes with its last descriptor. Grows as it is written.
+
+    Errors of reading and writing are returned, not raised: the pager decides what they mean.
+
+    Args:
+        directory: where it lies; on a disk, not on tmpfs, if it is to save memory.
+
+    Raises:
+        OSError: no file can be made there.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._fd = _open_nameless(directory)
+        self._nowait = True
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+    def read_cached(self, offset_bytes: int, length_bytes: int) -> Bytes | None:
+        """Return the bytes if they need not come from a medium; None if they must, or cannot be told."""
+        if not self._nowait:
+            return None
+        buffer = np.empty(length_bytes, np.uint8)
+        try:
+            n_read = os.preadv(self._fd, [buffer.data], offset_bytes, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as problem:
+            self._nowait = problem.errno != errno.EOPNOTSUPP  # a file system without it
+            return None
+        return buffer if n_read == length_bytes else None
+
+    def read(self, offset_bytes: int, length_bytes: int) -> Bytes | int:
+        """Return (length_bytes,) uint8, or the errno; EIO where the file ends before. May wait; any thread."""
+        buffer = np.empty(length_bytes, np.uint8)
+        view, done = buffer.data, 0
+        try:
+            while done < length_bytes:
+                n_read = os.preadv(self._fd, [view[done:]], offset_bytes + done)
+                if n_read == 0:
+                    return errno.EIO
+                done += n_read
+        except OSError as problem:
+            return problem.errno or errno.EIO
+        return buffer
+
+    def write(self, offset_bytes: int, pieces: Sequence[Bytes]) -> int:
+        """Write pieces one after the other; returns the errno, 0 if all was written. May wait; any thread."""
+        try:
+            for at in range(0, len(pieces), _PIECES_PER_CALL):
+                offset_bytes += self._write_all(offset_bytes, pieces[at : at + _PIECES_PER_CALL])
+        except OSError as problem:
+            return problem.errno or errno.EIO
+        return 0
+
+    def close(self) -> None:
+        """Close this descriptor. Twice is fine."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _write_all(self, offset_bytes: int, pieces: Sequence[Bytes]) -> int:
+        """Write pieces; returns their bytes.
+
+        Raises:
+            OSError: as pwritev; ENOSPC also where it takes nothing any more.
+        """
+        length = sum(piece.nbytes for piece in pieces)
+        done = os.pwritev(self._fd, [piece.data for piece in pieces], offset_bytes)
+        if done < length:  # a short write; what is left goes in one piece, which is rare enough
+            rest = memoryview(b"".join(piece.data for piece in pieces))
+            while done < length:
+                n_written = os.pwrite(self._fd, rest[done:], offset_bytes + done)
+                if n_written == 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                done += n_written
+        return length
+
+
+def _open_nameless(directory: Path) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC
+    with contextlib.suppress(OSError):  # a file system without nameless files
+        return os.open(directory, flags | os.O_TMPFILE, 0o600)
+    fd, path = tempfile.mkstemp(prefix="nopin-swap-", dir=directory)
+    os.unlink(path)
+    return fd
