@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
 
-from nopin.linux.libc import LIBC, MAP_SHARED, PROT_READ, PROT_WRITE, checked, unmap
-from nopin.linux.userfaultfd import Feature, _api, _offered, _open_fd
+from nopin.errors import HostLacks
+from nopin.linux.arena_file import keep_from_children, map_at
+from nopin.linux.libc import unmap
+from nopin.linux.paging_uffd import open_paging, register_paging, unregister
+from nopin.linux.uffd_handshake import Feature
 from nopin.ranges import Range
-
-_MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x4000, 0x100000
 
 
 class ArenaMapping:
@@ -33,20 +32,19 @@ class ArenaMapping:
 
     def __init__(self, fd: int, start: int, length: int) -> None:
         self.where = Range.of_length(start, length)
-        flags = MAP_SHARED | _MAP_NORESERVE | _MAP_FIXED_NOREPLACE
-        address = LIBC.mmap(start, length, PROT_READ | PROT_WRITE, flags, fd, 0)
-        if address != start:
-            checked(-1, "mmap")
-        self.uffd = _open_fd()
-        wanted = (1 << 5) | (1 << 10) | 1 | 2 | 4 | 8 | (1 << 6) | (1 << 12)
-        self.features = int(Feature(wanted) & _offered())
-        _api(self.uffd, Feature(self.features))
-        argument = bytearray(struct.pack("<4Q", start, length, 7, 0))
-        fcntl.ioctl(self.uffd, 0xC020AA00, argument, True)
+        map_at(fd, self.where)
+        try:
+            self.uffd, features = open_paging()
+        except HostLacks:
+            unmap(start, length)
+            raise
+        self.features = int(features)
+        if Feature.EVENT_FORK not in features:
+            keep_from_children(self.where)
+        register_paging(self.uffd, self.where)
 
     def close(self) -> None:
         """Unmap it, and let go of the userfaultfd: in this order nobody would read the event of the unmapping."""
-        argument = struct.pack("<2Q", self.where.start, self.where.length)
-        fcntl.ioctl(self.uffd, 0x8010AA01, argument)
+        unregister(self.uffd, self.where)
         unmap(self.where.start, self.where.length)
         os.close(self.uffd)

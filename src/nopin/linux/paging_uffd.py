@@ -36,6 +36,7 @@ from nopin.linux.uffd_handshake import EVENTS, LINK, MESSAGE, Feature, open_with
 from nopin.ranges import Range
 
 _REGISTER = 0xC020AA00
+_UNREGISTER = 0x8010AA01
 _WAKE = 0x8010AA02
 _COPY = 0xC028AA03
 _ZEROPAGE = 0xC020AA04
@@ -108,6 +109,15 @@ def register_paging(fd: int, where: Range) -> None:
 def register_missing(fd: int, where: Range) -> None:
     """Have missing pages told, or answered by SIGBUS; those that the file has are mapped by the kernel."""
     _register(fd, where, _MODE_MISSING)
+
+
+def unregister(fd: int, where: Range) -> None:
+    """Have nothing told any more of our own mapping: faults there are answered by the kernel.
+
+    Raises:
+        OSError: EINVAL when nothing of it is mapped.
+    """
+    fcntl.ioctl(fd, _UNREGISTER, struct.pack("<2Q", where.start, where.length))
 
 
 def _register(fd: int, where: Range, mode: int) -> None:
