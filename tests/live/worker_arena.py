@@ -38,6 +38,7 @@ class PlainArena:
 
     def __init__(self, length: int) -> None:
         start = next(_places)
+        self.handle = start >> 40
         self.where = Range.of_length(start, length)
         self.memory_fd = memfd.create("test-arena", length)
         flags = MAP_SHARED | _MAP_NORESERVE | _MAP_FIXED_NOREPLACE

@@ -27,6 +27,11 @@ class Arena(Protocol):
     """What a worker has to know of an arena."""
 
     @property
+    def handle(self) -> int:
+        """Its number at the device server."""
+        ...
+
+    @property
     def where(self) -> Range:
         """Its addresses, the same in every process."""
         ...
@@ -55,7 +60,7 @@ class Worker:
 
     def __init__(self, introduce: Introduce) -> None:
         self._introduce = introduce
-        self._mapped: dict[Range, int] = {}  # to the worker's userfaultfd; ours is for the next device server
+        self._mapped: set[Range] = set()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -90,10 +95,10 @@ class Worker:
             NopinError: the device server refused it, or is gone.
         """
         wanted = {arena.where: arena for arena in arenas}
-        for where in self._mapped.keys() - wanted.keys():
-            os.close(self._mapped.pop(where))
+        for where in self._mapped - wanted.keys():
+            self._mapped.remove(where)
             self._send(UnmapWindow(where.start))
-        for where in wanted.keys() - self._mapped.keys():
+        for where in wanted.keys() - self._mapped:
             self._map(wanted[where])
 
     def _map(self, arena: Arena) -> None:
@@ -107,10 +112,11 @@ class Worker:
         try:
             self._introduce(arena, fds[0], reply.features, self._pidfd.fd)
         except BaseException:
-            close_all(fds)
             self.close()  # it has a mapping whose faults nobody would resolve
             raise
-        self._mapped[arena.where] = fds[0]
+        finally:
+            close_all(fds)
+        self._mapped.add(arena.where)
 
     def run(self, job: int, kernel: str, arguments: bytes) -> Finished | Failed | Stopped:
         """Run a kernel and wait for its end.
@@ -145,8 +151,6 @@ class Worker:
         """Close descriptors only: for a child after fork."""
         self._sock.close()
         self._pidfd.close()
-        while self._mapped:
-            os.close(self._mapped.popitem()[1])
 
     def _send(self, message: messages.ToWorker, fds: tuple[int, ...] = ()) -> None:
         try:

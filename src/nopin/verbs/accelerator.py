@@ -19,8 +19,11 @@ from nopin.accel.memory import ArrayRef, parse_dtype
 from nopin.accel.process import Arena, Introduce
 from nopin.accel.queue import JobQueue
 from nopin.accel.tally import AcceleratorStatistics, Tally
+from nopin.control.arena_messages import MapArena, MapperKind
+from nopin.control.messages import Handle
 from nopin.errors import Closed, UsageError
 from nopin.verbs.objects import DeviceObject
+from nopin.verbs.session import Session
 
 DEPTH = 256
 WORKERS_MAX = 64
@@ -135,6 +138,25 @@ class Accelerator(DeviceObject):
         super()._abandon()
         for lane in self._lanes:
             lane.abandon()
+
+
+def introduce_worker(session: Session, arena: Arena, uffd: int, features: int, pidfd: int) -> None:
+    """Have the device server resolve the faults of a worker that has mapped an arena where its owner has it.
+
+    Raises:
+        ServerRefused: it does not want to.
+        ServerGone: it went away.
+    """
+    request = MapArena(
+        seq=0,
+        arena=arena.handle,
+        base=arena.where.start,
+        offset=0,
+        length=arena.where.length,
+        uffd_features=features,
+        kind=MapperKind.WORKER,
+    )
+    session.request(request, Handle, (uffd, pidfd))
 
 
 def _check_name(kernel: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,8 +74,8 @@ class Session:
             )
         return reply, fds
 
-    def request(self, message: Request, reply_type: type[R]) -> tuple[R, list[int]]:
-        """Send a request; returns its reply and the descriptors beside it.
+    def request(self, message: Request, reply_type: type[R], fds: Sequence[int] = ()) -> tuple[R, list[int]]:
+        """Send a request, descriptors beside it; returns its reply and the descriptors beside that.
 
         Raises:
             ServerRefused: the server refused; nothing was changed.
@@ -82,11 +83,11 @@ class Session:
         """
         if self.retired:
             self._close_retired()
-        reply, fds = self.control.request(message)
+        reply, received = self.control.request(message, fds)
         if not isinstance(reply, reply_type):
-            close_all(fds)
+            close_all(received)
             raise ServerError(f"{type(message).__name__} was answered with {type(reply).__name__}")
-        return reply, fds
+        return reply, received
 
     def tell(self, message: Request) -> None:
         """Send a request that has no other answer than Done. Raises as `request`."""
