@@ -9,13 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from nopin.iommu.iommu import PARKED
+from nopin.mm.space import IoVec
 from nopin.nic.abi import AsyncEventType, QpState
 from nopin.nic.core import Core, fail, waiter_for
 from nopin.nic.plan import Family, Plan
 from nopin.nic.qp import QueuePair, ReadStream, Reply
 from nopin.nic.responder import PARK_BOUND_NS
 from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Aeth, Nak, rnr_syndrome
-from nopin.nic.wire.batch import TxBatch
+from nopin.nic.wire.batch import Path, TxBatch
 from nopin.nic.wire.headers import emit_atomic_ack
 from nopin.nic.wire.opcodes import AETH_BYTES, BTH_BYTES, Opcode
 from nopin.nic.wire.psn import psn_add
@@ -37,12 +38,18 @@ def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
     if not side.replies or side.stream_parked_at is not None or qp.path is None:
         return None
     plan = core.plan
+    if len(side.replies) == 1:
+        only = side.replies[0]
+        if isinstance(only, Reply):
+            return _build_reply(core, qp, qp.path, only)
+        if only.n_left == 1 and only.first:
+            return _build_response(core, qp, qp.path, only, now)
     plan.start()
     items = _plan(qp, plan)
     plan.layout()
     for item, first, n in items:
         if isinstance(item, Reply):
-            _write_reply(plan, item, first)
+            _emit_reply(plan.staging.view, int(plan.offsets[first]) + BTH_BYTES, item)
             side.replies.popleft()
             continue
         n_ready = _gather(core, qp, plan, item, first, n, now)
@@ -55,6 +62,32 @@ def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
         return None
     core.ready[qp] = None
     return plan.finish(qp.path, qp.dest_qpn, singly=qp.foreign)
+
+
+def _build_reply(core: Core, qp: QueuePair, path: Path, reply: Reply) -> TxBatch:
+    """Build a batch of the only reply there is, no data of a READ."""
+    plan, opcode = core.plan, _opcode_of(reply)
+    plan.start_one(opcode, qp.dest_qpn, reply.psn, 0, ack_req=False)
+    _emit_reply(plan.staging.view, BTH_BYTES, reply)
+    qp.recv.replies.popleft()
+    return plan.finish_one(path)
+
+
+def _build_response(core: Core, qp: QueuePair, path: Path, stream: ReadStream, now: int) -> TxBatch | None:
+    """Build a batch of the only response of the only READ; None if it cannot be read now, or at all."""
+    plan, length = core.plan, stream.left
+    payload_at = plan.start_one(_RESPONSE.only, qp.dest_qpn, stream.psn, length, ack_req=False)
+    Aeth(SYNDROME_ACK, stream.msn).emit(plan.staging.view, BTH_BYTES)
+    done = _read(core, qp, stream, length, payload_at) if length else 0
+    if done == length:
+        qp.recv.replies.popleft()
+        return plan.finish_one(path)
+    if done == PARKED:
+        _park(core, qp, now)
+    else:
+        _refuse(core, qp, stream, stream.psn)
+        qp.recv.replies.popleft()  # the stream: nothing of it was sent
+    return None
 
 
 def resume(qp: QueuePair) -> None:
@@ -89,8 +122,7 @@ def _plan(qp: QueuePair, plan: Plan) -> list[_Item]:
             break
         first = plan.n
         if isinstance(item, Reply):
-            opcode = Opcode.ACKNOWLEDGE if item.original is None else Opcode.ATOMIC_ACKNOWLEDGE
-            plan.add_one(opcode, item.psn, 0, ack_req=False)
+            plan.add_one(_opcode_of(item), item.psn, 0, ack_req=False)
             items.append((item, first, 1))
             continue
         n = min(item.n_left, plan.room)
@@ -103,11 +135,15 @@ def _plan(qp: QueuePair, plan: Plan) -> list[_Item]:
     return items
 
 
-def _write_reply(plan: Plan, reply: Reply, at: int) -> None:
-    offset = int(plan.offsets[at]) + BTH_BYTES
-    Aeth(reply.syndrome, reply.msn).emit(plan.staging.view, offset)
+def _opcode_of(reply: Reply) -> Opcode:
+    return Opcode.ACKNOWLEDGE if reply.original is None else Opcode.ATOMIC_ACKNOWLEDGE
+
+
+def _emit_reply(view: memoryview, offset: int, reply: Reply) -> None:
+    """Write the extension headers of a reply."""
+    Aeth(reply.syndrome, reply.msn).emit(view, offset)
     if reply.original is not None:
-        emit_atomic_ack(plan.staging.view, offset + AETH_BYTES, reply.original)
+        emit_atomic_ack(view, offset + AETH_BYTES, reply.original)
 
 
 def _write_stream_headers(plan: Plan, stream: ReadStream, first: int, n: int) -> None:
@@ -124,27 +160,42 @@ def _gather(core: Core, qp: QueuePair, plan: Plan, stream: ReadStream, first: in
     total = int(plan.payload[first : first + n].sum())
     if total == 0:
         return n
-    region = stream.region
-    if region is None or not region.alive:
-        done = 0
+    if n == 1:
+        done = _read(core, qp, stream, total, int(plan.offsets[first] + plan.header[first]))
     else:
-        va, waiter = region.va(stream.address), waiter_for(region, qp.stream_waiter)
-        if n == 1:
-            offset = int(plan.offsets[first] + plan.header[first])
-            done = core.iommu.read(region.pasid, va, total, plan.staging, offset, region.meter, waiter)
-        else:
-            remote = np.array([[va, total]], np.uint64)
-            local = plan.payload_iov(first, first + n)
-            done = core.iommu.read_v(region.pasid, remote, plan.staging, local, region.meter, waiter)
+        done = _read_v(core, qp, stream, total, plan.payload_iov(first, first + n))
     if done == total:
         return n
     if done == PARKED:
-        core.counters.parked += 1
-        qp.recv.stream_parked_at = now
+        _park(core, qp, now)
         return 0
     whole = int(np.searchsorted(np.cumsum(plan.payload[first : first + n]), done, "right"))
     _refuse(core, qp, stream, psn_add(stream.psn, whole))
     return whole
+
+
+def _read(core: Core, qp: QueuePair, stream: ReadStream, length: int, at: int) -> int:
+    """Read the next bytes of a stream to one place of the plan; returns bytes done or PARKED."""
+    region = stream.region
+    if region is None or not region.alive:
+        return 0
+    va, waiter = region.va(stream.address), waiter_for(region, qp.stream_waiter)
+    return core.iommu.read(region.pasid, va, length, core.plan.staging, at, region.meter, waiter)
+
+
+def _read_v(core: Core, qp: QueuePair, stream: ReadStream, length: int, local: IoVec) -> int:
+    """Do the same to several places."""
+    region = stream.region
+    if region is None or not region.alive:
+        return 0
+    remote = np.array([[region.va(stream.address), length]], np.uint64)
+    waiter = waiter_for(region, qp.stream_waiter)
+    return core.iommu.read_v(region.pasid, remote, core.plan.staging, local, region.meter, waiter)
+
+
+def _park(core: Core, qp: QueuePair, now: int) -> None:
+    core.counters.parked += 1
+    qp.recv.stream_parked_at = now
 
 
 def _refuse(core: Core, qp: QueuePair, stream: ReadStream, psn: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from nopin.iommu.iommu import PARKED
 from nopin.nic.abi import AsyncEventType, QpState, WcStatus, WrOpcode
 from nopin.nic.core import Core, fail, send_done
-from nopin.nic.packets import HELD_PACKETS_MAX, Packets, first_true
+from nopin.nic.packets import HELD_PACKETS_MAX, Packet, Packets, first_true
 from nopin.nic.qp import WINDOW_PACKETS_MAX, WINDOW_PACKETS_MIN, QueuePair
 from nopin.nic.requester import restart_timer, rewind
 from nopin.nic.scatter import push, scatter
@@ -50,11 +50,27 @@ def receive(core: Core, qp: QueuePair, packets: Packets, now: int) -> None:
         elif IS_READ_RESPONSE[opcode]:
             at = _read_responses(core, qp, packets, at, now)
         else:
-            _acknowledge(core, qp, packets, at, now)
+            _acknowledge(core, qp, packets.one(at), now)
             at += not side.parked
         if side.parked == "scatter":
             _hold(core, qp, packets.part(at, n))
             return
+
+
+def receive_one(core: Core, qp: QueuePair, packet: Packet, now: int) -> None:
+    """Take a lone response packet: at once if it answers the oldest work, as a batch of one otherwise."""
+    side = qp.send
+    if side.parked != "scatter" and packet.payload >= 0:
+        if not IS_READ_RESPONSE[packet.opcode]:
+            _acknowledge(core, qp, packet, now)
+            if side.parked == "scatter":
+                _hold(core, qp, packet.alone())
+            return
+        work = side.works[0] if side.works else None
+        if work is not None and _is_whole_answer(qp, work, packet):
+            _take_whole_answer(core, qp, work, packet, now)
+            return
+    receive(core, qp, packet.alone(), now)
 
 
 def resume(core: Core, qp: QueuePair, now: int) -> None:
@@ -191,16 +207,15 @@ def finish_with_error(core: Core, qp: QueuePair, status: WcStatus) -> None:
 # --- acknowledgements -----------------------------------------------------------------------------------------
 
 
-def _acknowledge(core: Core, qp: QueuePair, packets: Packets, at: int, now: int) -> None:
+def _acknowledge(core: Core, qp: QueuePair, packet: Packet, now: int) -> None:
     """Take an ACK, NAK, RNR NAK or atomic response."""
-    side = qp.send
-    psn = int(packets.psn[at])
-    aeth = Aeth.parse(packets.staging.view, int(packets.offsets[at]) + BTH_BYTES)
+    side, psn = qp.send, packet.psn
+    aeth = Aeth.parse(packet.staging.view, packet.offset + BTH_BYTES)
     if psn_diff(psn, side.una) < 0 or psn_diff(psn, side.high) >= 0:
         core.counters.ghost_response += 1
         return
-    if int(packets.opcode[at]) == Opcode.ATOMIC_ACKNOWLEDGE:
-        _atomic_response(core, qp, packets, at, psn, now)
+    if packet.opcode == Opcode.ATOMIC_ACKNOWLEDGE:
+        _atomic_response(core, qp, packet, now)
     elif aeth.kind == SyndromeKind.ACK:
         lost = _unanswered(qp, psn)
         _progress(core, qp, psn_add(psn, 1) if lost is None else lost, now)
@@ -282,12 +297,11 @@ def _answering(core: Core, qp: QueuePair, psn: int, now: int) -> SendWork | None
     return side.works[0]
 
 
-def _atomic_response(core: Core, qp: QueuePair, packets: Packets, at: int, psn: int, now: int) -> None:
-    work = _answering(core, qp, psn, now)
-    if work is None or work.opcode not in IS_ATOMIC or packets.payload[at] != 0:
+def _atomic_response(core: Core, qp: QueuePair, packet: Packet, now: int) -> None:
+    work = _answering(core, qp, packet.psn, now)
+    if work is None or work.opcode not in IS_ATOMIC or packet.payload != 0:
         return
-    offset = int(packets.offsets[at]) + BTH_BYTES + AETH_BYTES
-    original = parse_atomic_ack(packets.staging.view, offset)
+    original = parse_atomic_ack(packet.staging.view, packet.offset + BTH_BYTES + AETH_BYTES)
     core.scratch.view[:ATOMIC_BYTES] = original.to_bytes(ATOMIC_BYTES, "little")
     done = push(core, work.pieces, core.scratch, qp.requester_waiter)
     if done == PARKED:
@@ -296,7 +310,29 @@ def _atomic_response(core: Core, qp: QueuePair, packets: Packets, at: int, psn: 
     if done < ATOMIC_BYTES:
         _local_error(core, qp)
         return
-    _progress(core, qp, psn_add(psn, 1), now)
+    _progress(core, qp, psn_add(packet.psn, 1), now)
+
+
+def _is_whole_answer(qp: QueuePair, work: SendWork, packet: Packet) -> bool:
+    """Say whether a packet is the only response to a READ that is the oldest work, and was asked for."""
+    side, psn, length = qp.send, packet.psn, packet.payload
+    if work.opcode is not WrOpcode.RDMA_READ or work.n_psn != 1 or len(work.pieces) != 1 or work.status:
+        return False
+    if psn != side.una or psn != work.first_psn or psn_diff(psn, side.high) >= 0:
+        return False
+    return length == work.length and packet.pad == -length & 3
+
+
+def _take_whole_answer(core: Core, qp: QueuePair, work: SendWork, packet: Packet, now: int) -> None:
+    payload_at = packet.offset + packet.header
+    done = push(core, work.pieces, packet.staging, qp.requester_waiter, offset=payload_at)
+    if done == PARKED:
+        _park(core, qp)
+        _hold(core, qp, packet.alone())
+    elif done < work.length:
+        _local_error(core, qp)
+    else:
+        _progress(core, qp, psn_add(packet.psn, 1), now)
 
 
 def _read_responses(core: Core, qp: QueuePair, packets: Packets, at: int, now: int) -> int:

@@ -2,7 +2,7 @@
 
 The checks are those of IBTA 9.6 in the order of the Linux rxe driver's ``rxe_recv.c``, all counted: length, opcode,
 version, P_Key, ICRC, queue pair, its state, the two addresses. What survives is grouped so that each queue pair gets
-consecutive packets of one direction at once. A lone packet, which is what latency is made of, goes a shorter way.
+consecutive packets of one direction at once. A lone packet, which is what latency is made of, goes without arrays.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from nopin.mm.space import Bytes, Staging
 from nopin.nic.abi import QpState
 from nopin.nic.core import Core
-from nopin.nic.packets import Packets, describe
+from nopin.nic.packets import Packet, Packets, describe
 from nopin.nic.qp import QueuePair
 from nopin.nic.wire import icrc
 from nopin.nic.wire.batch import PacketBatch, Path
 from nopin.nic.wire.bth import PKEY_MASK, VERSION_MASK, Bth, BthBatch, parse_bth
-from nopin.nic.wire.opcodes import IS_KNOWN, IS_REQUEST, MIN_PACKET_BYTES
+from nopin.nic.wire.opcodes import ICRC_BYTES, IS_KNOWN, IS_REQUEST, KINDS, MIN_PACKET_BYTES
 
 Group = tuple[QueuePair, Packets]
 
@@ -40,12 +40,8 @@ class Ingress:
         if not long_enough.all():
             self._core.counters.malformed_drop += int((~long_enough).sum())
             offsets, lengths = offsets[long_enough], lengths[long_enough]
-        if len(offsets) > 1:
+        if len(offsets):
             yield from self._sort_many(batch, offsets, lengths)
-        elif len(offsets) == 1:
-            group = self._sort_one(batch, int(offsets[0]), int(lengths[0]))
-            if group is not None:
-                yield group
 
     def _sort_many(self, batch: PacketBatch, offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[Group]:
         bth = parse_bth(batch.buffer, offsets)
@@ -86,29 +82,27 @@ class Ingress:
             if qp is not None:
                 yield qp, packets if end - start == len(packets) else packets.part(start, end)
 
-    def _sort_one(self, batch: PacketBatch, offset: int, length: int) -> Group | None:
+    def sort_one(self, batch: PacketBatch) -> tuple[QueuePair, Packet] | None:
+        """Return the packet of a batch of one, if it is to be taken."""
         staging, counters = self._staging_of(batch.buffer), self._core.counters
-        bth = Bth.parse(staging.view, offset)
-        if not IS_KNOWN[bth.opcode] or bth.version or bth.pkey & PKEY_MASK != PKEY_MASK:
+        offset, length = int(batch.offsets[0]), int(batch.lengths[0])
+        if length < MIN_PACKET_BYTES:
+            counters.malformed_drop += 1
+            return None
+        opcode, qpn, psn, ack_req, solicited, pad, pkey, version, _, _ = Bth.parse(staging.view, offset)
+        kind = KINDS[opcode]
+        if not kind.known or version or pkey & PKEY_MASK != PKEY_MASK:
             counters.malformed_drop += 1
             return None
         if not batch.icrc_checked and not icrc.verify_one(staging.view, offset, length, batch.path):
             counters.icrc_drop += 1
             return None
-        qp = self._admit(bth.qpn, batch.path, 1, request=bool(IS_REQUEST[bth.opcode]))
+        qp = self._admit(qpn, batch.path, 1, request=kind.request)
         if qp is None:
             return None
-        packets = describe(
-            staging,
-            np.array([offset], np.int64),
-            np.array([length], np.int64),
-            np.array([bth.opcode], np.uint8),
-            np.array([bth.psn], np.uint32),
-            np.array([bth.ack_req], np.bool_),
-            np.array([bth.solicited], np.bool_),
-            np.array([bth.pad], np.uint8),
-        )
-        return qp, packets
+        header = kind.header_bytes
+        payload = length - header - pad - ICRC_BYTES
+        return qp, Packet(staging, offset, opcode, psn, ack_req, solicited, pad, length, header, payload)
 
     def _admit(self, qpn: int, path: Path, n_packets: int, *, request: bool) -> QueuePair | None:
         counters = self._core.counters

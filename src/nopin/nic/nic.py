@@ -26,7 +26,7 @@ from nopin.nic.qp import QueuePair
 from nopin.nic.rings import CompletionProducer, WorkConsumer
 from nopin.nic.transitions import check_transition, merge
 from nopin.nic.wire.batch import Endpoint, PacketBatch, Path, TxBatch
-from nopin.nic.wire.opcodes import IS_REQUEST
+from nopin.nic.wire.opcodes import IS_REQUEST, KINDS
 
 _FIRST_QPN = 2
 _N_QPNS = (1 << 24) - 3
@@ -214,6 +214,9 @@ class Nic:
         """Take packets that arrived along one path."""
         core = self._core
         core.counters.rcvd_pkts += len(batch.offsets)
+        if len(batch.offsets) == 1:
+            self._receive_one(batch, now)
+            return
         core.counters.rcvd_bytes += int(batch.lengths.sum())
         for qp, packets in self._ingress.sort(batch):
             if IS_REQUEST[packets.opcode[0]]:
@@ -221,6 +224,19 @@ class Nic:
             else:
                 completer.receive(core, qp, packets, now)
             self._after(qp)
+
+    def _receive_one(self, batch: PacketBatch, now: int) -> None:
+        core = self._core
+        core.counters.rcvd_bytes += int(batch.lengths[0])
+        found = self._ingress.sort_one(batch)
+        if found is None:
+            return
+        qp, packet = found
+        if KINDS[packet.opcode].request:
+            responder.receive_one(core, qp, packet, now)
+        else:
+            completer.receive_one(core, qp, packet, now)
+        self._after(qp)
 
     def transmit(self, now: int) -> Iterator[TxBatch]:
         """Serve every queue pair that has something to send once; each batch is valid until the next step."""

@@ -23,6 +23,37 @@ def first_true(mask: NDArray[np.bool_]) -> int:
 
 
 @dataclass(slots=True, eq=False)
+class Packet:
+    """One packet in plain numbers, fields as in `Packets`: what is no run of many is handled by these."""
+
+    staging: Staging
+    offset: int
+    opcode: int
+    psn: int
+    ack_req: bool
+    solicited: bool
+    pad: int
+    length: int
+    header: int
+    payload: int
+
+    def alone(self) -> Packets:
+        """Return it as a batch of one."""
+        return Packets(
+            self.staging,
+            np.array([self.offset], np.int64),
+            np.array([self.opcode], np.uint8),
+            np.array([self.psn], np.uint32),
+            np.array([self.ack_req], np.bool_),
+            np.array([self.solicited], np.bool_),
+            np.array([self.pad], np.uint8),
+            np.array([self.length], np.int64),
+            np.array([self.header], np.int64),
+            np.array([self.payload], np.int64),
+        )
+
+
+@dataclass(slots=True, eq=False)
 class Packets:
     """n packets for one queue pair, in order of arrival; arrays are (n,).
 
@@ -45,6 +76,21 @@ class Packets:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def one(self, at: int) -> Packet:
+        """Take out one packet."""
+        return Packet(
+            self.staging,
+            int(self.offsets[at]),
+            int(self.opcode[at]),
+            int(self.psn[at]),
+            bool(self.ack_req[at]),
+            bool(self.solicited[at]),
+            int(self.pad[at]),
+            int(self.lengths[at]),
+            int(self.header[at]),
+            int(self.payload[at]),
+        )
 
     def part(self, start: int, end: int) -> Packets:
         """View packets [start, end)."""

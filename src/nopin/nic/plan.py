@@ -2,6 +2,7 @@
 
 The steps are always: `add_*` for each run of packets, `layout`, write the extension headers, gather the payloads
 into the places `layout` gave them, `finish`. Every step is a handful of numpy operations for any number of packets.
+A lone packet, which is what latency is made of, needs none of them: `start_one`, the rest of it, `finish_one`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from nopin.mm.space import IoVec, Staging
 from nopin.nic.wire import icrc
 from nopin.nic.wire.batch import Path, Segment, TxBatch
 from nopin.nic.wire.bth import Bth, emit_bth
-from nopin.nic.wire.opcodes import HEADER_BYTES, ICRC_BYTES, MAX_HEADER_BYTES, Opcode
+from nopin.nic.wire.opcodes import HEADER_BYTES, ICRC_BYTES, KINDS, MAX_HEADER_BYTES, Opcode
 
 PACKETS_MAX = 512
 """Two MiB at the largest MTU: laying out and sealing a batch costs some 50 us whatever its size."""
@@ -45,6 +46,7 @@ class Plan:
     def __init__(self) -> None:
         self.staging = Staging.of_size(PACKETS_MAX * _PACKET_BYTES_MAX)
         self.n = 0
+        self._size = 0  # of the only packet, where there is one
         self._opcode = np.zeros(PACKETS_MAX, np.uint8)
         self._psn = np.zeros(PACKETS_MAX, np.uint32)
         self._payload = np.zeros(PACKETS_MAX, np.int64)
@@ -135,8 +137,6 @@ class Plan:
 
     def finish(self, path: Path, qpn: int, *, singly: bool) -> TxBatch:
         """Write base headers and ICRCs; returns the batch, valid until the next `start`."""
-        if self.n == 1:
-            return self._finish_one(path, qpn)
         n = self.n
         emit_bth(
             self.staging.array,
@@ -151,19 +151,27 @@ class Plan:
         icrc.seal(self.staging.array, self.offsets, self.sizes, path)
         return TxBatch(path, self.staging, segments_of(self.offsets, self.sizes, singly=singly))
 
-    def _finish_one(self, path: Path, qpn: int) -> TxBatch:
-        """The same for a lone packet, without arrays."""
-        size = int(self.sizes[0])
-        Bth(
-            int(self._opcode[0]),
-            qpn,
-            int(self._psn[0]),
-            ack_req=bool(self._ack_req[0]),
-            solicited=bool(self._solicited[0]),
-            pad=-int(self._payload[0]) & 3,
-        ).emit(self.staging.view, 0)
-        icrc.seal_one(self.staging.view, 0, size, path)
-        return TxBatch(path, self.staging, [Segment(0, size, size)])
+    def start_one(
+        self, opcode: int, qpn: int, psn: int, payload: int, *, ack_req: bool, solicited: bool = False
+    ) -> int:
+        """Begin a plan of one packet, without arrays: write its base header and pad; returns where its payload goes.
+
+        What is between, the extension headers, ends there. Then comes `finish_one`.
+        """
+        header, pad = KINDS[opcode].header_bytes, -payload & 3
+        end = header + payload
+        view = self.staging.view
+        Bth(opcode, qpn, psn, ack_req, solicited, pad).emit(view)
+        if pad:
+            view[end : end + pad] = bytes(pad)
+        self.n = 1
+        self._size = end + pad + ICRC_BYTES
+        return header
+
+    def finish_one(self, path: Path) -> TxBatch:
+        """Write the ICRC of the only packet; returns the batch, valid until the next plan is begun."""
+        icrc.seal_one(self.staging.view, 0, self._size, path)
+        return TxBatch(path, self.staging, [Segment(0, self._size, self._size)])
 
 
 def segments_of(offsets: NDArray[np.int64], sizes: NDArray[np.int64], *, singly: bool = False) -> list[Segment]:

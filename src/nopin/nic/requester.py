@@ -25,7 +25,7 @@ from nopin.nic.core import Core, available, take_send, waiter_for
 from nopin.nic.mr import Region
 from nopin.nic.plan import PACKETS_MAX, Family, Plan
 from nopin.nic.qp import QueuePair
-from nopin.nic.scatter import gather, prepare_pieces
+from nopin.nic.scatter import gather, prepare_pieces, pull
 from nopin.nic.wire.batch import TxBatch
 from nopin.nic.wire.headers import AtomicEth, Reth, emit_u32
 from nopin.nic.wire.opcodes import BTH_BYTES, IMM_BYTES, Opcode
@@ -113,6 +113,10 @@ def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
         return None
     if qp.may_send():
         fetch(core, qp)
+    if not side.works:
+        return None
+    if _is_alone(qp, side.works[0]):
+        return _build_one(core, qp, side.works[0], now)
     plan = core.plan
     plan.start()
     chunks = _plan(qp, plan)
@@ -127,6 +131,54 @@ def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
     core.ready[qp] = None
     assert qp.path is not None
     return plan.finish(qp.path, qp.dest_qpn, singly=qp.foreign)
+
+
+def _is_alone(qp: QueuePair, work: SendWork) -> bool:
+    """Say whether a work is all there is: one packet, nothing before or after it, never sent so far."""
+    side = qp.send
+    if len(side.works) > 1 or work.n_psn != 1 or len(work.pieces) > 1 or work.status:
+        return False
+    return side.sent == side.una == side.high == work.first_psn and qp.may_send()
+
+
+def _build_one(core: Core, qp: QueuePair, work: SendWork, now: int) -> TxBatch | None:
+    """Build a batch of one packet, a whole work, without arrays; None if its bytes cannot be had, now or at all."""
+    assert qp.path is not None
+    plan, side, psn = core.plan, qp.send, work.first_psn
+    if not _prepared(core, qp, work):
+        return None
+    if work.opcode in NEEDS_ANSWER:
+        plan.start_one(_ONE_PACKET[work.opcode], qp.dest_qpn, psn, 0, ack_req=True)
+        _emit_request(plan.staging.view, work, 0, work.length)
+        side.asked.append((psn, psn))
+        core.iommu.settle(qp.requester_waiter)
+    else:
+        opcode, solicited = _FAMILY[work.opcode].only, bool(work.flags & _SOLICITED)
+        payload_at = plan.start_one(opcode, qp.dest_qpn, psn, work.length, ack_req=True, solicited=solicited)
+        if not _fetch_payload(core, qp, work, payload_at):
+            return None
+        if work.opcode in IS_WRITE:
+            Reth(work.remote_address, work.rkey, work.length).emit(plan.staging.view, BTH_BYTES)
+        if work.opcode in _WITH_WORD:
+            emit_u32(plan.staging.view, payload_at - IMM_BYTES, work.imm)
+    side.sent = side.high = psn_add(psn, 1)
+    restart_timer(qp, now)
+    return plan.finish_one(qp.path)
+
+
+def _fetch_payload(core: Core, qp: QueuePair, work: SendWork, at: int) -> bool:
+    """Bring the bytes of a work of one piece to their place; False when they are not there, now or at all."""
+    if work.inline is not None:
+        core.plan.staging.view[at : at + work.length] = work.inline
+        return True
+    done = pull(core, work.pieces, qp.requester_waiter, offset=at)
+    if done == work.length:
+        return True
+    if done == PARKED:
+        _park(core, qp)
+    else:
+        _halt(core, qp, work)
+    return False
 
 
 def rewind(core: Core, qp: QueuePair) -> None:
@@ -158,8 +210,6 @@ def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
     """Choose the packets that may go now, starting at `sent`."""
     side = qp.send
     chunks: list[Chunk] = []
-    if not side.works:
-        return chunks
     # Counted from the oldest work, not by PSN comparison: one work may own 2^23 PSNs, half the circle.
     in_flight = psn_diff(side.sent, side.una)
     index = side.acked + in_flight
@@ -271,7 +321,9 @@ def _write_headers(qp: QueuePair, plan: Plan, chunks: list[Chunk]) -> None:
     for chunk in chunks:
         work = chunk.work
         if work.opcode in NEEDS_ANSWER:
-            _write_request(plan, chunk, qp.mtu)
+            start = chunk.nth * qp.mtu
+            at = int(plan.offsets[chunk.at])
+            _emit_request(view[at:], work, start, min(work.length - start, chunk.n_psn * qp.mtu))
             continue
         if chunk.nth == 0 and work.opcode in IS_WRITE:
             at = int(plan.offsets[chunk.at]) + BTH_BYTES
@@ -281,17 +333,14 @@ def _write_headers(qp: QueuePair, plan: Plan, chunks: list[Chunk]) -> None:
             emit_u32(view, int(plan.offsets[last] + plan.header[last]) - IMM_BYTES, work.imm)
 
 
-def _write_request(plan: Plan, chunk: Chunk, mtu: int) -> None:
-    work, view = chunk.work, plan.staging.view
-    at = int(plan.offsets[chunk.at]) + BTH_BYTES
+def _emit_request(packet: memoryview, work: SendWork, start: int, length: int) -> None:
+    """Write the extension header of a READ of a part of a message, or of an atomic."""
     if work.opcode is WrOpcode.RDMA_READ:
-        start = chunk.nth * mtu
-        length = min(work.length - start, chunk.n_psn * mtu)
-        Reth(work.remote_address + start & U64_MAX, work.rkey, length).emit(view, at)
+        Reth(work.remote_address + start & U64_MAX, work.rkey, length).emit(packet, BTH_BYTES)
     elif work.opcode is WrOpcode.ATOMIC_CMP_AND_SWP:
-        AtomicEth(work.remote_address, work.rkey, work.swap, work.compare_add).emit(view, at)
+        AtomicEth(work.remote_address, work.rkey, work.swap, work.compare_add).emit(packet, BTH_BYTES)
     else:
-        AtomicEth(work.remote_address, work.rkey, work.compare_add, 0).emit(view, at)
+        AtomicEth(work.remote_address, work.rkey, work.compare_add, 0).emit(packet, BTH_BYTES)
 
 
 def _gather(core: Core, qp: QueuePair, plan: Plan, chunks: list[Chunk]) -> int:
@@ -353,10 +402,15 @@ def _gather_group(core: Core, qp: QueuePair, plan: Plan, group: list[Chunk], at:
         return 0
     whole = int(np.searchsorted(np.cumsum(sizes), done, "right"))
     bad = next(chunk.work for chunk in group if at + whole < chunk.at + chunk.n_packets)
-    bad.status = WcStatus.LOC_PROT_ERR
-    qp.send.halted = bad
-    core.counters.local_protection_error += 1
+    _halt(core, qp, bad)
     return whole
+
+
+def _halt(core: Core, qp: QueuePair, work: SendWork) -> None:
+    """Stop at a work whose bytes cannot be read; it fails once all before it is done."""
+    work.status = WcStatus.LOC_PROT_ERR
+    qp.send.halted = work
+    core.counters.local_protection_error += 1
 
 
 def _gather_one(core: Core, qp: QueuePair, plan: Plan, chunk: Chunk) -> int:

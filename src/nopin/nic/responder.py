@@ -28,7 +28,7 @@ from nopin.nic.abi import AsyncEventType, QpState
 from nopin.nic.core import Core, waiter_for
 from nopin.nic.inbound import take_message
 from nopin.nic.mr import Region
-from nopin.nic.packets import HELD_PACKETS_MAX, Packets
+from nopin.nic.packets import HELD_PACKETS_MAX, Packet, Packets
 from nopin.nic.qp import QueuePair, ReadStream, Reply, SavedRequest
 from nopin.nic.refusal import (
     NotReady,
@@ -41,7 +41,7 @@ from nopin.nic.refusal import (
     prepare,
 )
 from nopin.nic.rights import REMOTE_ATOMIC, REMOTE_READ
-from nopin.nic.small_writes import small_writes
+from nopin.nic.small_writes import lone_write, small_writes
 from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Nak, rnr_syndrome
 from nopin.nic.wire.headers import AtomicEth, Reth
 from nopin.nic.wire.opcodes import BTH_BYTES, IS_SEND, IS_WRITE, Opcode
@@ -79,7 +79,7 @@ def receive(core: Core, qp: QueuePair, packets: Packets, now: int) -> None:
                 return
             ahead = psn_diff(int(packets.psn[at]), side.epsn)
             if ahead < 0:
-                _duplicate(core, qp, packets, at)
+                _duplicate(core, qp, packets.one(at))
                 at += 1
             elif ahead > 0:
                 _out_of_sequence(core, qp, edge - at)
@@ -91,6 +91,42 @@ def receive(core: Core, qp: QueuePair, packets: Packets, now: int) -> None:
                     _acknowledge(core, qp)
                     return
     _acknowledge(core, qp)
+
+
+def receive_one(core: Core, qp: QueuePair, packet: Packet, now: int) -> None:
+    """Take a lone request packet: at once if it is a whole request, as a batch of one otherwise."""
+    side = qp.recv
+    done = False
+    if packet.psn == side.epsn and _is_idle(qp):
+        side.nak_sent = False
+        try:
+            done = _execute_one(core, qp, packet)
+        except (Parked, NotReady, Refusal) as reason:
+            done = True
+            if _stop(core, qp, reason, now):
+                _hold(core, qp, packet.alone())
+    if done:
+        _acknowledge(core, qp)
+    else:
+        receive(core, qp, packet.alone(), now)
+
+
+def _is_idle(qp: QueuePair) -> bool:
+    """Say whether nothing is under way that the next request would have to wait for or belong to."""
+    side = qp.recv
+    if side.parked_at is not None or side.inbound is not None or len(side.replies) >= UNSENT_REPLIES_MAX:
+        return False
+    return qp.state is not QpState.RTR or qp.established
+
+
+def _execute_one(core: Core, qp: QueuePair, packet: Packet) -> bool:
+    """Execute a request of one packet; False, and nothing was done, if it is something else or not well formed."""
+    if packet.opcode == Opcode.WRITE_ONLY:
+        return lone_write(core, qp, packet)
+    if packet.payload != 0 or packet.opcode not in _WITHOUT_DATA:
+        return False
+    _execute_without_data(core, qp, packet)
+    return True
 
 
 def resume(core: Core, qp: QueuePair, now: int) -> None:
@@ -168,26 +204,25 @@ def _not_ready(core: Core, qp: QueuePair) -> None:
     core.ready[qp] = None
 
 
-def _duplicate(core: Core, qp: QueuePair, packets: Packets, at: int) -> None:
+def _duplicate(core: Core, qp: QueuePair, packet: Packet) -> None:
     """Answer a request that was executed before, without executing it again."""
     side = qp.recv
     core.counters.duplicate_request += 1
-    opcode, psn = int(packets.opcode[at]), int(packets.psn[at])
-    if IS_SEND[opcode] or IS_WRITE[opcode]:
+    if IS_SEND[packet.opcode] or IS_WRITE[packet.opcode]:
         side.ack_due = True
         return
-    saved = _saved_at(qp, psn)
-    if saved is None or not _repeat(core, qp, packets, at, saved):
+    saved = _saved_at(qp, packet.psn)
+    if saved is None or not _repeat(core, qp, packet, saved):
         core.counters.duplicate_drop += 1
 
 
-def _repeat(core: Core, qp: QueuePair, packets: Packets, at: int, saved: SavedRequest) -> bool:
+def _repeat(core: Core, qp: QueuePair, packet: Packet, saved: SavedRequest) -> bool:
     """Answer a READ or atomic again; False when it is not the one that was saved."""
-    is_read = int(packets.opcode[at]) == Opcode.READ_REQUEST
+    is_read = packet.opcode == Opcode.READ_REQUEST
     if is_read != (saved.original is None):
         return False
     if is_read:
-        return _repeat_read(core, qp, packets, at, saved)
+        return _repeat_read(core, qp, packet, saved)
     qp.recv.replies.append(Reply(saved.psn, SYNDROME_ACK, qp.recv.msn, saved.original))
     core.ready[qp] = None
     return True
@@ -200,12 +235,12 @@ def _saved_at(qp: QueuePair, psn: int) -> SavedRequest | None:
     return None
 
 
-def _repeat_read(core: Core, qp: QueuePair, packets: Packets, at: int, saved: SavedRequest) -> bool:
+def _repeat_read(core: Core, qp: QueuePair, packet: Packet, saved: SavedRequest) -> bool:
     """Send READ responses again from a PSN on, if the request lies inside the saved one."""
-    if packets.payload[at] != 0:
+    if packet.payload != 0:
         return False
-    reth = Reth.parse(packets.staging.view, int(packets.offsets[at]) + BTH_BYTES)
-    psn = int(packets.psn[at])
+    reth = Reth.parse(packet.staging.view, packet.offset + BTH_BYTES)
+    psn = packet.psn
     inside = saved.address <= reth.address and reth.address + reth.length <= saved.address + saved.length
     if reth.rkey != saved.rkey or not inside:
         return False
@@ -242,26 +277,28 @@ def _advance(core: Core, qp: QueuePair, packets: Packets, at: int, end: int, now
                 return at + n_done
         if IS_SEND[opcode] or IS_WRITE[opcode]:
             return take_message(core, qp, packets, at, end)
-        if side.inbound is not None or packets.payload[at] != 0:
+        if side.inbound is not None or packets.payload[at] != 0 or opcode not in _WITHOUT_DATA:
             raise invalid_request()
-        if opcode == Opcode.READ_REQUEST:
-            _read_request(core, qp, packets, at)
-        elif opcode in (Opcode.COMPARE_SWAP, Opcode.FETCH_ADD):
-            _atomic_request(core, qp, packets, at)
-        else:
-            raise invalid_request()
-    except Parked:
+        _execute_without_data(core, qp, packets.one(at))
+    except (Parked, NotReady, Refusal) as reason:
+        return at if _stop(core, qp, reason, now) else end
+    return at + 1
+
+
+def _stop(core: Core, qp: QueuePair, reason: Exception, now: int) -> bool:
+    """Take note of a step that was not carried out; True when it parked, so that its packets are to be kept."""
+    side = qp.recv
+    if isinstance(reason, Parked):
         core.counters.parked += 1
         side.parked_at = now
-        return at
-    except NotReady:
-        _acknowledge(core, qp)
-        _not_ready(core, qp)
-        return end
-    except Refusal as refusal:
-        refuse(core, qp, refusal)
-        return end
-    return at + 1
+        return True
+    if isinstance(reason, Refusal):
+        refuse(core, qp, reason)
+        return False
+    assert isinstance(reason, NotReady)
+    _acknowledge(core, qp)
+    _not_ready(core, qp)
+    return False
 
 
 def refuse(core: Core, qp: QueuePair, refusal: Refusal) -> None:
@@ -273,10 +310,20 @@ def refuse(core: Core, qp: QueuePair, refusal: Refusal) -> None:
     fail_request(core, qp, refusal)
 
 
-def _read_request(core: Core, qp: QueuePair, packets: Packets, at: int) -> None:
+_WITHOUT_DATA = frozenset({Opcode.READ_REQUEST, Opcode.COMPARE_SWAP, Opcode.FETCH_ADD})
+
+
+def _execute_without_data(core: Core, qp: QueuePair, packet: Packet) -> None:
+    if packet.opcode == Opcode.READ_REQUEST:
+        _read_request(core, qp, packet)
+    else:
+        _atomic_request(core, qp, packet)
+
+
+def _read_request(core: Core, qp: QueuePair, packet: Packet) -> None:
     """Accept a READ: its responses are streamed by `answers.py`."""
     side = qp.recv
-    reth = Reth.parse(packets.staging.view, int(packets.offsets[at]) + BTH_BYTES)
+    reth = Reth.parse(packet.staging.view, packet.offset + BTH_BYTES)
     if not qp.attr.max_dest_rd_atomic:
         raise invalid_request()
     region = None
@@ -294,14 +341,14 @@ def _read_request(core: Core, qp: QueuePair, packets: Packets, at: int) -> None:
     core.ready[qp] = None
 
 
-def _atomic_request(core: Core, qp: QueuePair, packets: Packets, at: int) -> None:
+def _atomic_request(core: Core, qp: QueuePair, packet: Packet) -> None:
     """Execute an atomic and keep its result for duplicates."""
     side = qp.recv
-    eth = AtomicEth.parse(packets.staging.view, int(packets.offsets[at]) + BTH_BYTES)
+    eth = AtomicEth.parse(packet.staging.view, packet.offset + BTH_BYTES)
     if not qp.attr.max_dest_rd_atomic or eth.address % ATOMIC_BYTES:
         raise invalid_request()
     region = check_target(core, qp, eth.rkey, eth.address, ATOMIC_BYTES, REMOTE_ATOMIC)
-    swap = int(packets.opcode[at]) == Opcode.COMPARE_SWAP
+    swap = packet.opcode == Opcode.COMPARE_SWAP
     original = atomics.execute(
         core,
         region,

@@ -31,23 +31,26 @@ def scatter(core: Core, pieces: list[Piece], staging: Staging, local: IoVec, wai
     return _copy(core, pieces, staging, local, waiter, write=True)
 
 
-def pull(core: Core, pieces: Iterable[Piece]) -> int:
-    """Copy pieces of process memory that were looked at, one after the other, to the start of the staging buffer.
+def pull(core: Core, pieces: Iterable[Piece], waiter: Waiter | None = None, *, offset: int = 0) -> int:
+    """Copy pieces of process memory, one after the other, to a place of the staging buffer.
 
-    Returns bytes done. This form needs no scatter list of its own, which pays for single small pieces.
+    Returns as `gather`. This form needs no scatter list of its own, which pays for single small pieces. Without a
+    waiter: they were looked at.
     """
-    return _copy_flat(core, pieces, core.plan.staging, None, write=False)
+    return _copy_flat(core, pieces, core.plan.staging, waiter, offset=offset, write=False)
 
 
-def push(core: Core, pieces: Iterable[Piece], staging: Staging, waiter: Waiter | None) -> int:
-    """Copy the start of a staging buffer into pieces of process memory, one after the other.
+def push(core: Core, pieces: Iterable[Piece], staging: Staging, waiter: Waiter | None, *, offset: int = 0) -> int:
+    """Copy what lies at an offset of a staging buffer into pieces of process memory, one after the other.
 
     Returns as `scatter`.
     """
-    return _copy_flat(core, pieces, staging, waiter, write=True)
+    return _copy_flat(core, pieces, staging, waiter, offset=offset, write=True)
 
 
-def _copy_flat(core: Core, pieces: Iterable[Piece], staging: Staging, waiter: Waiter | None, *, write: bool) -> int:
+def _copy_flat(
+    core: Core, pieces: Iterable[Piece], staging: Staging, waiter: Waiter | None, *, offset: int, write: bool
+) -> int:
     copy = core.iommu.write if write else core.iommu.read
     pieces = list(pieces)
     if len(pieces) > 1 and waiter is not None:
@@ -59,7 +62,8 @@ def _copy_flat(core: Core, pieces: Iterable[Piece], staging: Staging, waiter: Wa
         region = piece.region
         if not region.alive:
             return done
-        n = copy(region.pasid, piece.va, piece.length, staging, done, region.meter, waiter_for(region, waiter))
+        who = waiter_for(region, waiter)
+        n = copy(region.pasid, piece.va, piece.length, staging, offset + done, region.meter, who)
         if n == PARKED:
             return PARKED
         done += n

@@ -1,7 +1,7 @@
-"""Many single-packet WRITEs into one region, executed with one copy.
+"""Single-packet WRITEs: many into one region, executed with one copy, or a lone one, without arrays.
 
-This is the steady state of batched small messages: validity is decided for all packets at once, and whatever is
-special about one of them is left to the ordinary way (`inbound.py`), which finds out what it is.
+The first is the steady state of batched small messages, the second that of latency. Validity is decided at once, and
+whatever is special about a packet is left to the ordinary way (`inbound.py`), which finds out what it is.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from nopin.mm.space import IoVec
 from nopin.nic.abi import Discipline
 from nopin.nic.core import Core, waiter_for
 from nopin.nic.mr import Region
-from nopin.nic.packets import Packets, first_true
+from nopin.nic.packets import Packet, Packets, first_true
 from nopin.nic.qp import QueuePair
 from nopin.nic.refusal import Parked, no_access
 from nopin.nic.rights import REMOTE_WRITE
 from nopin.nic.wire.aeth import MSN_MASK
-from nopin.nic.wire.headers import parse_reth
+from nopin.nic.wire.headers import Reth, parse_reth
 from nopin.nic.wire.opcodes import BTH_BYTES, Opcode
 from nopin.nic.wire.psn import psn_add
 from nopin.units import U64_MAX
@@ -53,6 +53,33 @@ def small_writes(core: Core, qp: QueuePair, packets: Packets, at: int, end: int)
     remote[:, 0] = reth.address[:n] + np.uint64((region.start - region.iova) & U64_MAX)
     remote[:, 1] = reth.length[:n]
     return _execute_small(core, qp, run.part(0, n), region, remote)
+
+
+def lone_write(core: Core, qp: QueuePair, packet: Packet) -> bool:
+    """Execute one single-packet WRITE; False: nothing was done, the ordinary way will find out why.
+
+    Raises:
+        Parked: the page is on its way; nothing was done.
+        Refusal: the memory cannot be written.
+    """
+    side, length = qp.recv, packet.payload
+    if not 0 < length <= qp.mtu or packet.pad != -length & 3 or not (qp.attr.access or 0) & REMOTE_WRITE:
+        return False
+    reth = Reth.parse(packet.staging.view, packet.offset + BTH_BYTES)
+    region = core.regions.check(reth.rkey, qp.pd, reth.address, length, REMOTE_WRITE)
+    if region is None or reth.length != length or region.discipline is Discipline.SHORT_TERM:
+        return False
+    va, waiter = region.va(reth.address), waiter_for(region, qp.responder_waiter)
+    payload_at = packet.offset + packet.header
+    done = core.iommu.write(region.pasid, va, length, packet.staging, payload_at, region.meter, waiter)
+    if done == PARKED:
+        raise Parked
+    if done < length:
+        raise no_access()
+    side.epsn = psn_add(side.epsn, 1)
+    side.msn = (side.msn + 1) & MSN_MASK
+    side.ack_due |= packet.ack_req
+    return True
 
 
 def _plain_writes(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,3 +120,17 @@ HEADER_BYTES: NDArray[np.int64] = (
 ).astype(np.int64)
 """Bytes from the start of the BTH to the payload; 0 for an unknown opcode."""
 HEADER_BYTES.flags.writeable = False
+
+
+class Kind(NamedTuple):
+    """What the tables say of one opcode, in plain values."""
+
+    known: bool
+    request: bool
+    header_bytes: int
+
+
+KINDS = tuple(
+    Kind(bool(IS_KNOWN[opcode]), bool(IS_REQUEST[opcode]), int(HEADER_BYTES[opcode])) for opcode in range(256)
+)
+"""By opcode: for a lone packet, looking things up in arrays costs more than everything else."""
