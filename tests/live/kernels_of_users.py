@@ -26,10 +26,6 @@ def count_up(counter: NDArray[Any]) -> Iterator[None]:
         yield
 
 
-def die(signal_number: int) -> None:
-    os.kill(os.getpid(), signal_number)
-
-
 def leave(status: int) -> None:
     os._exit(status)
 

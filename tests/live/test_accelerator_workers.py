@@ -313,9 +313,13 @@ def test_a_worker_that_leaves_by_itself_is_reported_with_its_status() -> None:
         assert rig.launch(f"{USERS}.pid").result(WAIT_S) in rig.accelerator.pids
 
 
-def test_sigbus_is_reported_as_a_lost_page() -> None:
-    with bench() as rig, pytest.raises(PageLost, match="SIGBUS: a page it touched is lost"):
-        rig.launch(f"{USERS}.die", int(signal.SIGBUS)).result(WAIT_S)
+def test_a_page_that_is_lost_fails_the_job_with_that_reason() -> None:
+    with bench() as rig:
+        rig.pager.all_lost = True
+        with pytest.raises(PageLost, match="sum: .*SIGBUS: a page it touched is lost"):
+            rig.launch("sum", rig.array(0, 10)).result(WAIT_S)
+        rig.pager.all_lost = False
+        assert rig.launch("sum", rig.array(0, 10)).result(WAIT_S) == 0
 
 
 def test_a_worker_that_waits_for_a_page_can_be_closed_and_its_job_says_so() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import itertools
 import os
 import select
-import struct
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,16 +17,14 @@ from numpy.typing import NDArray
 
 from nopin.accel.process import Arena
 from nopin.linux import memfd
-from nopin.linux.libc import LIBC, MAP_SHARED, PROT_READ, PROT_WRITE, unmap
+from nopin.linux.arena_file import map_at
+from nopin.linux.libc import unmap
+from nopin.linux.paging_uffd import FAULT_MINOR, PagingUffd
+from nopin.linux.uffd_handshake import EventKind
 from nopin.ranges import Range
 from nopin.units import PAGE_BYTES, page_floor
 from nopin.verbs.accelerator import Accelerator
 from nopin.verbs.objects import DeviceObject
-
-_MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x4000, 0x100000
-_COPY, _CONTINUE, _ZEROPAGE = 0xC028AA03, 0xC020AA07, 0xC020AA04
-_MINOR = 4
-
 
 _places = itertools.count(0x2200_0000_0000, 1 << 40)
 
@@ -41,8 +37,7 @@ class PlainArena:
         self.handle = start >> 40
         self.where = Range.of_length(start, length)
         self.memory_fd = memfd.create("test-arena", length)
-        flags = MAP_SHARED | _MAP_NORESERVE | _MAP_FIXED_NOREPLACE
-        assert LIBC.mmap(start, length, PROT_READ | PROT_WRITE, flags, self.memory_fd, 0) == start
+        map_at(self.memory_fd, self.where)
         self.bytes: NDArray[np.uint8] = np.frombuffer(
             memoryview((ctypes.c_uint8 * length).from_address(start)), np.uint8
         )
@@ -57,14 +52,15 @@ class PlainArena:
 
 
 class Pager:
-    """Resolves faults of workers until closed; counts them, and can be held."""
+    """Resolves faults of workers until closed; counts them, can be held, and can say that all pages are lost."""
 
     def __init__(self) -> None:
         self.faults: list[int] = []
         self.introduced = 0
         self.held = threading.Event()
         self.held.set()
-        self._fds: set[int] = set()
+        self.all_lost = False
+        self._uffds: dict[int, PagingUffd] = {}
         self._poll = select.epoll()
         self._wake = os.eventfd(0)
         self._poll.register(self._wake, select.EPOLLIN)
@@ -75,8 +71,8 @@ class Pager:
         assert features
         assert select.select([pidfd], [], [], 0)[0] == []
         self.introduced += 1
-        ours = os.dup(uffd)
-        self._fds.add(ours)
+        ours = PagingUffd(os.dup(uffd))
+        self._uffds[ours.fileno()] = ours
         self._poll.register(ours, select.EPOLLIN)
 
     def _run(self) -> None:
@@ -84,31 +80,27 @@ class Pager:
             for fd, _ in self._poll.poll():
                 if fd == self._wake:
                     return
-                self._resolve(fd)
+                for kind, flags, address, _ in self._uffds[fd].read():
+                    if kind == EventKind.PAGEFAULT:
+                        self._resolve(self._uffds[fd], page_floor(address), minor=bool(flags & FAULT_MINOR))
 
-    def _resolve(self, fd: int) -> None:
-        try:
-            message = os.read(fd, 32)
-        except BlockingIOError:
-            return
-        if message[0] != 0x12:
-            return
-        flags, address = struct.unpack_from("<2Q", message, 8)
-        self.faults.append(address)
+    def _resolve(self, uffd: PagingUffd, page: int, *, minor: bool) -> None:
+        self.faults.append(page)
         self.held.wait()
-        page = page_floor(address)
-        request = _CONTINUE if flags & _MINOR else _ZEROPAGE
-        try:
-            fcntl.ioctl(fd, request, bytearray(struct.pack("<3Qq", page, PAGE_BYTES, 0, 0)))
-        except (FileExistsError, ProcessLookupError):
-            return
+        if self.all_lost:
+            uffd.poison(page, PAGE_BYTES)
+        elif minor:
+            uffd.map_in(page, PAGE_BYTES, protect=False)
+        else:
+            uffd.zero(page, PAGE_BYTES)
 
     def close(self) -> None:
         self.held.set()
         os.eventfd_write(self._wake, 1)
         self._thread.join()
-        for fd in self._fds | {self._wake}:
-            os.close(fd)
+        for uffd in self._uffds.values():
+            uffd.close()
+        os.close(self._wake)
         self._poll.close()
 
 

@@ -44,7 +44,7 @@ class ArenaMapping:
         register_paging(self.uffd, self.where)
 
     def close(self) -> None:
-        """Unmap it, and let go of the userfaultfd: in this order nobody would read the event of the unmapping."""
+        """Unmap it. Unregistered first, because nobody may be left to read the event of an unmapping."""
         unregister(self.uffd, self.where)
         unmap(self.where.start, self.where.length)
         os.close(self.uffd)
