@@ -316,7 +316,7 @@ def test_a_worker_that_leaves_by_itself_is_reported_with_its_status() -> None:
 def test_a_page_that_is_lost_fails_the_job_with_that_reason() -> None:
     with bench() as rig:
         rig.pager.all_lost = True
-        with pytest.raises(PageLost, match="sum: .*SIGBUS: a page it touched is lost"):
+        with pytest.raises(PageLost, match=r"sum: .*SIGBUS: a page it touched is lost"):
             rig.launch("sum", rig.array(0, 10)).result(WAIT_S)
         rig.pager.all_lost = False
         assert rig.launch("sum", rig.array(0, 10)).result(WAIT_S) == 0
