@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nopin.accel.process import Arena
 from nopin.control.messages import GetStat, Stat
 from nopin.control.paths import default_socket_path
 from nopin.errors import NopinError
 from nopin.nic.abi import Access, AsyncEventType, Discipline
+from nopin.verbs.accelerator import DEPTH, Accelerator, introduce_worker
 from nopin.verbs.access import AccessLike, parse_access, parse_discipline
 from nopin.verbs.buffers import memory_of
 from nopin.verbs.channel import CompletionChannel
@@ -58,6 +60,9 @@ class Device(DeviceObject):
         server: path of the server's socket; None for the user's default one, started as a child of this
             process when there is none.
 
+    Attributes:
+        arenas: its arenas, all of which its accelerators map.
+
     Raises:
         ServerGone: nobody listens at `server`.
         ServerError: the default server does not start.
@@ -67,6 +72,7 @@ class Device(DeviceObject):
         self.session = connect_or_start(default_socket_path()) if server is None else Session(Path(server))
         super().__init__(retired=self.session.retired)
         self._held: set[DeviceObject] = set()
+        self.arenas: list[Arena] = []
         _open.add(self)
 
     def __repr__(self) -> str:
@@ -119,6 +125,19 @@ class Device(DeviceObject):
         """Make a completion queue for `depth` completions; `wait` looks for `spin_us` before it sleeps."""
         self._require_open()
         return CompletionQueue(self, depth, channel, spin_us=spin_us)
+
+    def accelerator(self, workers: int = 1, *, depth: int = DEPTH) -> Accelerator:
+        """Make an accelerator: `workers` processes that compute on this device's arenas, at the same addresses.
+
+        Args:
+            workers: jobs that can run at once, from 1 to 64.
+            depth: jobs that may wait.
+
+        Raises:
+            UsageError: one of the numbers makes no sense.
+        """
+        introduce = functools.partial(introduce_worker, self.session)
+        return Accelerator(self, lambda: tuple(self.arenas), introduce, workers=workers, depth=depth)
 
     def stat(self) -> list[dict[str, Any]]:
         """Return one row of figures for each object of this user, keys as the `rdma` tool prints them."""
