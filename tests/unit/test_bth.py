@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +76,23 @@ def test_batch_reads_what_single_headers_say() -> None:
     assert batch.pad.tolist() == [0, 3]
     assert batch.version.tolist() == [0, 2]
     assert batch.pkey.tolist() == [DEFAULT_PKEY] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"opcode": 8, "psn": 77, "ack_req": True, "solicited": True, "pad": 3, "becn": True, "pkey": 0x7FFF}, True),
+        ({"qpn": 10}, False),
+        ({"version": 1}, False),
+        ({"pkey": 0xFFFE}, False),
+    ],
+)
+def test_packets_of_one_flow_share_version_partition_and_destination(changes: dict[str, Any], same: bool) -> None:
+    buffer = bytearray(2 * 12)
+    first = Bth(opcode=7, qpn=9, psn=76)
+    first.emit(buffer)
+    first._replace(**changes).emit(buffer, 12)
+    assert parse_bth(np.frombuffer(buffer, np.uint8), np.array([0, 12])).of_one_flow() is same
 
 
 def test_batch_of_none_is_none() -> None:

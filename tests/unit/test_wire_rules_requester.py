@@ -140,6 +140,18 @@ def test_inside_a_long_message_an_ack_is_asked_for_now_and_then_and_at_its_end(r
     assert asked == [ACK_EVERY_PACKETS - 1, 2 * ACK_EVERY_PACKETS - 1, n_packets - 1]
 
 
+def test_long_reads_are_asked_for_together_once_half_the_window_is_free(r: Requester) -> None:
+    r.side.qp.send.window = 8
+    for n in range(5):
+        r.post(WrOpcode.RDMA_READ, 2 * MTU, wr_id=n)
+    assert psns(r.sent()) == [0, 2, 4, 6]
+    data = bytes(MTU)
+    for psn in (0, 2):
+        first = r.arrive(r.response(Op.READ_RESPONSE_FIRST, psn, data))
+        last = r.arrive(r.response(Op.READ_RESPONSE_LAST, psn + 1, data))
+        assert (psns(first), psns(last)) == ([], [8] if psn else [])
+
+
 def test_the_packet_that_closes_the_window_asks_for_an_ack(r: Requester) -> None:
     r.side.qp.send.window = 20
     r.post(WrOpcode.RDMA_WRITE, 50 * MTU)

@@ -33,9 +33,9 @@ from nopin.linux.udp import (
 from nopin.nic.wire.batch import ROCE_PORT, Endpoint, PacketBatch, Path, Segment, TxBatch
 from nopin.nic.wire.gid import V4_PREFIX, address_of, gid_of, is_ipv4
 
-RECEIVE_SLOTS = 34
-"""Two megabytes of full datagrams per system call: a batch costs the device some 70 us whatever its size. One call at a
-time, so that requests go out between the batches of a long stream."""
+RECEIVE_SLOTS = 80
+"""Four MiB of 1 MiB messages per system call (a message's ends come in datagrams of their own): see `PACKETS_MAX` of
+`nic/plan.py`. One call at a time, so that requests go out between the batches of a long stream."""
 
 LONE_IN_A_ROW_MAX = 8
 """Datagrams received by themselves before the next call takes all there are: many small ones may wait by now."""
@@ -216,7 +216,7 @@ class UdpLink:
         self._sending.send(batch)
 
     def receive(self, now: int) -> Iterator[PacketBatch]:
-        """What has arrived, one batch per run of datagrams of one sender, at most about 2 MiB."""
+        """What has arrived, one batch per run of datagrams of one sender, at most about 4 MiB."""
         try:
             if 0 < self._n_lone < LONE_IN_A_ROW_MAX:
                 yield from self._lone(self._receiver.receive_one())

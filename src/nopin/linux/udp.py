@@ -226,7 +226,7 @@ class BatchSender:
         uses_segmentation: cleared for good when the kernel refuses it.
     """
 
-    MAX_MESSAGES = 64
+    MAX_MESSAGES = 96
 
     def __init__(self, fd: int, *, uses_segmentation: bool = True) -> None:
         self._fd = fd

@@ -343,23 +343,23 @@ def _read_responses(core: Core, qp: QueuePair, packets: Packets, at: int, now: i
         return at + 1
     index = psn_diff(psn, work.first_psn)
     stop = _run_end(packets, at, work.n_psn - index)
-    run = packets.part(at, stop)
-    n_good = _well_sized(qp, work, run, index)
+    n_good = _well_sized(qp, work, packets, at, stop, index)
     if n_good == 0:
         finish_with_error(core, qp, WcStatus.BAD_RESP_ERR)
         return stop
-    run = run.part(0, n_good)
-    total = int(run.payload.sum())
-    if total and not _take_payload(core, qp, work, run, index, total):
+    total = min(n_good * qp.mtu, work.length - index * qp.mtu)
+    if total and not _take_payload(core, qp, work, packets, at, at + n_good, index, total):
         return at if qp.send.parked else stop
     _progress(core, qp, psn_add(psn, n_good), now)
     return at + n_good
 
 
-def _take_payload(core: Core, qp: QueuePair, work: SendWork, run: Packets, index: int, total: int) -> bool:
+def _take_payload(
+    core: Core, qp: QueuePair, work: SendWork, packets: Packets, at: int, stop: int, index: int, total: int
+) -> bool:
     """Copy READ data to where the client wants it; False when it parked or failed."""
     pieces = list(work.slice(index * qp.mtu, total))
-    done = scatter(core, pieces, run.staging, run.payload_iov(), qp.requester_waiter)
+    done = scatter(core, pieces, packets.staging, packets.payload_iov(at, stop), qp.requester_waiter)
     if done == PARKED:
         _park(core, qp)
         return False
@@ -391,13 +391,11 @@ def _run_end(packets: Packets, at: int, n_most: int) -> int:
     return end if other < 0 else at + 1 + other
 
 
-def _well_sized(qp: QueuePair, work: SendWork, run: Packets, index: int) -> int:
+def _well_sized(qp: QueuePair, work: SendWork, packets: Packets, at: int, stop: int, index: int) -> int:
     """Count the leading responses that carry exactly what their place in the READ demands."""
-    ends = index + len(run) == work.n_psn
-    n_full = len(run) - ends
-    wrong = first_true((run.payload[:n_full] != qp.mtu) | (run.pad[:n_full] != 0))
-    if wrong >= 0:
-        return wrong
+    ends = index + stop - at == work.n_psn
+    n_full = packets.count_full(at, stop - ends, qp.mtu)
+    if not ends or n_full < stop - at - 1:
+        return n_full
     last = work.length - (work.n_psn - 1) * qp.mtu
-    fits = ends and int(run.payload[-1]) == last and int(run.pad[-1]) == (-last & 3)
-    return n_full + fits
+    return n_full + (int(packets.payload[stop - 1]) == last and int(packets.pad[stop - 1]) == (-last & 3))

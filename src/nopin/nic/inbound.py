@@ -113,11 +113,10 @@ def _well_sized(qp: QueuePair, inbound: Inbound, packets: Packets, at: int, stop
 
     All but the last of a message are exactly one MTU without pad; the last has the rest.
     """
-    payload, pad = packets.payload[at:stop], packets.pad[at:stop]
     n_full = stop - at - ends
-    wrong = first_true((payload[:n_full] != qp.mtu) | (pad[:n_full] != 0))
-    if wrong >= 0:
-        return wrong
+    n_right = packets.count_full(at, stop - ends, qp.mtu)
+    if n_right < n_full:
+        return n_right
     total = inbound.received + n_full * qp.mtu
     limit = inbound.recv.capacity if inbound.recv is not None else inbound.length
     if total > limit or (not ends and inbound.recv is None and total == limit):
@@ -125,9 +124,9 @@ def _well_sized(qp: QueuePair, inbound: Inbound, packets: Packets, at: int, stop
         return max(0, min(n_full, (limit - inbound.received - (inbound.recv is None)) // qp.mtu))
     if not ends:
         return n_full
-    last = int(payload[-1])
+    last = int(packets.payload[stop - 1])
     only = int(packets.opcode[stop - 1]) in _STARTS
-    fits = (0 if only else 1) <= last <= qp.mtu and int(pad[-1]) == (-last & 3)
+    fits = (0 if only else 1) <= last <= qp.mtu and int(packets.pad[stop - 1]) == (-last & 3)
     exact = total + last <= limit if inbound.recv is not None else total + last == limit
     return n_full + 1 if fits and exact else n_full
 
@@ -191,10 +190,10 @@ def _copy_out(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at:
             offset = int(packets.offsets[at] + packets.header[at])
             return core.iommu.write(region.pasid, va, total, staging, offset, region.meter, waiter_for(region, waiter))
         remote = np.array([[va, total]], np.uint64)
-        local = packets.part(at, stop).payload_iov()
+        local = packets.payload_iov(at, stop)
         return core.iommu.write_v(region.pasid, remote, staging, local, region.meter, waiter_for(region, waiter))
     pieces = list(slice_pieces(inbound.recv.pieces, inbound.received, total))
-    return scatter(core, pieces, staging, packets.part(at, stop).payload_iov(), waiter)
+    return scatter(core, pieces, staging, packets.payload_iov(at, stop), waiter)
 
 
 def _complete(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at: int) -> None:

@@ -21,7 +21,10 @@ from nopin.nic.qp import QueuePair
 from nopin.nic.wire import icrc
 from nopin.nic.wire.batch import PacketBatch, Path
 from nopin.nic.wire.bth import PKEY_MASK, VERSION_MASK, Bth, BthBatch, parse_bth
-from nopin.nic.wire.opcodes import ICRC_BYTES, IS_KNOWN, IS_REQUEST, KINDS, MIN_PACKET_BYTES
+from nopin.nic.wire.opcodes import ICRC_BYTES, IS_KNOWN, IS_REQUEST, IS_RESPONSE, KINDS, MIN_PACKET_BYTES
+
+_REQUESTS = frozenset(IS_REQUEST.nonzero()[0].tolist())
+_RESPONSES = frozenset(IS_RESPONSE.nonzero()[0].tolist())
 
 Group = tuple[QueuePair, Packets]
 
@@ -45,15 +48,6 @@ class Ingress:
 
     def _sort_many(self, batch: PacketBatch, offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[Group]:
         bth = parse_bth(batch.buffer, offsets)
-        good = _well_formed(bth)
-        counters = self._core.counters
-        if not good.all():
-            counters.malformed_drop += int((~good).sum())
-        if not batch.icrc_checked:
-            intact = icrc.verify(batch.buffer, offsets, lengths, batch.path)
-            if not intact.all():
-                counters.icrc_drop += int((good & ~intact).sum())
-                good &= intact
         packets = describe(
             self._staging_of(batch.buffer),
             offsets,
@@ -64,6 +58,18 @@ class Ingress:
             bth.solicited,
             bth.pad,
         )
+        intact = None if batch.icrc_checked else icrc.verify(batch.buffer, offsets, lengths, batch.path)
+        if _of_one_stream(bth) and (intact is None or intact.all()):
+            qp = self._admit(int(bth.qpn[0]), batch.path, len(bth), request=bool(IS_REQUEST[bth.opcode[0]]))
+            if qp is not None:
+                yield qp, packets
+            return
+        good = _well_formed(bth)
+        counters = self._core.counters
+        counters.malformed_drop += int((~good).sum())
+        if intact is not None:
+            counters.icrc_drop += int((good & ~intact).sum())
+            good &= intact
         yield from self._groups(packets, bth.qpn, good, batch.path)
 
     def _groups(
@@ -124,6 +130,14 @@ class Ingress:
         if self._staging is None or self._staging.array is not buffer:
             self._staging = Staging(buffer)
         return self._staging
+
+
+def _of_one_stream(bth: BthBatch) -> bool:
+    """Tell whether all packets are well formed, for one queue pair and of one direction: a long message, mostly."""
+    opcodes = set(bth.opcode.tobytes())
+    if not (opcodes <= _REQUESTS or opcodes <= _RESPONSES) or not bth.of_one_flow():
+        return False
+    return not int(bth.flags[0]) & VERSION_MASK and int(bth.pkey[0]) & PKEY_MASK == PKEY_MASK
 
 
 def _well_formed(bth: BthBatch) -> NDArray[np.bool_]:

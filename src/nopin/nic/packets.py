@@ -108,6 +108,11 @@ class Packets:
             self.payload[cut],
         )
 
+    def count_full(self, start: int, end: int, mtu: int) -> int:
+        """Count the leading packets of [start, end) that carry one MTU of payload and no pad."""
+        wrong = first_true((self.payload[start:end] != mtu) | (self.pad[start:end] != 0))
+        return end - start if wrong < 0 else wrong
+
     def detach(self) -> Packets:
         """Copy the bytes out of the link's buffer, so that the packets can be kept."""
         ends = np.cumsum(self.lengths)
@@ -128,11 +133,12 @@ class Packets:
             self.payload,
         )
 
-    def payload_iov(self) -> NDArray[np.uint64]:
-        """Return where the payloads lie in the staging buffer: (n, 2) uint64."""
-        iov = np.empty((len(self.offsets), 2), np.uint64)
-        iov[:, 0] = self.offsets + self.header
-        iov[:, 1] = self.payload
+    def payload_iov(self, start: int, end: int) -> NDArray[np.uint64]:
+        """Return where the payloads of packets [start, end) lie in the staging buffer: (end - start, 2) uint64."""
+        iov = np.empty((end - start, 2), np.uint64)
+        iov[:, 0] = self.offsets[start:end]
+        iov[:, 0] += self.header[start:end].view(np.uint64)
+        iov[:, 1] = self.payload[start:end]
         return iov
 
 

@@ -19,7 +19,7 @@ from nopin.nic.wire.batch import Path
 from nopin.nic.wire.psn import psn_add
 from nopin.nic.work import RecvWork, SendWork
 
-WINDOW_PACKETS_MAX = 1024
+WINDOW_PACKETS_MAX = 2048
 """Two batches: one is received while the next is built."""
 WINDOW_PACKETS_MIN = 16
 

@@ -215,7 +215,7 @@ def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
     index = side.acked + in_flight
     fresh = psn_diff(side.high, side.sent)
     window = side.window - in_flight
-    # With little room, data waits: acknowledgements are on their way, and small batches would cost more.
+    # With little room, work waits: answers are on their way, and small batches would cost more.
     roomy = not in_flight or window >= min(PACKETS_MAX, side.window // 2)
     n_asked = len(side.asked)
     for work in side.works:
@@ -230,7 +230,7 @@ def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
                 psn = psn_add(work.first_psn, index)
                 n_psn = _asked_from(qp, psn)
                 if n_psn == 0:
-                    if n_asked >= max(1, qp.attr.max_rd_atomic or 0):
+                    if not roomy or n_asked >= max(1, qp.attr.max_rd_atomic or 0):
                         return chunks
                     n_asked += 1
                     n_psn = min(work.n_psn - index, window, max(1, side.window // 2))

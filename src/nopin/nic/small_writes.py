@@ -110,7 +110,7 @@ def _execute_small(core: Core, qp: QueuePair, run: Packets, region: Region, remo
     side = qp.recv
     total = int(run.payload.sum())
     waiter = waiter_for(region, qp.responder_waiter)
-    done = core.iommu.write_v(region.pasid, remote, run.staging, run.payload_iov(), region.meter, waiter)
+    done = core.iommu.write_v(region.pasid, remote, run.staging, run.payload_iov(0, len(run)), region.meter, waiter)
     if done == PARKED:
         raise Parked
     n_done = len(run) if done == total else int(np.searchsorted(np.cumsum(run.payload), done, "right"))

@@ -37,6 +37,10 @@ BTH_DTYPE = np.dtype([("opcode", "u1"), ("flags", "u1"), ("pkey", ">u2"), ("qpn"
 assert BTH_DTYPE.itemsize == BTH_BYTES
 
 
+_FLOW_BITS = np.frombuffer(bytes.fromhex("000f7fff00ffffff"), np.uint64)[0]
+"""Of a header's first eight bytes, what packets of one flow have in common: version, P_Key but its bit 15, QPN."""
+
+
 class Bth(NamedTuple):
     """One base transport header."""
 
@@ -94,19 +98,30 @@ class BthBatch:
         pkey: uint16.
     """
 
-    __slots__ = ("ack_req", "flags", "opcode", "pkey", "psn", "qpn")
+    __slots__ = ("_records", "ack_req", "flags", "opcode", "pkey", "psn")
 
     def __init__(self, records: NDArray[np.void]) -> None:
+        self._records = records
         self.opcode: NDArray[np.uint8] = records["opcode"]
         self.flags: NDArray[np.uint8] = records["flags"]
         self.pkey: NDArray[np.uint16] = records["pkey"]
-        self.qpn: NDArray[np.uint32] = records["qpn"] & np.uint32(QPN_MASK)
         psn = records["psn"]
         self.psn: NDArray[np.uint32] = psn & np.uint32(PSN_MASK)
         self.ack_req: NDArray[np.bool_] = psn >= ACK_REQ_BIT
 
     def __len__(self) -> int:
         return len(self.opcode)
+
+    @property
+    def qpn(self) -> NDArray[np.uint32]:
+        """(n,) uint32: the destination."""
+        qpn: NDArray[np.uint32] = self._records["qpn"] & np.uint32(QPN_MASK)
+        return qpn
+
+    def of_one_flow(self) -> bool:
+        """Tell whether all have the version, partition and destination of the first, in one comparison."""
+        heads = np.ndarray((len(self.opcode),), np.uint64, self._records, strides=self._records.strides)
+        return not ((heads ^ heads[0]) & _FLOW_BITS).any()
 
     @property
     def solicited(self) -> NDArray[np.bool_]:
