@@ -159,6 +159,16 @@ def test_a_benchmark_runs_on_pinned_memory(environment: dict[str, str]) -> None:
     assert result["ratio_to_floor"] is None
 
 
+@pytest.mark.needs_io_uring
+@pytest.mark.parametrize("test", ["write_bw", "read_lat"])
+def test_two_disciplines_are_measured_by_turns(test: str, environment: dict[str, str]) -> None:
+    done = nopin(environment, "bench", test, "-s", "4k", "-n", "20", "--versus", "pinned", "--no-floor", "-j")
+    (result,) = json.loads(done.stdout)["results"]
+    assert result["n_iterations"] == result["pinned"]["n_iterations"] == 20
+    figure = "BW_average" if test == "write_bw" else "t_typical"
+    assert result["ratio_to_pinned"] == pytest.approx(result[figure] / result["pinned"][figure])
+
+
 def test_two_hosts_measure_through_a_listening_end(environment: dict[str, str]) -> None:
     command = [*COMMAND, "bench", "write_bw", "--listen", "--port", "18599"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as passive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import click
 import pytest
@@ -13,6 +14,7 @@ from nopin.errors import HostLacks, PeerError, UsageError
 from nopin.lab.bench_spec import BenchSpec, check
 from nopin.lab.demo import DemoFigures, DisciplineFigures
 from nopin.lab.figures import BandwidthFigure, LatencyFigure
+from nopin.lab.rounds import alternate
 from nopin.linux.probe import Feature
 
 MIB = 1 << 20
@@ -132,8 +134,10 @@ def test_bandwidth_is_the_median_of_the_rounds_and_the_ratio_is_to_the_floor() -
     assert (report["BW_average"], report["BW_peak"]) == (200, 400)
     assert report["ratio_to_floor"] == 0.5
     assert report["messages_per_s"] == 200
-    assert perftest.row(figure, gbits=False).split()[:4] == ["1048576", "30", "400.00", "200.00"]
-    assert perftest.row(figure, gbits=True).split()[3] == f"{200 * MIB * 8 / 1e9:.2f}"
+    (row,) = perftest.rows([figure], ["on-demand"], gbits=False)
+    assert row.split()[:4] == ["1048576", "30", "400.00", "200.00"]
+    (row,) = perftest.rows([figure], ["on-demand"], gbits=True)
+    assert row.split()[3] == f"{200 * MIB * 8 / 1e9:.2f}"
 
 
 def test_latency_is_reported_in_microseconds_under_perftest_names() -> None:
@@ -146,7 +150,49 @@ def test_latency_is_reported_in_microseconds_under_perftest_names() -> None:
 def test_without_a_floor_there_is_no_ratio() -> None:
     figure = LatencyFigure(size_bytes=8, samples_ns=[1000.0])
     assert figure.as_json()["ratio_to_floor"] is None
-    assert perftest.row(figure, gbits=False).endswith("-")
+    (row,) = perftest.rows([figure], ["on-demand"], gbits=False)
+    assert row.endswith("-")
+
+
+def test_two_disciplines_are_compared_by_their_medians_with_the_spread_of_the_rounds() -> None:
+    ours, pinned = (
+        BandwidthFigure(size_bytes=64, n_iterations=3, rounds_bytes_per_s=rounds)
+        for rounds in ([100.0, 300.0, 200.0], [100.0, 100.0, 400.0])
+    )
+    *lines, comparison = perftest.rows([ours, pinned], ["on-demand", "pinned"], gbits=False)
+    assert [line.split()[-1] for line in lines] == ["on-demand", "pinned"]
+    assert comparison == " ratio_to_pinned: 2.00 [0.50 to 3.00]"
+
+
+def test_contenders_and_the_floor_take_turns_and_the_contenders_change_places() -> None:
+    order: list[str] = []
+
+    class Fixed:
+        name, unit = "fixed", "ns"
+
+        def measure(self, seconds: float) -> float:
+            order.append("floor")
+            return seconds
+
+        def close(self) -> None:
+            """Nothing is held."""
+
+    def contender(name: str) -> Callable[[], str]:
+        def run() -> str:
+            order.append(name)
+            return name
+
+        return run
+
+    samples, floor = alternate([contender("a"), contender("b")], Fixed(), n_rounds=3, floor_s=0.5)
+    assert order == ["floor", "a", "b", "floor", "b", "a", "floor", "a", "b"]
+    assert (samples, floor) == ([["a"] * 3, ["b"] * 3], 0.5)
+
+
+@pytest.mark.parametrize("arguments", [["--versus", "pinned", "--pinned"], ["192.0.2.1", "--versus", "pinned"]])
+def test_a_comparison_that_means_nothing_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["bench", "write_bw", *arguments]) == 2
+    assert "--versus" in capsys.readouterr().err
 
 
 def test_a_spec_that_means_something_is_left_as_it_is() -> None:

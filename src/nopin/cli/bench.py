@@ -7,27 +7,31 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import click
+import msgspec
 
 from nopin.cli import perftest
 from nopin.cli.output import put, put_json, say
 from nopin.errors import UsageError
-from nopin.lab.bench import Bench, Floors, local_bench, remote_bench
+from nopin.lab.bench import Bench, Floors, local_benches, measure, remote_bench
 from nopin.lab.bench_peer import attend
 from nopin.lab.bench_spec import (
     ALL_SIZES_BYTES,
     ATOMIC_BYTES,
     DEFAULT_ITERATIONS,
     DEFAULT_SIZE_BYTES,
+    DISCIPLINES,
     TESTS,
     BenchSpec,
     check,
 )
+from nopin.lab.figures import Figure, ratio
 from nopin.lab.floor import measure_floors
 from nopin.lab.rendezvous import DEFAULT_PORT, accept
 from nopin.units import parse_bytes
 
 EPILOG = """
 Examples: nopin bench floor | nopin bench write_bw -s 1m | nopin bench read_lat --direct |
+nopin bench write_bw -s 4k --versus pinned |
 nopin bench write_bw --listen 192.0.2.1 on one host and nopin bench write_bw 192.0.2.1 on another.
 """
 
@@ -52,6 +56,9 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.option("--odp", "discipline", flag_value="on-demand", default=True, help="On-demand memory (default).")
 @click.option("--pinned", "discipline", flag_value="pinned", help="Pinned memory.")
 @click.option("--short", "discipline", flag_value="short-term", help="Memory held for each operation.")
+@click.option(
+    "--versus", type=click.Choice(DISCIPLINES), help="Measure this memory too, by turns, and the ratio to it."
+)
 @click.option("--direct", is_flag=True, help="Both ends on one server: no network, a direct copy.")
 @click.option("--listen", is_flag=False, flag_value="127.0.0.1", metavar="[ADDR]", help="Be the passive end.")
 @click.option("--port", type=int, default=DEFAULT_PORT, show_default=True, help="TCP port of the passive end.")
@@ -125,38 +132,52 @@ def _measure(
     host: str | None,
     port: int,
     *,
+    versus: str | None,
     direct: bool,
     no_floor: bool,
     gbits: bool,
     as_json: bool,
     **_others: Any,
 ) -> None:
-    if host is not None and direct:
-        raise click.UsageError("--direct is for two ends on one server, so without HOST")
+    if host is not None and (direct or versus):
+        raise click.UsageError("--direct and --versus are for two ends on this host, so without HOST")
+    if versus == spec.discipline:
+        raise click.UsageError(f"--versus {versus} compares {versus} memory with itself; name another")
     path = "nopin direct" if direct else f"nopin to {host or 'loopback'}"
     with_floor = host is None and not no_floor  # of another host's path we cannot measure the floor
-    with _bench(spec, host, port, direct=direct) as bench, closing(Floors(spec, direct=direct)) as floors:
+    specs = [spec] if versus is None else [spec, msgspec.structs.replace(spec, discipline=versus)]
+    results: list[list[Figure]] = []
+    with _benches(specs, host, port, direct=direct) as benches, closing(Floors(spec, direct=direct)) as floors:
         if not as_json:
-            mtu, local = bench.ready.path_mtu, bench.end.coordinates()
+            mtu, local = benches[0].ready.path_mtu, benches[0].end.coordinates()
             for line in perftest.heading(spec, path=path, path_mtu=mtu, local=local, gbits=gbits):
                 put(line)
-        figures = []
         for size in spec.sizes_bytes:
-            figure = bench.measure(size, floors.matching(size) if with_floor else None)
-            figures.append(figure)
+            results.append(measure(benches, size, floors.matching(size) if with_floor else None))
             if not as_json:
-                put(perftest.row(figure, gbits=gbits))
+                for line in perftest.rows(results[-1], [each.discipline for each in specs], gbits=gbits):
+                    put(line)
     if as_json:
-        put_json({"spec": spec, "path": path, "results": [figure.as_json() for figure in figures]})
+        put_json({"spec": spec, "path": path, "results": [_as_json(figures, versus) for figures in results]})
     else:
         put(perftest.RULE)
 
 
+def _as_json(figures: list[Figure], versus: str | None) -> dict[str, Any]:
+    """Return one size's result: of two figures the first, with the second and the ratio to it."""
+    ours, *others = figures
+    if versus is None:
+        return ours.as_json()
+    (other,) = others
+    return {**ours.as_json(), versus: other.as_json(), f"ratio_to_{versus.replace('-', '_')}": ratio(ours, other)}
+
+
 @contextmanager
-def _bench(spec: BenchSpec, host: str | None, port: int, *, direct: bool) -> Iterator[Bench]:
+def _benches(specs: list[BenchSpec], host: str | None, port: int, *, direct: bool) -> Iterator[list[Bench]]:
     if host is None:
-        with local_bench(spec, direct=direct) as bench:
-            yield bench
+        with local_benches(specs, direct=direct) as benches:
+            yield benches
     else:
+        (spec,) = specs
         with remote_bench(spec, host, port) as bench:
-            yield bench
+            yield [bench]

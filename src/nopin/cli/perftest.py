@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nopin.lab.bench_spec import BenchSpec
-from nopin.lab.figures import MIB, BandwidthFigure, Figure
+from nopin.lab.figures import MIB, BandwidthFigure, Figure, ratio, ratios_of_rounds
 from nopin.lab.floor import FloorFigure
 from nopin.lab.rendezvous import Coordinates
 
@@ -43,8 +43,25 @@ def _columns(spec: BenchSpec, *, gbits: bool) -> str:
     return f" {'#bytes':<8} {'#iterations':<12} " + " ".join(f"{name:<15}" for name in names) + " ratio_to_floor"
 
 
-def row(figure: Figure, *, gbits: bool) -> str:
-    """Return one line of results."""
+def rows(figures: list[Figure], disciplines: list[str], *, gbits: bool) -> list[str]:
+    """Return the lines of one message size: a line for each discipline, and how the first compares with the second."""
+    lines = [_row(figure, gbits=gbits) for figure in figures]
+    if len(figures) == 1:
+        return lines
+    ours, other = figures
+    lines = [f"{line}, {discipline}" for line, discipline in zip(lines, disciplines, strict=True)]
+    return [*lines, f" ratio_to_{disciplines[1].replace('-', '_')}: {ratio(ours, other):.2f}{_spread(ours, other)}"]
+
+
+def _spread(ours: Figure, other: Figure) -> str:
+    """Tell between which values the ratio was in the rounds, where those are single values."""
+    if not isinstance(ours, BandwidthFigure) or not isinstance(other, BandwidthFigure):
+        return ""
+    ratios = ratios_of_rounds(ours, other)
+    return f" [{min(ratios):.2f} to {max(ratios):.2f}]"
+
+
+def _row(figure: Figure, *, gbits: bool) -> str:
     if isinstance(figure, BandwidthFigure):
         unit = GBIT_BYTES if gbits else MIB
         return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -85,34 +85,21 @@ class Bench:
         end.connect(ready.queue_pairs, ready.path_mtu)
         return ready
 
-    def measure(self, size: int, floor: Floor | None) -> Figure:
-        """Measure one message size in rounds, by turns with a floor."""
-        n_warm_up = max(1, self.spec.n_iterations // WARM_UP_DIVISOR)
-        if self.spec.kind == "bw":
-            warm_up_s = self._rate_round(size, n_warm_up)
-            n_round = self._round_length(n_warm_up, warm_up_s)
-            seconds, floor_rate = alternate(
-                lambda: self._rate_round(size, n_round), floor, n_rounds=N_ROUNDS, floor_s=FLOOR_S
-            )
-            n_bytes = n_round * size * self.spec.n_queue_pairs
-            return BandwidthFigure(
-                size_bytes=size,
-                n_iterations=n_round * N_ROUNDS * self.spec.n_queue_pairs,
-                rounds_bytes_per_s=[n_bytes / elapsed for elapsed in seconds],
-                floor_name=floor.name if floor else None,
-                floor_bytes_per_s=floor_rate,
-            )
-        warm_up_s = sum(self._latency_round(size, n_warm_up)) / 1e9
-        n_round = self._round_length(n_warm_up, warm_up_s)
-        rounds, floor_ns = alternate(
-            lambda: self._latency_round(size, n_round), floor, n_rounds=N_ROUNDS, floor_s=FLOOR_S
-        )
-        return LatencyFigure(
-            size_bytes=size,
-            samples_ns=[sample for samples in rounds for sample in samples],
-            floor_name=floor.name if floor else None,
-            floor_ns=floor_ns,
-        )
+    def rate_rounds(self, size: int) -> tuple[Callable[[], float], int]:
+        """Warm up; return what runs a round and tells its rate in bytes a second, and how many messages it sends."""
+        n_warm_up = self._n_warm_up()
+        n_round = self._round_length(n_warm_up, self._rate_round(size, n_warm_up))
+        n_messages = n_round * self.spec.n_queue_pairs
+        return lambda: n_messages * size / self._rate_round(size, n_round), n_messages
+
+    def latency_rounds(self, size: int) -> Callable[[], list[float]]:
+        """Warm up; return what runs a round and tells its samples in nanoseconds."""
+        n_warm_up = self._n_warm_up()
+        n_round = self._round_length(n_warm_up, sum(self._latency_round(size, n_warm_up)) / 1e9)
+        return lambda: self._latency_round(size, n_round)
+
+    def _n_warm_up(self) -> int:
+        return max(1, self.spec.n_iterations // WARM_UP_DIVISOR)
 
     def _round_length(self, n_warm_up: int, warm_up_s: float) -> int:
         """Return messages of a round: a share of the iterations, or what a share of the duration takes."""
@@ -159,22 +146,54 @@ class Bench:
         self._line.close()
 
 
-@contextmanager
-def local_bench(spec: BenchSpec, *, direct: bool) -> Iterator[Bench]:
-    """Run both ends on this machine, each a process of its own.
+def measure(benches: Sequence[Bench], size: int, floor: Floor | None) -> list[Figure]:
+    """Measure one message size in rounds, the benches and a floor by turns; one figure for each bench."""
+    floor_name = floor.name if floor else None
+    if benches[0].spec.kind == "bw":
+        runs = [bench.rate_rounds(size) for bench in benches]
+        rates, floor_rate = alternate([run for run, _ in runs], floor, n_rounds=N_ROUNDS, floor_s=FLOOR_S)
+        return [
+            BandwidthFigure(
+                size_bytes=size,
+                n_iterations=n_messages * N_ROUNDS,
+                rounds_bytes_per_s=rounds,
+                floor_name=floor_name,
+                floor_bytes_per_s=floor_rate,
+            )
+            for rounds, (_, n_messages) in zip(rates, runs, strict=True)
+        ]
+    latencies, floor_ns = alternate(
+        [bench.latency_rounds(size) for bench in benches], floor, n_rounds=N_ROUNDS, floor_s=FLOOR_S
+    )
+    return [
+        LatencyFigure(
+            size_bytes=size,
+            samples_ns=[sample for samples in rounds for sample in samples],
+            floor_name=floor_name,
+            floor_ns=floor_ns,
+        )
+        for rounds in latencies
+    ]
 
-    Each has its own server, so that the traffic is RoCEv2 over loopback; with `direct` they share one, and
+
+@contextmanager
+def local_benches(specs: Sequence[BenchSpec], *, direct: bool) -> Iterator[list[Bench]]:
+    """Run both ends of each bench on this machine, each a process of its own, all with the same two servers.
+
+    Each end has its own server, so that the traffic is RoCEv2 over loopback; with `direct` they share one, and
     their memory is copied directly.
     """
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="nopin-bench-")))
         ours = held.enter_context(LocalServer(folder / "active.sock"))
         theirs = ours if direct else held.enter_context(LocalServer(folder / "passive.sock"))
-        peer = held.enter_context(Child(bench_peer.child, str(theirs.socket_path), received=AnyWord))
-        device = held.enter_context(Device(server=str(ours.socket_path)))
-        bench = Bench(spec, device, peer.line)
-        held.callback(bench.close)
-        yield bench
+        benches: list[Bench] = []
+        for spec in specs:
+            peer = held.enter_context(Child(bench_peer.child, str(theirs.socket_path), received=AnyWord))
+            device = held.enter_context(Device(server=str(ours.socket_path)))
+            benches.append(Bench(spec, device, peer.line))
+            held.callback(benches[-1].close)
+        yield benches
 
 
 @contextmanager

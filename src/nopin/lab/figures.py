@@ -108,3 +108,18 @@ class LatencyFigure(msgspec.Struct, kw_only=True, frozen=True):
 
 
 Figure = BandwidthFigure | LatencyFigure
+
+
+def ratio(ours: Figure, other: Figure) -> float:
+    """Return our median over another's of the same kind: rates are better above 1, latencies below."""
+    if isinstance(ours, BandwidthFigure) and isinstance(other, BandwidthFigure):
+        return ours.average / other.average
+    assert isinstance(ours, LatencyFigure)
+    assert isinstance(other, LatencyFigure)
+    return ours.typical_ns / other.typical_ns
+
+
+def ratios_of_rounds(ours: BandwidthFigure, other: BandwidthFigure) -> list[float]:
+    """Return the ratio of each pair of rounds that were run one after the other."""
+    pairs = zip(ours.rounds_bytes_per_s, other.rounds_bytes_per_s, strict=True)
+    return [rate / other_rate for rate, other_rate in pairs]

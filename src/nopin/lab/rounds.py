@@ -34,15 +34,21 @@ class Floor(Protocol):
 
 
 def alternate(
-    ours: Callable[[], Sample], floor: Floor | None, *, n_rounds: int, floor_s: float
-) -> tuple[list[Sample], float | None]:
-    """Run ours and the floor by turns; return our samples and the floor's median."""
-    samples: list[Sample] = []
+    contenders: Sequence[Callable[[], Sample]], floor: Floor | None, *, n_rounds: int, floor_s: float
+) -> tuple[list[list[Sample]], float | None]:
+    """Run contenders and the floor by turns; return each one's samples and the floor's median.
+
+    Every other round the contenders come in reverse: none always has the caches as the floor left them.
+    """
+    samples: list[list[Sample]] = [[] for _ in contenders]
     floors: list[float] = []
+    order = list(zip(contenders, samples, strict=True))
     for _ in range(n_rounds):
         if floor is not None:
             floors.append(floor.measure(floor_s))
-        samples.append(ours())
+        for contender, taken in order:
+            taken.append(contender())
+        order.reverse()
     return samples, median(floors) if floors else None
 
 
