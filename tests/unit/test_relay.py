@@ -9,7 +9,7 @@ import pytest
 
 from nopin.iommu.iommu import Iommu, Span
 from nopin.iommu.page_requests import PARKS_MAX, Meter
-from nopin.iommu.relay import Copy, Place, Relayed, after, relay_in_turn
+from nopin.iommu.relay import SLOW_BYTES, Copy, Place, Relayed, after, relay_in_turn, start_of
 from nopin.mm.space import Staging
 from nopin.nic.abi import SendFlags, WcStatus, WrOpcode
 from nopin.server.copier import TRY_OTHER_EVERY, Speeds, chunk_bytes
@@ -46,6 +46,17 @@ def copy_of(source: MemorySpace, target: MemorySpace, offset: int, length: int) 
 
 
 # --- in turn
+
+
+@pytest.mark.parametrize("ahead", [0, 1, SLOW_BYTES - 1, SLOW_BYTES, PAGE // 2, PAGE // 2 + 1, PAGE - 1])
+@pytest.mark.parametrize("buffer_address", [0, 16, PAGE - 8])
+def test_a_copy_waits_where_neither_way_is_slow(ahead: int, buffer_address: int) -> None:
+    source, target = SOURCE + 100, TARGET + 100 + ahead
+    start = start_of(source, target, buffer_address)
+    assert 0 <= start < PAGE
+    waits_at = buffer_address + start
+    for where_from, where_to in ((source, waits_at), (waits_at, target)):
+        assert not 0 < (where_to - where_from) % PAGE < SLOW_BYTES
 
 
 @pytest.mark.parametrize("staging_bytes", [PAGE, 3 * PAGE + 70, 64 * PAGE])

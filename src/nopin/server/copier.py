@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 
-from nopin.iommu.relay import Copy, Relayed, after, relay_in_turn
+from nopin.iommu.relay import Copy, Relayed, after, relay_in_turn, start_of
 from nopin.linux.process_memory import ProcessMemory
 from nopin.mm.plain import PlainSpace
 from nopin.mm.space import AddressSpace, Staging
@@ -192,14 +192,15 @@ def _by_turns(child: CopierChild, chunks: Sequence[Chunk], staging: Staging) -> 
     done = 0
     for n in range(0, len(chunks), 2):
         source, source_address, target, target_address, length = chunks[n]
-        n_read = source.read(source_address, length, staging.address)
+        ours = staging.address + start_of(source_address, target_address, staging.address)
+        n_read = source.read(source_address, length, ours)
         if not child.await_written(n):
             return Relayed(done, done)
         if n:
             done += chunks[n - 1].length
         if n_read < length:
             return Relayed(done, done)
-        n_written = target.write(target_address, length, staging.address)
+        n_written = target.write(target_address, length, ours)
         if n_written < length:
             return Relayed(done + length, done + n_written)
         child.pass_on(n + 1)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from nopin.iommu.relay import start_of
 from nopin.linux import memfd
 from nopin.linux.fence import fence
 from nopin.linux.libc import FAST_LIBC
@@ -93,7 +94,8 @@ class CopierChild:
         words[layout.N_CHUNKS] = len(chunks)
         for n, (source, source_address, target, target_address, length) in enumerate(chunks):
             place = layout.CHUNKS * 8 + n * _CHUNK.size
-            _CHUNK.pack_into(self._page, place, source.pid, source_address, target.pid, target_address, length)
+            start = start_of(source_address, target_address, 0)  # the copier's buffer begins a page
+            _CHUNK.pack_into(self._page, place, source.pid, source_address, target.pid, target_address, length, start)
         words[layout.WRITTEN] = words[layout.DONE] = 0
         self._job += 1
         words[layout.JOB] = self._job

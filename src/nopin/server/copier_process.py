@@ -42,8 +42,8 @@ WRITTEN, CANCELLED = 16, 17
 READY, DONE, FINISHED, ASLEEP = range(32, 36)
 """DONE: how many chunks are written when it is the server's turn."""
 CHUNKS = 48
-WORDS_PER_CHUNK = 5
-"""From CHUNKS on, for each of the copier's chunks: source pid, address, target pid, address, length."""
+WORDS_PER_CHUNK = 6
+"""From CHUNKS on, of each chunk: source pid, address, target pid, address, length, place in its buffer."""
 N_CHUNKS_MAX = (CONTROL_BYTES // 8 - CHUNKS) // WORDS_PER_CHUNK
 
 _SPIN_NS = 200_000
@@ -67,7 +67,7 @@ class Copier:
         self._words = memoryview(control).cast("Q")
         self._wake_fd = wake_fd
         self._barrier = threading.Lock()
-        self._buffer = mmap.mmap(-1, CHUNK_BYTES_MAX)
+        self._buffer = mmap.mmap(-1, CHUNK_BYTES_MAX + mmap.PAGESIZE)
         self._ours = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
         self._segments = (ctypes.c_uint64 * 4)()  # our address, our length, their address, their length
         base = ctypes.addressof(self._segments)
@@ -116,12 +116,12 @@ class Copier:
         words = self._words
         for n in range(words[N_CHUNKS]):
             at = CHUNKS + n * WORDS_PER_CHUNK
-            source_pid, source, target_pid, target, length = words[at : at + WORDS_PER_CHUNK]
-            if self._copy(self._readv, source_pid, source, length) != length:
+            source_pid, source, target_pid, target, length, start = words[at : at + WORDS_PER_CHUNK]
+            if self._copy(self._readv, source_pid, source, length, start) != length:
                 return
             if not self._await_turn(job, 2 * n + 1):
                 return
-            if self._copy(self._writev, target_pid, target, length) != length:
+            if self._copy(self._writev, target_pid, target, length, start) != length:
                 return
             words[DONE] = 2 * n + 2
 
@@ -136,9 +136,9 @@ class Copier:
                     return True
             os.sched_yield()
 
-    def _copy(self, call: ctypes._NamedFuncPointer, pid: int, address: int, length: int) -> int:
+    def _copy(self, call: ctypes._NamedFuncPointer, pid: int, address: int, length: int, start: int) -> int:
         segments = self._segments
-        segments[0], segments[1], segments[2], segments[3] = self._ours, length, address, length
+        segments[0], segments[1], segments[2], segments[3] = self._ours + start, length, address, length
         n_bytes: int = call(ctypes.c_int(pid), self._local, _ONE, self._remote, _ONE, _NO_FLAGS)
         return n_bytes
 
