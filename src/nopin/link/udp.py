@@ -34,8 +34,9 @@ from nopin.nic.wire.batch import ROCE_PORT, Endpoint, PacketBatch, Path, Segment
 from nopin.nic.wire.gid import V4_PREFIX, address_of, gid_of, is_ipv4
 
 RECEIVE_SLOTS = 80
-"""Four MiB of 1 MiB messages per system call (a message's ends come in datagrams of their own): see `PACKETS_MAX` of
-`nic/plan.py`. One call at a time, so that requests go out between the batches of a long stream."""
+"""Four MiB of 1 MiB messages per system call (their ends come in datagrams of their own), two batches of the sender's:
+a batch costs some 0.5 ms of code gone cold, whatever its size. One call at a time, so that requests go out between the
+batches of a long stream."""
 
 LONE_IN_A_ROW_MAX = 8
 """Datagrams received by themselves before the next call takes all there are: many small ones may wait by now."""

@@ -20,7 +20,7 @@ from nopin.nic.wire.psn import psn_add
 from nopin.nic.work import RecvWork, SendWork
 
 WINDOW_PACKETS_MAX = 2048
-"""Two batches: one is received while the next is built."""
+"""Four batches: two are received, as one, while the next two are built."""
 WINDOW_PACKETS_MIN = 16
 
 
