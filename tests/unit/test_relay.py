@@ -12,7 +12,7 @@ from nopin.iommu.page_requests import PARKS_MAX, Meter
 from nopin.iommu.relay import SLOW_BYTES, Copy, Place, Relayed, after, relay_in_turn, start_of
 from nopin.mm.space import Staging
 from nopin.nic.abi import SendFlags, WcStatus, WrOpcode
-from nopin.server.copier import TRY_OTHER_EVERY, Speeds, chunk_bytes
+from nopin.server.copier import TRIES, TRY_OTHER_EVERY, Speeds, chunk_bytes
 from nopin.testing.memory_space import MemorySpace
 from nopin.testing.pair import Pair, Side, connect, make_side
 from nopin.units import PAGE_BYTES
@@ -282,7 +282,16 @@ def test_the_quicker_way_is_taken_and_the_other_tried_now_and_then() -> None:
             speeds.learn(100 if helped == quicker else 150, 1, helped=helped)
             chosen.append(helped)
         assert set(chosen[:2]) == {True, False}
-        assert 3 <= chosen[2:].count(not quicker) <= 4
+        assert 3 * TRIES <= chosen[2:].count(not quicker) <= 4 * TRIES
+
+
+def test_help_that_is_slow_only_at_first_is_taken() -> None:
+    speeds, before, n_helped = Speeds(), False, 0
+    for _ in range(20 * TRY_OTHER_EVERY):
+        helped = speeds.prefer_help()
+        speeds.learn((100 if before else 250) if helped else 150, 1, helped=helped)
+        n_helped, before = n_helped + helped, helped
+    assert n_helped > 15 * TRY_OTHER_EVERY
 
 
 def test_help_that_became_slow_is_dropped_and_taken_again_when_it_is_quick() -> None:

@@ -32,6 +32,9 @@ HEAD_BYTES = 256 << 10
 TRY_OTHER_EVERY = 64
 """How often the slower way is tried, to see whether it still is."""
 
+TRIES = 3
+"""Times in a row: the first wakes the copier up, or leaves it to sleep, and says little about those after it."""
+
 RESTART_NS = S_NS
 """How long to do without after a copier had to be ended."""
 
@@ -134,7 +137,7 @@ class Speeds:
         self._n_asked += 1
         if len(self._ns_per_byte) < 2:
             return True not in self._ns_per_byte
-        return self._is_better(True) != (self._n_asked % TRY_OTHER_EVERY == 0)
+        return self._is_better(True) != (self._n_asked % TRY_OTHER_EVERY < TRIES)
 
     def learn(self, duration_ns: int, n_bytes: int, *, helped: bool) -> None:
         """Take note of what a copy took."""
