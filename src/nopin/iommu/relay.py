@@ -17,8 +17,9 @@ from nopin.mm.space import AddressSpace, Staging
 from nopin.units import PAGE_BYTES
 
 SLOW_BYTES = 32
-"""Zen 3 and 4 copy by ``rep movsb`` some four times slower when the target lies 1 to 31 bytes further in its page than
-the source in its own. Measured with process_vm_readv and writev; reported for memcpy as glibc bug 30994."""
+"""Zen 3 copies by ``rep movsb`` some four times slower when the target lies 1 to 31 bytes further in its page than the
+source in its own. Measured with process_vm_readv and writev; slow unaligned moves of Zen 3 are described for memcpy at
+lunnova.dev/articles/ryzen-slow-short-rep-mov."""
 
 
 class Place(NamedTuple):
