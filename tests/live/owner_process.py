@@ -96,6 +96,24 @@ class Actions:
         self.children.append(pid)
         return pid
 
+    def fork_and_touch(self, address: int, data: bytes, other: int) -> int:
+        """Fork a child that stores at two places and then waits; returns once it has."""
+        done, says_done = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            self.put(address, data)
+            self.put(other, data)
+            os.write(says_done, b"!")
+            signal.pause()
+        os.close(says_done)
+        self.children.append(pid)
+        assert os.read(done, 1) == b"!"
+        os.close(done)
+        return pid
+
+    def execute(self, *command: str) -> None:
+        os.execv(command[0], command)
+
     def pin(self, address: int, length: int) -> int:
         self.pinned.append(PinnedBuffer(address, length))
         return self.pinned[-1].fd

@@ -1,0 +1,331 @@
+"""One arena of managed memory: its files, its pager, and the processes that map it.
+
+Its pager decides, its runner acts (`pager_runner.py`), and this class brings them the faults and tells them what
+processes do to their mappings:
+
+    page fault        the pager's procedure for it, at once
+    fork              the child is a mapper too: it shares the pages, as with any shared mapping
+    mremap            the pages are where they went
+    munmap            nobody maps these pages any more? then their bytes are gone, as a file's without a name
+    madvise           DONTNEED keeps the bytes of shared memory, REMOVE gives them up
+    exit, exec        the mapper goes
+
+An arena lives as long as somebody other than an accelerator worker maps it, or its client has not given it up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from nopin.linux.arena_file import resident_bytes
+from nopin.linux.madvise_spy import MadviseSpy
+from nopin.linux.paging_uffd import FAULT_MINOR, FAULT_WP, FAULT_WRITE, Message, PagingUffd
+from nopin.linux.pidfd import PidFd
+from nopin.linux.swap_file import SwapFile
+from nopin.linux.uffd_handshake import EventKind
+from nopin.mm.device_faults import DeviceFaults
+from nopin.mm.effects import Mapper as MapperNumber
+from nopin.mm.effects import PageRun, Procedure
+from nopin.ranges import Range, subtract
+from nopin.server.arena_machine import ArenaMachine, ServerMapping
+from nopin.server.histogram import Histogram
+from nopin.server.mapper import Mapper, Placed
+from nopin.server.pager_runner import Clockwork, Runner
+from nopin.units import PAGE_BYTES, PAGE_MASK, US_NS
+
+_FIRST_MAPPER: MapperNumber = 1
+_WAKE_AFTER_NS = 100 * US_NS
+"""When to wake threads of a process that could not be served because it was inside fork or munmap."""
+
+
+class ArenaPager(DeviceFaults, Protocol):
+    """What the server needs of `mm.pager.Pager`."""
+
+    def cpu_fault(
+        self, mapper: MapperNumber, page: int, *, write: bool, minor: bool, protected: bool
+    ) -> Procedure[None]:
+        """Answer a process's fault."""
+        ...
+
+    def discard(self, pages: PageRun) -> Procedure[None]:
+        """Make pages read as zeros."""
+        ...
+
+    def removed(self, pages: PageRun, *, dropped: bool) -> Procedure[None]:
+        """A process used madvise; `dropped` if it gave the bytes up."""
+        ...
+
+    def reclaim(self) -> Procedure[int]:
+        """Bring residency below the low mark."""
+        ...
+
+    def set_budget(self, n_pages: int) -> Procedure[None]:
+        """Change the budget."""
+        ...
+
+    def statistics(self) -> Any:
+        """Return a dataclass of counts."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaParts:
+    """What an arena is made of; it owns them.
+
+    Attributes:
+        table_fd: the file of the page table.
+        release: tell who holds translations that the arena is gone.
+    """
+
+    frames: ServerMapping
+    table_fd: int
+    swap: SwapFile
+    pager: ArenaPager
+    release: Callable[[], None]
+
+
+class Host(Protocol):
+    """What an arena needs of the server."""
+
+    @property
+    def clockwork(self) -> Clockwork:
+        """Timers and threads."""
+        ...
+
+    @property
+    def clock(self) -> Callable[[], int]:
+        """Monotonic nanoseconds."""
+        ...
+
+    def serve(self, arena: Arena, mapper: Mapper) -> None:
+        """Have a mapper's faults brought to `take`."""
+        ...
+
+    def stop_serving(self, mapper: Mapper) -> None:
+        """Undo it."""
+        ...
+
+    def attend(self, arena: Arena) -> None:
+        """Have `attend` of the arena called at the end of this turn."""
+        ...
+
+    def gone(self, arena: Arena) -> None:
+        """Nobody uses the arena any more: it has been closed."""
+        ...
+
+    def broken(self, arena: Arena, problem: Exception) -> None:
+        """A procedure of the arena raised."""
+        ...
+
+
+class Arena:
+    """A served arena.
+
+    Args:
+        number: names it among the server's.
+        name: for figures.
+
+    Attributes:
+        wanted: its client has not given it up.
+        latency: of faults, in ns, by kind.
+    """
+
+    def __init__(self, host: Host, number: int, name: str, parts: ArenaParts) -> None:
+        self.number = number
+        self.name = name
+        self.wanted = True
+        self.parts = parts
+        self.pager = parts.pager
+        self.n_pages = parts.frames.n_pages
+        self.latency = {kind: Histogram() for kind in ("missing", "minor", "protect")}
+        self._removing: list[Range] = []
+        self._host = host
+        self._clock = host.clock
+        self._machine = ArenaMachine(parts.frames, self._note)
+        self.runner = Runner(self._machine, parts.swap, host.clockwork, partial(host.broken, self))
+        self._next_mapper = _FIRST_MAPPER
+        self._noted: set[Mapper] = set()
+        self._closed = False
+
+    @property
+    def mappers(self) -> list[Mapper]:
+        """The processes that map it."""
+        return list(self._machine.mappers.values())
+
+    @property
+    def file_bytes(self) -> int:
+        """Memory the frames take, as the kernel counts it."""
+        return resident_bytes(self.parts.frames.fd)
+
+    # Mappers
+
+    def map(self, uffd: PagingUffd, place: Placed, process: PidFd | None, *, worker: bool) -> Mapper:
+        """Serve a process that has mapped pages. Owns the descriptors.
+
+        A process that maps a second part brings a second userfaultfd, and is a second mapper.
+        """
+        mapper = Mapper(self._next_mapper, uffd, [place], process, worker=worker)
+        self._add(mapper)
+        return mapper
+
+    def _add(self, mapper: Mapper) -> None:
+        self._next_mapper += 1
+        self._machine.mappers[mapper.number] = mapper
+        self._host.serve(self, mapper)
+
+    def unmap(self, mapper: Mapper) -> None:
+        """A process has gone, or maps nothing any more; free what nobody maps now. Twice is fine."""
+        if self._machine.mappers.pop(mapper.number, None) is None:
+            return
+        self._noted.discard(mapper)
+        self._host.stop_serving(mapper)
+        mapper.close()
+        if mapper.worker:
+            return
+        for place in mapper.places:
+            self._free_unmapped(place)
+        self.close_if_unused()
+
+    def give_up(self) -> None:
+        """The client does not want it any more; it lives on while a process maps it."""
+        self.wanted = False
+        self.close_if_unused()
+
+    @property
+    def in_use(self) -> bool:
+        """True while somebody other than a worker maps some of it."""
+        return any(not mapper.worker and mapper.places for mapper in self._machine.mappers.values())
+
+    def close_if_unused(self) -> None:
+        """End the arena when nobody is left who could use it, and nothing is under way."""
+        if self._closed or self.wanted or self.in_use:
+            return
+        if self.runner.n_suspended:
+            self._host.attend(self)  # later
+            return
+        self._closed = True
+        for mapper in list(self._machine.mappers.values()):
+            self.unmap(mapper)
+        self.parts.release()
+        self.parts.swap.close()
+        self.parts.frames.close()
+        os.close(self.parts.frames.fd)
+        os.close(self.parts.table_fd)
+        self._host.gone(self)
+
+    def probe(self) -> None:
+        """Find mappers whose address space has ended unheard."""
+        for mapper in list(self._machine.mappers.values()):
+            if mapper.uffd.gone():
+                self.unmap(mapper)
+
+    # Messages
+
+    def read(self, mapper: Mapper) -> None:
+        """Answer what a process's userfaultfd has to say; it is readable.
+
+        Raises:
+            UsageError: the process tampered with it.
+        """
+        began_ns = self._clock()
+        if mapper.process is not None and mapper.uffd.event_waits():
+            self._removing = MadviseSpy(mapper.process.pid).removes()
+        for message in mapper.uffd.read():
+            self.take(mapper, message, began_ns)
+        if self._noted:
+            self.attend()
+
+    def take(self, mapper: Mapper, message: Message, began_ns: int) -> None:
+        """Deal with one message."""
+        kind, flags, address, _ = message
+        if kind != EventKind.PAGEFAULT:
+            self._take_event(mapper, message)
+            return
+        page = mapper.page_at(address)
+        if page is None:  # it is being moved or unmapped, and the message of that follows
+            mapper.uffd.wake(address & ~PAGE_MASK, PAGE_BYTES)
+            return
+        write, protected, minor = flags & FAULT_WRITE != 0, flags & FAULT_WP != 0, flags & FAULT_MINOR != 0
+        procedure = self.pager.cpu_fault(mapper.number, page, write=write, minor=minor, protected=protected)
+        self.runner.start(
+            procedure, partial(self._answered, "protect" if protected else "minor" if minor else "missing", began_ns)
+        )
+
+    def _answered(self, kind: str, began_ns: int, _result: None) -> None:
+        self.latency[kind].add(self._clock() - began_ns)
+
+    def _take_event(self, mapper: Mapper, message: Message) -> None:
+        kind, first, second, third = message
+        if kind == EventKind.FORK:
+            self._forked(mapper, first & 0xFFFFFFFF)
+        elif kind == EventKind.REMAP:
+            self._moved(mapper, Range.of_length(first, third), second)
+        elif kind == EventKind.REMOVE:
+            self._removed(mapper, Range(first, second))
+        elif kind == EventKind.UNMAP:
+            self._unmapped(mapper, Range(first, second))
+
+    def _forked(self, mapper: Mapper, uffd_fd: int) -> None:
+        """The child has all its parent has mapped."""
+        self._add(Mapper(self._next_mapper, PagingUffd(uffd_fd), list(mapper.places), None, worker=mapper.worker))
+
+    def _moved(self, mapper: Mapper, source: Range, target: int) -> None:
+        for place in mapper.cut(source):
+            mapper.add(Placed(place.first, place.n, place.address - source.start + target))
+
+    def _removed(self, mapper: Mapper, where: Range) -> None:
+        dropped = any(each.contains(where) for each in self._removing)
+        for place in mapper.places:
+            part = place.part(where)
+            if part is not None:
+                self.runner.start(self.pager.removed(PageRun(part.first, part.n), dropped=dropped))
+
+    def _unmapped(self, mapper: Mapper, where: Range) -> None:
+        gone = mapper.cut(where)
+        for place in gone:
+            mapper.uffd.wake(place.address, place.n * PAGE_BYTES)
+            self._free_unmapped(place)
+        if not mapper.places:
+            self.unmap(mapper)
+
+    def _free_unmapped(self, place: Placed) -> None:
+        """Discard those of the pages that no process but workers maps."""
+        left = [Range(place.first, place.end)]
+        for mapper in self._machine.mappers.values():
+            if mapper.worker:
+                continue
+            for piece in mapper.pieces(PageRun(place.first, place.n)):
+                left = subtract(left, Range(piece.first, piece.end))
+        for part in left:
+            self.runner.start(self.pager.discard(PageRun(part.start, part.length)))
+
+    # Afterwards
+
+    def _note(self, mapper: Mapper) -> None:
+        if not self._noted:
+            self._host.attend(self)
+        self._noted.add(mapper)
+
+    def attend(self) -> None:
+        """Deal with what came up about mappers while effects were carried out."""
+        noted, self._noted = self._noted, set()
+        for mapper in noted:
+            messages, mapper.unread = mapper.unread, []
+            now = self._clock()
+            for message in messages:
+                self.take(mapper, message, now)
+            if mapper.to_wake:
+                self._host.clockwork.after(_WAKE_AFTER_NS, partial(self._wake, mapper))
+            if mapper.gone:
+                self.unmap(mapper)
+        self.close_if_unused()
+
+    def _wake(self, mapper: Mapper) -> None:
+        ranges, mapper.to_wake = mapper.to_wake, []
+        if mapper.number in self._machine.mappers:
+            for where in ranges:
+                mapper.uffd.wake(where.start, where.length)

@@ -1,0 +1,283 @@
+"""What an arena consists of on this machine, and the pager's effects on it as system calls.
+
+The frames are a memfd. The server maps all of it for itself: devices copy there with no system call, and what they
+need is filled in there. A hole touched there raises SIGBUS, by a userfaultfd of the server's own: that would be a
+mistake of ours, and without it the kernel would quietly make a page of zeros that nobody knows of.
+
+**Processes in the middle of something.** Filling and mapping fail with EAGAIN while a mapper is inside fork, munmap,
+mremap or madvise, which for the fork of a big process may be long. The pager's effects must not wait there: another
+procedure could come between. So what belongs to the file is done through the server's own mapping, which is never
+in such a state, and the mapper is merely woken a little later: its thread faults again, and finds the page. Nor are
+marks of write protection lifted late; one that stays too long costs a fault and changes nothing. Write protection
+itself cannot be left out, and is tried until it succeeds.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nopin.linux import arena_file, memfd
+from nopin.linux.paging_uffd import PagingUffd, open_loud, register_missing
+from nopin.mm.effects import (
+    SERVER,
+    Fill,
+    MapIn,
+    Outcome,
+    PageRun,
+    Poison,
+    Present,
+    Punch,
+    Unprotect,
+    Wake,
+    WriteProtect,
+    Zero,
+)
+from nopin.mm.space import Bytes, Staging
+from nopin.ranges import Range
+from nopin.server.mapper import Mapper, Placed
+from nopin.units import PAGE_BYTES
+
+_ONE_DONE = Outcome(1, 0)
+
+
+class ServerMapping:
+    """The server's own mapping of an arena; implements `mm.device_faults.Frames`. Owns the file's descriptor.
+
+    Attributes:
+        fd: the file.
+        memory: all of it, holes included.
+        uffd: where holes are filled.
+
+    Raises:
+        OSError, HostLacks: it cannot be mapped or registered.
+    """
+
+    def __init__(self, fd: int, n_pages: int) -> None:
+        self.fd = fd
+        array = memfd.map_array(fd, n_pages * PAGE_BYTES)
+        self.memory = Staging(array)
+        self.n_pages = n_pages
+        self.uffd = PagingUffd(open_loud())
+        register_missing(self.uffd.fileno(), Range.of_length(self.memory.address, n_pages * PAGE_BYTES))
+
+    def view(self, pages: PageRun) -> Bytes:
+        """Return (n * 4096,) uint8, the bytes themselves. Requires: every page of the run is in the file."""
+        return self.memory.array[pages.first * PAGE_BYTES : pages.end * PAGE_BYTES]
+
+    def close(self) -> None:
+        """Let go of the mapping: it goes with the last array over it."""
+        self.uffd.close()
+
+
+_SETTLE_ATTEMPTS = 8
+"""How often to read, yield the CPU and try again before a mapper counts as being in the middle of something."""
+
+
+class ArenaMachine:
+    """Carries out the effects of one arena's pager that need not wait.
+
+    Args:
+        frames: the server's mapping.
+        attention: called with a mapper that has unread messages, threads to be woken later, or is gone.
+
+    Attributes:
+        mappers: by number; the server's own is not among them.
+        n_put_off: operations that a mapper could not take because it was in the middle of something.
+    """
+
+    def __init__(self, frames: ServerMapping, attention: Callable[[Mapper], None]) -> None:
+        self.frames = frames
+        self.mappers: dict[int, Mapper] = {}
+        self.n_put_off = 0
+        self._attention = attention
+
+    # Effects
+
+    def zero(self, effect: Zero) -> Outcome:
+        """Make zero pages and map them."""
+        pages, number = effect.pages, effect.mapper
+        mapper = self.mappers.get(number)
+        if mapper is not None:
+            address = mapper.address_of(pages)
+            if address is not None:
+                length = pages.n * PAGE_BYTES
+                done, problem = mapper.uffd.zero(address, length)
+                if not problem:
+                    return _ONE_DONE if pages.n == 1 else Outcome(pages.n, 0)
+                operation = mapper.uffd.zero
+                outcome = self._go_on(mapper, operation, address, length, done, problem)
+                if outcome.errno != errno.EAGAIN:
+                    return outcome
+                return self._through_server(mapper, pages, outcome.n_done, None)
+        elif number != SERVER:
+            return Outcome(0, errno.ESRCH)
+        return self._through_server(mapper, pages, 0, None)
+
+    def fill(self, effect: Fill) -> Outcome:
+        """Make pages from bytes and map them."""
+        pages, data = effect.pages, effect.data
+        mapper = self.mappers.get(effect.mapper)
+        if mapper is None and effect.mapper != SERVER:
+            return Outcome(0, errno.ESRCH)
+        address = mapper.address_of(pages) if mapper is not None else None
+        if mapper is None or address is None:
+            return self._through_server(mapper, pages, 0, data)
+        uffd, source, protect = mapper.uffd, data.ctypes.data, effect.protect
+
+        def operation(start: int, length: int) -> tuple[int, int]:
+            return uffd.copy(start, source + start - address, length, protect=protect)
+
+        outcome = self._go_on(mapper, operation, address, pages.n * PAGE_BYTES, 0, errno.EAGAIN)
+        if outcome.errno != errno.EAGAIN:
+            return outcome
+        return self._through_server(mapper, pages, outcome.n_done, data)
+
+    def map_in(self, effect: MapIn) -> Outcome:
+        """Map pages of the file."""
+        pages = effect.pages
+        mapper = self.mappers.get(effect.mapper)
+        if mapper is None:  # the server's mapping takes pages of the file by itself
+            return Outcome(pages.n, 0) if effect.mapper == SERVER else Outcome(0, errno.ESRCH)
+        uffd, protect = mapper.uffd, effect.protect
+
+        def operation(start: int, length: int) -> tuple[int, int]:
+            return uffd.map_in(start, length, protect=protect)
+
+        address = mapper.address_of(pages)
+        if address is None:
+            return self._map_pieces(mapper, pages, operation)
+        outcome = self._go_on(mapper, operation, address, pages.n * PAGE_BYTES, 0, errno.EAGAIN)
+        if outcome.errno != errno.EAGAIN:
+            return outcome
+        self._wake_later(mapper, pages)
+        return Outcome(pages.n, 0)
+
+    def write_protect(self, effect: WriteProtect) -> bool:
+        """Have stores wait; False if that must be tried again."""
+        for mapper in self._addressed(effect.mapper):
+            for piece in mapper.pieces(effect.pages):
+                problem = self._settled(mapper, mapper.uffd.protect, piece)
+                if problem == errno.EAGAIN:
+                    self.n_put_off += 1
+                    return False
+        return True
+
+    def unprotect(self, effect: Unprotect) -> None:
+        """Allow stores and wake who waits."""
+        for mapper in self._addressed(effect.mapper):
+            for piece in mapper.pieces(effect.pages):
+                problem = self._settled(mapper, mapper.uffd.lift, piece)
+                if problem == errno.EAGAIN:
+                    self._wake_later(mapper, PageRun(piece.first, piece.n))
+
+    def wake(self, effect: Wake) -> None:
+        """Have whoever waits try again."""
+        for mapper in self._addressed(effect.mapper):
+            for piece in mapper.pieces(effect.pages):
+                mapper.uffd.wake(piece.address, piece.n * PAGE_BYTES)
+
+    def poison(self, effect: Poison) -> Outcome:
+        """Have accesses to holes answered by SIGBUS."""
+        mapper = self.mappers.get(effect.mapper)
+        if mapper is None:
+            return Outcome(0, errno.ESRCH)
+        return self._map_pieces(mapper, effect.pages, mapper.uffd.poison)
+
+    def punch(self, effect: Punch) -> None:
+        """Give pages back."""
+        pages = effect.pages
+        arena_file.punch(self.frames.fd, pages.first * PAGE_BYTES, pages.n * PAGE_BYTES)
+
+    def present(self, effect: Present) -> NDArray[np.bool_]:
+        """Tell which pages are in the file."""
+        return arena_file.present(self.frames.fd, *effect.pages)
+
+    # How
+
+    def _addressed(self, number: int | None) -> list[Mapper]:
+        if number is None:
+            return list(self.mappers.values())
+        mapper = self.mappers.get(number)
+        return [mapper] if mapper is not None else []
+
+    def _map_pieces(self, mapper: Mapper, pages: PageRun, operation: Callable[[int, int], tuple[int, int]]) -> Outcome:
+        """Do the same for pages that are not all mapped, or in several pieces."""
+        n_done = 0
+        for piece in sorted(mapper.pieces(pages)):
+            outcome = self._go_on(mapper, operation, piece.address, piece.n * PAGE_BYTES, 0, errno.EAGAIN)
+            if outcome.errno == errno.EAGAIN:
+                self._wake_later(mapper, PageRun(piece.first, piece.n))
+            elif outcome.errno and outcome.errno != errno.EEXIST:
+                return Outcome(n_done + outcome.n_done, outcome.errno)
+            n_done += piece.n
+        return Outcome(n_done, 0 if n_done == pages.n else errno.ENOENT)
+
+    def _go_on(
+        self,
+        mapper: Mapper,
+        operation: Callable[[int, int], tuple[int, int]],
+        address: int,
+        length: int,
+        done: int,
+        problem: int,
+    ) -> Outcome:
+        """Repeat an operation that came to `done` with EAGAIN, from there, until all is done or it cannot go on."""
+        attempts = 0
+        while problem == errno.EAGAIN and attempts < _SETTLE_ATTEMPTS:
+            more, problem = operation(address + done, length - done)
+            done += more
+            if problem == errno.EAGAIN and not more:
+                attempts += 1
+                self._settle(mapper)
+        if problem == errno.ESRCH:
+            self._gone(mapper)
+        return Outcome(done // PAGE_BYTES, problem)
+
+    def _settled(self, mapper: Mapper, operation: Callable[[int, int], int], piece: Placed) -> int:
+        """Do something without partial results, reading messages that are in its way; returns the errno."""
+        for _ in range(_SETTLE_ATTEMPTS):
+            problem = operation(piece.address, piece.n * PAGE_BYTES)
+            if problem != errno.EAGAIN:
+                break
+            self._settle(mapper)
+        if problem == errno.ESRCH:
+            self._gone(mapper)
+        return problem
+
+    def _settle(self, mapper: Mapper) -> None:
+        """Read what the mapper waits to be read, and let it run."""
+        messages = mapper.uffd.read()
+        if messages:
+            mapper.unread += messages
+            self._attention(mapper)
+        os.sched_yield()
+
+    def _gone(self, mapper: Mapper) -> None:
+        mapper.gone = True
+        self._attention(mapper)
+
+    def _wake_later(self, mapper: Mapper, pages: PageRun) -> None:
+        self.n_put_off += 1
+        mapper.to_wake += [piece.where for piece in mapper.pieces(pages)]
+        self._attention(mapper)
+
+    def _through_server(self, mapper: Mapper | None, pages: PageRun, n_done: int, data: Bytes | None) -> Outcome:
+        """Fill pages from the n_done-th on by the server's own mapping; who waits finds them there a little later."""
+        frames = self.frames
+        start = frames.memory.address + (pages.first + n_done) * PAGE_BYTES
+        length, done, problem = (pages.n - n_done) * PAGE_BYTES, 0, errno.EAGAIN
+        while problem == errno.EAGAIN:  # for each page that another has, one more
+            if data is None:
+                more, problem = frames.uffd.zero(start + done, length - done)
+            else:
+                source = data.ctypes.data + n_done * PAGE_BYTES + done
+                more, problem = frames.uffd.copy(start + done, source, length - done, protect=False)
+            done += more
+        if mapper is not None:
+            self._wake_later(mapper, pages)
+        return Outcome(n_done + done // PAGE_BYTES, problem)

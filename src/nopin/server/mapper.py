@@ -1,0 +1,141 @@
+"""One process that maps an arena: where it has which pages, and the userfaultfd that serves it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nopin.linux.paging_uffd import Message, PagingUffd
+from nopin.linux.pidfd import PidFd
+from nopin.mm.effects import PageRun
+from nopin.ranges import Range
+from nopin.units import PAGE_BYTES, PAGE_SHIFT
+
+
+class Placed(NamedTuple):
+    """Consecutive pages at consecutive addresses of one process."""
+
+    first: int
+    n: int
+    address: int
+
+    @property
+    def end(self) -> int:
+        """One past the last page."""
+        return self.first + self.n
+
+    @property
+    def where(self) -> Range:
+        """The addresses."""
+        return Range.of_length(self.address, self.n * PAGE_BYTES)
+
+    def part(self, where: Range) -> Placed | None:
+        """Return what of it lies at these addresses."""
+        inside = self.where.intersection(where)
+        if inside is None:
+            return None
+        skipped = (inside.start - self.address) >> PAGE_SHIFT
+        return Placed(self.first + skipped, inside.length >> PAGE_SHIFT, inside.start)
+
+
+class Mapper:
+    """A process with (parts of) the arena mapped. Owns its descriptors.
+
+    Attributes:
+        number: names it in effects.
+        worker: its faults are a device's, and the arena does not live for its sake.
+        process: it, where we know which it is; a forked child is known by its userfaultfd alone.
+        unread: messages that were read in order to go on, still to be dealt with.
+        to_wake: addresses of threads to be woken once the process can be served again.
+        gone: its address space has ended.
+    """
+
+    __slots__ = (
+        "_bias",
+        "_high",
+        "_low",
+        "gone",
+        "number",
+        "places",
+        "process",
+        "to_wake",
+        "uffd",
+        "unread",
+        "worker",
+    )
+
+    def __init__(
+        self, number: int, uffd: PagingUffd, places: list[Placed], process: PidFd | None, *, worker: bool
+    ) -> None:
+        self.number = number
+        self.uffd = uffd
+        self.process = process
+        self.worker = worker
+        self.unread: list[Message] = []
+        self.to_wake: list[Range] = []
+        self.gone = False
+        self._set_places(places)
+
+    def _set_places(self, places: list[Placed]) -> None:
+        """Note where pages are; with only one place, looking up is one addition."""
+        self.places = places
+        one = places[0] if len(places) == 1 else Placed(0, 0, 0)
+        self._low, self._high = one.first, one.end
+        self._bias = one.address - (one.first << PAGE_SHIFT)
+
+    def address_of(self, pages: PageRun) -> int | None:
+        """Return where a run is, if all of it is there, in one piece."""
+        first, n = pages
+        if self._low <= first and first + n <= self._high:
+            return self._bias + (first << PAGE_SHIFT)
+        for place in self.places:
+            if place.first <= first and first + n <= place.end:
+                return place.address + ((first - place.first) << PAGE_SHIFT)
+        return None
+
+    def page_at(self, address: int) -> int | None:
+        """Return which page is at an address."""
+        page = (address - self._bias) >> PAGE_SHIFT
+        if self._low <= page < self._high:
+            return page
+        for place in self.places:
+            offset = address - place.address
+            if 0 <= offset < place.n * PAGE_BYTES:
+                return place.first + (offset >> PAGE_SHIFT)
+        return None
+
+    def pieces(self, pages: PageRun) -> list[Placed]:
+        """Return the parts of a run that are mapped, by address."""
+        first, end = pages.first, pages.end
+        found: list[Placed] = []
+        for place in self.places:
+            low, high = max(first, place.first), min(end, place.end)
+            if low < high:
+                found.append(Placed(low, high - low, place.address + ((low - place.first) << PAGE_SHIFT)))
+        return found
+
+    def add(self, place: Placed) -> None:
+        """Note that pages are mapped."""
+        self._set_places(sorted([*self.places, place], key=lambda each: each.address))
+
+    def cut(self, where: Range) -> list[Placed]:
+        """Note that nothing of the arena is at these addresses any more; returns what was."""
+        left: list[Placed] = []
+        gone: list[Placed] = []
+        for place in self.places:
+            part = place.part(where)
+            if part is None:
+                left.append(place)
+                continue
+            gone.append(part)
+            if place.first < part.first:
+                left.append(Placed(place.first, part.first - place.first, place.address))
+            if part.end < place.end:
+                left.append(Placed(part.end, place.end - part.end, part.address + part.n * PAGE_BYTES))
+        self._set_places(left)
+        return gone
+
+    def close(self) -> None:
+        """Let go of the process. Twice is fine."""
+        self.uffd.close()
+        if self.process is not None:
+            self.process.close()

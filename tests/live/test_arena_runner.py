@@ -1,0 +1,217 @@
+"""The live runner and an arena's mappers, with a small pager and a process that touches."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fifo_pager import FifoPager
+from owner_process import MADV_DONTNEED, MADV_REMOVE, Owner
+
+from nopin.linux import memfd
+from nopin.linux.paging_uffd import PagingUffd
+from nopin.linux.pidfd import PidFd
+from nopin.linux.swap_file import SwapFile
+from nopin.mm.effects import PageRun
+from nopin.server.arena import Arena, ArenaParts
+from nopin.server.arena_machine import ServerMapping
+from nopin.server.arenas import Arenas
+from nopin.server.mapper import Mapper, Placed
+from nopin.server.poller import Poller
+from nopin.server.timers import Timers
+from nopin.units import PAGE_BYTES
+
+PAGE = PAGE_BYTES
+N_PAGES = 256
+pytestmark = pytest.mark.needs_userfaultfd
+
+
+class Rig:
+    """An arena of 256 pages, 32 of them resident at most, mapped by a process; and a loop."""
+
+    def __init__(self, directory: Path, owner: Owner, file: int) -> None:
+        self.poller = Poller()
+        self.timers = Timers()
+        self.arenas = Arenas(self.poller, self.timers, time.monotonic_ns)
+        self.owner = owner
+        frames = ServerMapping(file, N_PAGES)
+        self.pager = FifoPager(frames, 32)
+        self.swap = SwapFile(directory)
+        table = memfd.create("table", PAGE)
+        self.arena: Arena = self.arenas.create("test", ArenaParts(frames, table, self.swap, self.pager, lambda: None))
+        self.address, number, _ = owner.do("map_paged", file, N_PAGES * PAGE)
+        process = PidFd.open(owner.pid)
+        place = Placed(0, N_PAGES, self.address)
+        self.mapper: Mapper = self.arena.map(PagingUffd(process.take_fd(number)), place, process, worker=False)
+
+    def at(self, page: int) -> int:
+        return int(self.address) + page * PAGE
+
+    def turn(self) -> None:
+        self.poller.poll(0.001)
+        self.timers.run(time.monotonic_ns())
+        self.arenas.turn()
+
+    def until(self, true: Callable[[], bool]) -> None:
+        while not true():
+            self.turn()
+
+    def do(self, action: str, *arguments: object) -> object:
+        """Have the owner do something and serve it meanwhile."""
+        self.owner.begin(action, *arguments)
+        self.until(lambda: not self.owner.is_busy())
+        return self.owner.finish()
+
+    def get(self, page: int, length: int = PAGE) -> bytes:
+        got = self.do("get", self.at(page), length)
+        assert isinstance(got, bytes)
+        return got
+
+    def put(self, page: int, data: bytes) -> None:
+        self.do("put", self.at(page), data)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    file = memfd.create("frames", N_PAGES * PAGE)
+    with Owner() as owner:
+        made = Rig(tmp_path, owner, file)
+        yield made
+    made.arena.give_up()
+    for mapper in made.arena.mappers:
+        made.arena.unmap(mapper)
+    made.until(lambda: not made.arenas.all)
+    made.arenas.close()
+    made.poller.close()
+
+
+def test_a_touched_page_is_zero_and_counted(rig: Rig) -> None:
+    assert rig.get(5) == bytes(PAGE)
+    assert rig.pager.counts.faults == 1
+    assert rig.arena.file_bytes == PAGE
+    assert sum(rig.arena.latency["missing"].counts()) == 1
+
+
+def test_eight_times_the_budget_keeps_every_byte(rig: Rig) -> None:
+    data = np.random.default_rng(1).bytes(N_PAGES * PAGE)
+    rig.put(0, data)
+    assert rig.pager.counts.evictions >= N_PAGES - 32
+    assert rig.arena.file_bytes <= 33 * PAGE
+    assert rig.get(0, N_PAGES * PAGE) == data
+    assert rig.pager.counts.swap_in >= N_PAGES - 32
+    assert rig.get(100, 7 * PAGE) == data[100 * PAGE : 107 * PAGE]
+
+
+def test_the_server_sees_the_bytes_without_a_copy(rig: Rig) -> None:
+    rig.put(3, b"shared")
+    assert rig.arena.parts.frames.memory.array[3 * PAGE : 3 * PAGE + 6].tobytes() == b"shared"
+    rig.arena.parts.frames.memory.array[3 * PAGE] = ord("S")
+    assert rig.get(3, 6) == b"Shared"
+
+
+def test_a_device_fault_fills_through_the_servers_mapping(rig: Rig) -> None:
+    rig.put(0, b"kept")
+    for page in range(1, 40):
+        rig.get(page, 1)
+    assert 0 in rig.pager.swapped
+    results: list[object] = []
+    rig.arena.runner.start(rig.pager.device_fault(PageRun(0, 2), write=False), results.append)
+    rig.until(lambda: bool(results))
+    assert rig.arena.parts.frames.memory.array[:4].tobytes() == b"kept"
+    assert rig.get(0, 4) == b"kept"
+
+
+def test_two_threads_of_work_on_the_same_busy_page_go_on_in_turn(rig: Rig) -> None:
+    rig.put(0, b"x")
+    for page in range(1, 40):
+        rig.get(page, 1)
+    results: list[str] = []
+    rig.arena.runner.start(rig.pager.device_fault(PageRun(0, 1), write=False), lambda _: results.append("first"))
+    rig.arena.runner.start(rig.pager.device_fault(PageRun(0, 1), write=False), lambda _: results.append("second"))
+    rig.until(lambda: len(results) == 2)
+    assert results == ["first", "second"]
+    assert rig.arena.runner.n_suspended == 0
+
+
+def test_a_forked_child_shares_the_pages_and_is_served(rig: Rig) -> None:
+    rig.put(0, b"before")
+    rig.do("fork_and_touch", rig.at(0), b"child!", rig.at(200))
+    assert rig.get(0, 6) == b"child!"
+    assert len(rig.arena.mappers) == 2
+    rig.do("end_children")
+    rig.until(lambda: len(rig.arena.mappers) == 1)
+    assert rig.get(200, 6) == b"child!"
+
+
+def test_dontneed_keeps_and_remove_drops_what_is_resident_and_what_is_swapped(rig: Rig) -> None:
+    data = np.random.default_rng(2).bytes(64 * PAGE)
+    rig.put(0, data)
+    assert rig.pager.swapped
+    rig.do("advise", rig.at(0), 64 * PAGE, MADV_DONTNEED)
+    assert rig.get(0, 64 * PAGE) == data
+    rig.do("advise", rig.at(8), 48 * PAGE, MADV_REMOVE)
+    assert rig.get(0, 64 * PAGE) == data[: 8 * PAGE] + bytes(48 * PAGE) + data[56 * PAGE :]
+    assert [call[2] for call in rig.pager.calls if call[0] == "removed"] == [False, True]
+
+
+def test_unmapped_pages_are_freed_and_the_rest_goes_on(rig: Rig) -> None:
+    rig.put(0, b"1" * 64 * PAGE)
+    rig.do("unmap", rig.at(16), 48 * PAGE)
+    rig.until(lambda: len(rig.pager.resident) + len(rig.pager.swapped) == 16)
+    assert rig.arena.file_bytes <= 16 * PAGE
+    assert rig.get(0, 16 * PAGE) == b"1" * 16 * PAGE
+    assert rig.get(64, 1) == b"\0"
+
+
+def test_moved_pages_are_found_where_they_went(rig: Rig) -> None:
+    rig.put(0, b"2" * 64 * PAGE)
+    target = rig.address + (1 << 38)
+    rig.do("move", rig.at(8), 8 * PAGE, target)
+    assert rig.do("get", target, 8 * PAGE) == b"2" * 8 * PAGE
+    assert rig.get(0, 8 * PAGE) == b"2" * 8 * PAGE
+    assert rig.get(16, PAGE) == b"2" * PAGE
+    assert rig.pager.calls == [], "nothing was given up"
+
+
+def test_pages_that_swap_lost_raise_a_bus_error(rig: Rig) -> None:
+    rig.put(0, b"3" * 64 * PAGE)
+    page = next(iter(rig.pager.swapped))
+    with open("/dev/null", "r+b") as nothing:  # reads end at once, writes are taken
+        os.dup2(nothing.fileno(), rig.swap.fileno())
+    rig.owner.begin("get", rig.at(page), 1)
+    rig.until(lambda: page in rig.pager.lost)
+    _, status = os.waitpid(rig.owner.pid, 0)
+    rig.owner.pid = 0
+    assert os.WTERMSIG(status) == signal.SIGBUS
+
+
+def test_a_killed_process_leaves_nothing(rig: Rig) -> None:
+    rig.put(0, b"4" * 64 * PAGE)
+    n_before = len(os.listdir("/proc/self/fd"))
+    rig.owner.kill()
+    rig.until(lambda: not rig.arena.mappers)
+    assert rig.pager.resident == {}
+    assert rig.pager.swapped == set()
+    assert rig.arena.file_bytes == 0
+    assert len(os.listdir("/proc/self/fd")) == n_before - 3, "userfaultfd, its info, and pidfd"
+
+
+def test_an_arena_given_up_lives_until_its_last_process_ends(rig: Rig) -> None:
+    rig.put(0, b"5")
+    rig.arena.give_up()
+    assert rig.get(0, 1) == b"5"
+    rig.owner.kill()
+    rig.until(lambda: not rig.arenas.all)
+
+
+def test_a_process_that_calls_exec_is_a_process_that_ended(rig: Rig) -> None:
+    rig.put(0, b"6")
+    rig.owner.begin("execute", "/bin/sleep", "100")
+    rig.until(lambda: not rig.arena.mappers)
+    assert rig.arena.file_bytes == 0
+    rig.owner.kill()
