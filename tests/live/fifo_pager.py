@@ -73,6 +73,9 @@ class FifoPager:
                 return FaultPages(page - pages.first, Reason.LOST)
         return FaultPages(pages.n)
 
+    def prefetch(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
+        return self.device_fault(pages, write=write)
+
     def release(self, pages: PageRun) -> None:
         pass
 

@@ -43,7 +43,9 @@ class Rig:
         self.pager = FifoPager(frames, 32)
         self.swap = SwapFile(directory)
         table = memfd.create("table", PAGE)
-        self.arena: Arena = self.arenas.create("test", ArenaParts(frames, table, self.swap, self.pager, lambda: None))
+        self.arena: Arena = self.arenas.create(
+            "test", ArenaParts(frames, table, 32 * PAGE, self.swap, self.pager, lambda: None)
+        )
         self.address, number, _ = owner.do("map_paged", file, N_PAGES * PAGE)
         process = PidFd.open(owner.pid)
         place = Placed(0, N_PAGES, self.address)

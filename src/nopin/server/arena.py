@@ -27,7 +27,7 @@ from nopin.linux.paging_uffd import FAULT_MINOR, FAULT_WP, FAULT_WRITE, Message,
 from nopin.linux.pidfd import PidFd
 from nopin.linux.swap_file import SwapFile
 from nopin.linux.uffd_handshake import EventKind
-from nopin.mm.device_faults import DeviceFaults
+from nopin.mm.device_faults import DeviceFaults, FaultPages
 from nopin.mm.effects import Mapper as MapperNumber
 from nopin.mm.effects import PageRun, Procedure
 from nopin.ranges import Range, subtract
@@ -49,6 +49,10 @@ class ArenaPager(DeviceFaults, Protocol):
         self, mapper: MapperNumber, page: int, *, write: bool, minor: bool, protected: bool
     ) -> Procedure[None]:
         """Answer a process's fault."""
+        ...
+
+    def prefetch(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
+        """Bring pages before they are asked for."""
         ...
 
     def discard(self, pages: PageRun) -> Procedure[None]:
@@ -78,11 +82,13 @@ class ArenaParts:
 
     Attributes:
         table_fd: the file of the page table.
+        budget_bytes: may be resident.
         release: tell who holds translations that the arena is gone.
     """
 
     frames: ServerMapping
     table_fd: int
+    budget_bytes: int
     swap: SwapFile
     pager: ArenaPager
     release: Callable[[], None]
@@ -131,6 +137,7 @@ class Arena:
 
     Attributes:
         wanted: its client has not given it up.
+        budget_bytes: may be resident.
         latency: of faults, in ns, by kind.
     """
 
@@ -138,6 +145,7 @@ class Arena:
         self.number = number
         self.name = name
         self.wanted = True
+        self.budget_bytes = parts.budget_bytes
         self.parts = parts
         self.pager = parts.pager
         self.n_pages = parts.frames.n_pages
@@ -189,6 +197,11 @@ class Arena:
         for place in mapper.places:
             self._free_unmapped(place)
         self.close_if_unused()
+
+    def set_budget(self, budget_bytes: int, done: Callable[[], None]) -> None:
+        """Change how much may be resident; `done` once no more is."""
+        self.budget_bytes = budget_bytes
+        self.runner.start(self.pager.set_budget(budget_bytes // PAGE_BYTES), lambda _: done())
 
     def give_up(self) -> None:
         """The client does not want it any more; it lives on while a process maps it."""

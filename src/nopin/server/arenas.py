@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -50,6 +51,7 @@ class Arenas:
         self._epoll = select.epoll()
         self._served: dict[int, tuple[Arena, Mapper]] = {}
         self._attended: dict[Arena, None] = {}
+        self._soon: deque[Callable[[], None]] = deque()
         self._probe: Timer | None = None
         self._last_number = 0
         poller.watch(self._epoll.fileno(), self._on_faults)
@@ -81,11 +83,13 @@ class Arenas:
             attended, self._attended = self._attended, {}
             for arena in attended:
                 arena.attend()
+        for _ in range(len(self._soon)):
+            self._soon.popleft()()
 
     @property
     def busy(self) -> bool:
         """True while `turn` has something to do."""
-        return bool(self._attended)
+        return bool(self._attended or self._soon)
 
     def _on_faults(self, _mask: int) -> None:
         for _ in range(ROUNDS):
@@ -104,6 +108,10 @@ class Arenas:
 
     def _on_results(self, _mask: int) -> None:
         self._jobs.deliver()
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call back once at the end of a turn: the next time there is one."""
+        self._soon.append(callback)
 
     # Host
 

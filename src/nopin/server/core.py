@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from nopin.iommu.iommu import Iommu
 from nopin.link.base import Link
 from nopin.nic.nic import Nic
+from nopin.server.arena import ArenaParts
+from nopin.server.arenas import Arenas
 from nopin.server.limits import Limits
 from nopin.server.poller import Poller
 from nopin.server.shares import ShareTable
@@ -20,6 +22,9 @@ from nopin.server.workers import Workers
 if TYPE_CHECKING:  # both use the core
     from nopin.server.responder import Responder
     from nopin.server.session import Session
+
+ArenaMaker = Callable[[int, int | None], ArenaParts]
+"""Raises OSError or HostLacks."""
 
 log = logging.getLogger("nopin.server")
 
@@ -62,6 +67,8 @@ class Core:
         responders: the queue pairs that answer attached peers.
         exchange_host: address of the exchange; `exchange_port` its TCP port.
         clock: monotonic nanoseconds.
+        arenas: managed memory.
+        arena_maker: makes what an arena consists of, from its pages and bytes of budget (None: the default).
     """
 
     nic: Nic
@@ -75,6 +82,8 @@ class Core:
     exchange_host: str
     exchange_port: int
     clock: Callable[[], int]
+    arenas: Arenas
+    arena_maker: ArenaMaker | None = None
     shares: ShareTable = field(default_factory=ShareTable)
     sessions: set[Session] = field(default_factory=set)
     responders: set[Responder] = field(default_factory=set)

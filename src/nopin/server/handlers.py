@@ -11,6 +11,18 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nopin.control.arena_messages import (
+    ArenaCreated,
+    CancelPrefetch,
+    CreateArena,
+    DestroyArena,
+    DiscardRange,
+    MapArena,
+    Prefetch,
+    PrefetchStarted,
+    QueryPrefetch,
+    SetBudget,
+)
 from nopin.control.messages import (
     PROTOCOL_VERSION,
     AllocPd,
@@ -51,7 +63,10 @@ if TYPE_CHECKING:  # a session calls its handlers
 
 
 class Answer(NamedTuple):
-    """What goes back: usually one reply, and descriptors beside the first, which are closed once sent."""
+    """What goes back: usually one reply, and descriptors beside the first, which are closed once sent.
+
+    No reply: it comes by `Session.answer`, when the work is done.
+    """
 
     replies: Sequence[Reply]
     fds: Sequence[int] = ()
@@ -66,11 +81,9 @@ def handle(session: Session, request: Request, fds: Sequence[int]) -> Answer:
     """
     if isinstance(request, Hello):
         return _hello(session, request, fds)
-    handler = _HANDLERS.get(type(request))
-    if handler is None:
-        close_all(fds)
-        raise refuse("this server has no managed memory", errno.EOPNOTSUPP, "host")
-    return handler(session, request)
+    if isinstance(request, MapArena):
+        return Answer([Handle(handle=session.arenas.map(request, list(fds)))])
+    return _HANDLERS[type(request)](session, request)
 
 
 def _hello(session: Session, request: Hello, fds: Sequence[int]) -> Answer:
@@ -205,6 +218,40 @@ def _stat(session: Session, _request: GetStat) -> Answer:
     return Answer(stat.pages(session.core))
 
 
+def _create_arena(session: Session, request: CreateArena) -> Answer:
+    handle_, arena, fds = session.arenas.create(request)
+    created = ArenaCreated(arena=handle_, n_pages=arena.n_pages, budget_bytes=arena.budget_bytes)
+    return Answer([created], fds)
+
+
+def _destroy_arena(session: Session, request: DestroyArena) -> Answer:
+    session.arenas.destroy(request.arena)
+    return Answer([Done()])
+
+
+def _discard_range(session: Session, request: DiscardRange) -> Answer:
+    session.arenas.discard(request, lambda: session.answer(request, [Done()]))
+    return Answer([])
+
+
+def _set_budget(session: Session, request: SetBudget) -> Answer:
+    session.arenas.set_budget(request.arena, request.budget_bytes, lambda: session.answer(request, [Done()]))
+    return Answer([])
+
+
+def _prefetch(session: Session, request: Prefetch) -> Answer:
+    number, n_bytes = session.arenas.prefetch(request)
+    return Answer([PrefetchStarted(prefetch=number, n_bytes=n_bytes)])
+
+
+def _query_prefetch(session: Session, request: QueryPrefetch) -> Answer:
+    return Answer([session.arenas.prefetch_state(request.prefetch, cancel=False)])
+
+
+def _cancel_prefetch(session: Session, request: CancelPrefetch) -> Answer:
+    return Answer([session.arenas.prefetch_state(request.prefetch, cancel=True)])
+
+
 def _copies(*fds: int) -> list[int]:
     """Duplicate descriptors for the client.
 
@@ -237,4 +284,11 @@ _HANDLERS: dict[type[Request], Callable[[Session, Any], Answer]] = {
     QueryQp: _query_qp,
     DestroyQp: _destroy_qp,
     GetStat: _stat,
+    CreateArena: _create_arena,
+    DestroyArena: _destroy_arena,
+    DiscardRange: _discard_range,
+    SetBudget: _set_budget,
+    Prefetch: _prefetch,
+    QueryPrefetch: _query_prefetch,
+    CancelPrefetch: _cancel_prefetch,
 }

@@ -22,6 +22,8 @@ class Limits:
     qps: int = 1024
     channels: int = 256
     shares: int = 1024
+    arenas: int = 64
+    arena_bytes: int = 16 << 40
     descriptors: int = 2560
     ring_bytes: int = 256 << 20
     cq_depth: int = 1 << 16
@@ -37,7 +39,7 @@ class Limits:
         return asdict(self)
 
 
-_ERRNO = {"ring_bytes": errno.ENOMEM, "descriptors": errno.EMFILE}
+_ERRNO = {"ring_bytes": errno.ENOMEM, "arena_bytes": errno.ENOMEM, "descriptors": errno.EMFILE}
 """What a provider would return; ENOSPC, a full table, where nothing is said here."""
 
 

@@ -74,7 +74,8 @@ class Loop:
         self._transmit(now)
         worked |= self._page_requests(now)
         self._tell_clients()
-        return worked or core.nic.busy
+        core.arenas.turn()
+        return worked or core.nic.busy or core.arenas.busy
 
     def _receive(self, now: int) -> bool:
         """Take what arrived; tell whether there was reason to look."""

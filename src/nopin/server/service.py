@@ -22,6 +22,7 @@ from nopin.link.udp import bind_link
 from nopin.linux.pidfd import PidFd
 from nopin.nic.nic import Nic
 from nopin.nic.wire.gid import address_of
+from nopin.server.arenas import Arenas
 from nopin.server.clients import Clients, SocketFile
 from nopin.server.config import ServeConfig
 from nopin.server.copier import Copier
@@ -88,18 +89,22 @@ def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Cor
     clock = time.monotonic_ns
     iommu = Iommu(relay=_make_relay(clock, stack))
     nic = Nic(iommu=iommu, endpoint=link.endpoint, mtu=link.mtu, draw=secrets.randbelow)
+    timers = Timers()
+    arenas = Arenas(poller, timers, clock)
+    stack.callback(arenas.close)
     core = Core(
         nic=nic,
         iommu=iommu,
         link=link,
         poller=poller,
-        timers=Timers(),
+        timers=timers,
         workers=workers,
         limits=config.limits,
         state_page=state_page,
         exchange_host=exchange_socket.getsockname()[0],
         exchange_port=exchange_socket.getsockname()[1],
         clock=clock,
+        arenas=arenas,
     )
     return core, exchange_socket, socket_file.socket
 

@@ -26,6 +26,7 @@ from nopin.control.packets import close_all, receive_packet, send_packet
 from nopin.errors import ServerRefused
 from nopin.linux.pidfd import PidFd
 from nopin.nic.errors import VerbsError
+from nopin.server.client_arenas import ClientArenas
 from nopin.server.client_memory import ClientMemory
 from nopin.server.core import Core, log
 from nopin.server.handlers import handle
@@ -70,6 +71,7 @@ class Session:
         self.name = name
         self.objects = ClientObjects(core.limits)
         self.memory = ClientMemory(core, process, self.misbehaved)
+        self.arenas = ClientArenas(core, process, self.objects.usage, self.objects.new_handle, self.emit)
         self.greeted = False
         self.alive = True
         self._sock = sock
@@ -175,7 +177,7 @@ class Session:
         except (ServerRefused, VerbsError, OSError) as problem:  # OSError: the host is out of something
             self.core.counters.requests_refused += 1
             replies, reply_fds = [refused(problem, request.seq)], ()
-        self._answer(request, replies, reply_fds)
+        self.answer(request, replies, reply_fds)
 
     def _check(self, request: AnyRequest, fds: Sequence[int]) -> None:
         if isinstance(request, Hello) == self.greeted:
@@ -184,7 +186,8 @@ class Session:
         if len(fds) != expected:
             raise ProtocolError(f"{len(fds)} descriptors beside {type(request).__name__}, {expected} belong there")
 
-    def _answer(self, request: Request, replies: Sequence[Reply], fds: Sequence[int]) -> None:
+    def answer(self, request: Request, replies: Sequence[Reply], fds: Sequence[int] = ()) -> None:
+        """Send replies to a request; nothing if the session has ended meanwhile."""
         if not self.alive:
             close_all(fds)
             return

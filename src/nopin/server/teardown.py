@@ -15,7 +15,7 @@ def tear_down(session: Session) -> None:
     """Destroy everything a client has.
 
     Shares go first, so that nobody attaches meanwhile and attached peers get exact errors; then queue pairs,
-    completion queues, regions, protection domains, channels; then the watch, and last the address spaces.
+    completion queues, regions, protection domains, channels; then arenas, the watch, and last the address spaces.
     """
     objects = session.objects
     regions.withdraw_all(session, "owner exited")
@@ -31,5 +31,6 @@ def tear_down(session: Session) -> None:
         os.close(channel.fd)
     objects.domains.clear()
     objects.channels.clear()
+    session.arenas.end()
     session.memory.close_watch()
     session.memory.close_spaces()

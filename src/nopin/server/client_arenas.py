@@ -1,0 +1,285 @@
+"""The arenas of one client: requests about them, and what becomes of them when it ends.
+
+An arena outlives its client's connection as long as a process maps it: its bytes are a program's data, and a closed
+connection is no reason to lose them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from nopin.control.arena_messages import (
+    CreateArena,
+    DiscardRange,
+    MapArena,
+    MapperKind,
+    PrefetchDone,
+    PrefetchState,
+)
+from nopin.control.arena_messages import Prefetch as PrefetchRequest
+from nopin.control.messages import Event
+from nopin.control.packets import close_all
+from nopin.errors import HostLacks, UsageError
+from nopin.linux.paging_uffd import NEEDED, PagingUffd
+from nopin.linux.pidfd import PidFd
+from nopin.linux.uffd_handshake import Feature
+from nopin.mm.effects import PageRun
+from nopin.nic.abi import AsyncEventType
+from nopin.server.arena import Arena
+from nopin.server.core import Core
+from nopin.server.limits import Usage
+from nopin.server.mapper import Placed
+from nopin.server.objects import find
+from nopin.server.prefetches import Prefetch, pages_of
+from nopin.server.refusal import refuse
+from nopin.units import PAGE_BYTES, PAGE_MASK
+
+_ARENA_DESCRIPTORS = 5
+_MAPPER_DESCRIPTORS = 3
+PREFETCHES_KEPT = 256
+
+
+@dataclass(slots=True)
+class _Owned:
+    arena: Arena
+    n_descriptors: int = _ARENA_DESCRIPTORS
+
+
+class ClientArenas:
+    """What one client has of managed memory.
+
+    Args:
+        process: the client's.
+        usage: counts against its limits.
+        new_handle: numbers for its objects.
+        emit: sends it an event.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        process: PidFd,
+        usage: Usage,
+        new_handle: Callable[[], int],
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._core = core
+        self._process = process
+        self._usage = usage
+        self._new_handle = new_handle
+        self._emit = emit
+        self._owned: dict[int, _Owned] = {}
+        self._prefetches: dict[int, Prefetch] = {}
+
+    def rows(self) -> list[tuple[int, Arena]]:
+        """Every arena by the client's number for it."""
+        return [(handle, owned.arena) for handle, owned in self._owned.items()]
+
+    def arena(self, handle: int) -> Arena:
+        """Return an arena by the client's number for it.
+
+        Raises:
+            ServerRefused: there is none.
+        """
+        return find(self._owned, handle, "arena").arena
+
+    def create(self, request: CreateArena) -> tuple[int, Arena, list[int]]:
+        """Make an arena; returns its number, itself, and copies of its two files for the client.
+
+        Raises:
+            ServerRefused: over a limit, or the host lacks what it takes.
+        """
+        maker = self._core.arena_maker
+        if maker is None:
+            raise refuse("this server has no managed memory", errno.EOPNOTSUPP, "host")
+        if request.capacity_bytes <= 0 or request.capacity_bytes & PAGE_MASK:
+            raise refuse(f"a capacity of {request.capacity_bytes} bytes is not a number of pages", errno.EINVAL)
+        if request.budget_bytes is not None and request.budget_bytes < PAGE_BYTES:
+            raise refuse(f"a budget of {request.budget_bytes} bytes is less than a page", errno.EINVAL)
+        taken = {"arenas": 1, "arena_bytes": request.capacity_bytes, "descriptors": _ARENA_DESCRIPTORS}
+        self._usage.take(**taken)
+        try:
+            parts = maker(request.capacity_bytes // PAGE_BYTES, request.budget_bytes)
+        except HostLacks as problem:
+            self._usage.give(**taken)
+            raise refuse(str(problem), errno.EOPNOTSUPP, "host") from problem
+        except OSError:
+            self._usage.give(**taken)
+            raise
+        arena = self._core.arenas.create(request.name or f"pid {self._process.pid}", parts)
+        handle = self._new_handle()
+        self._owned[handle] = _Owned(arena)
+        return handle, arena, [os.dup(parts.frames.fd), os.dup(parts.table_fd)]
+
+    def map(self, request: MapArena, fds: list[int]) -> int:
+        """Serve a process that maps part of an arena; owns the descriptors. Returns the mapper's number.
+
+        Raises:
+            ServerRefused: the place is none, or the descriptors are something else.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(close_all, fds)
+            owned = find(self._owned, request.arena, "arena")
+            place = _place(request, owned.arena.n_pages)
+            if Feature(request.uffd_features) & NEEDED != NEEDED:
+                raise refuse("the userfaultfd was opened without features that paging needs", errno.EINVAL)
+            worker = request.kind is MapperKind.WORKER
+            process = _process_of(fds[1]) if worker else PidFd(self._process.pid, os.dup(self._process.fileno()))
+            if not worker:
+                stack.callback(process.close)
+            try:
+                uffd = PagingUffd(fds[0])
+            except UsageError as problem:
+                raise refuse(f"the descriptor beside MapArena: {problem}", errno.EINVAL) from problem
+            stack.callback(uffd.close)
+            self._usage.take(descriptors=_MAPPER_DESCRIPTORS)
+            owned.n_descriptors += _MAPPER_DESCRIPTORS
+            stack.pop_all()
+            return owned.arena.map(uffd, place, process, worker=worker).number
+
+    def destroy(self, handle: int) -> None:
+        """Give an arena up.
+
+        Raises:
+            ServerRefused: there is none, or the client still maps it.
+        """
+        owned = find(self._owned, handle, "arena")
+        if any(mapper.process is not None and not mapper.worker for mapper in owned.arena.mappers):
+            raise refuse("the arena is still mapped: unmap it first", errno.EBUSY)
+        self._forget(handle)
+
+    def discard(self, request: DiscardRange, done: Callable[[], None]) -> None:
+        """Make bytes read as zeros; `done` once they do.
+
+        Raises:
+            ServerRefused: not whole pages of an arena.
+        """
+        arena = self.arena(request.arena)
+        end = request.offset + request.length
+        if (request.offset | request.length) & PAGE_MASK or not 0 <= request.offset < end <= arena.n_pages * PAGE_BYTES:
+            raise refuse(f"[{request.offset}, {end}) is not whole pages of the arena", errno.EINVAL)
+        run = PageRun(request.offset // PAGE_BYTES, request.length // PAGE_BYTES)
+        arena.runner.start(arena.pager.discard(run), lambda _: done())
+
+    def prefetch(self, request: PrefetchRequest) -> tuple[int, int]:
+        """Start a prefetch; returns its number and the bytes it is about.
+
+        Raises:
+            ServerRefused: a range outside the arena, or too many prefetches at once.
+        """
+        arena = self.arena(request.arena)
+        n_bytes = arena.n_pages * PAGE_BYTES
+        for offset, length in request.ranges:
+            if offset < 0 or length < 0 or offset + length > n_bytes:
+                raise refuse(f"[{offset}, {offset + length}) is not in the arena of {n_bytes} bytes", errno.EINVAL)
+        self._make_room_for_prefetch()
+        number = self._new_handle()
+
+        def ended(prefetch: Prefetch) -> None:
+            self._emit(
+                PrefetchDone(
+                    kind=int(AsyncEventType.PREFETCH_DONE),
+                    object_id=number,
+                    cause=prefetch.reason,
+                    bytes_done=prefetch.bytes_done,
+                )
+            )
+
+        made = Prefetch(arena, pages_of(request.ranges), write=request.write, soon=self._core.arenas.soon, ended=ended)
+        self._prefetches[number] = made
+        return number, made.n_bytes
+
+    def prefetch_state(self, number: int, *, cancel: bool) -> PrefetchState:
+        """Say how far a prefetch is, and forget it if it has ended; `cancel` it first if asked to.
+
+        Raises:
+            ServerRefused: there is none of that number.
+        """
+        prefetch = find(self._prefetches, number, "prefetch")
+        if cancel:
+            prefetch.cancel()
+        if not prefetch.running:
+            del self._prefetches[number]
+        return PrefetchState(
+            prefetch=number, bytes_done=prefetch.bytes_done, ended=not prefetch.running, reason=prefetch.reason
+        )
+
+    def set_budget(self, handle: int | None, budget_bytes: int, done: Callable[[], None]) -> None:
+        """Change how much may be resident, of one arena or (None) of each; `done` once no more is.
+
+        Raises:
+            ServerRefused: there is no such arena, or the budget is less than a page.
+        """
+        if budget_bytes < PAGE_BYTES:
+            raise refuse(f"a budget of {budget_bytes} bytes is less than a page", errno.EINVAL)
+        arenas = [self.arena(handle)] if handle is not None else [owned.arena for owned in self._owned.values()]
+        left = set(arenas)
+        if not left:
+            done()
+
+        def one_done(arena: Arena) -> None:
+            left.discard(arena)
+            if not left:
+                done()
+
+        for arena in arenas:
+            arena.set_budget(budget_bytes, partial(one_done, arena))
+
+    def end(self) -> None:
+        """The client is gone, or its connection is."""
+        for prefetch in self._prefetches.values():
+            prefetch.cancel()
+        for handle in list(self._owned):
+            self._forget(handle)
+
+    def _forget(self, handle: int) -> None:
+        owned = self._owned.pop(handle)
+        n_bytes = owned.arena.n_pages * PAGE_BYTES
+        self._usage.give(arenas=1, arena_bytes=n_bytes, descriptors=owned.n_descriptors)
+        owned.arena.give_up()
+
+    def _make_room_for_prefetch(self) -> None:
+        """Forget prefetches that ended long ago and were never asked about."""
+        if len(self._prefetches) < PREFETCHES_KEPT:
+            return
+        ended = [number for number, prefetch in self._prefetches.items() if not prefetch.running]
+        if not ended:
+            raise refuse(f"{PREFETCHES_KEPT} prefetches are under way", errno.EAGAIN, "limit")
+        del self._prefetches[ended[0]]
+
+
+def _place(request: MapArena, n_pages: int) -> Placed:
+    """Check where an arena is said to be mapped.
+
+    Raises:
+        ServerRefused: not whole pages of the arena at user addresses.
+    """
+    base, offset, length = request.base, request.offset, request.length
+    aligned = not (base | offset | length) & PAGE_MASK
+    if not aligned or length <= 0 or offset < 0 or base <= 0 or base + length >= 1 << 47:
+        raise refuse(f"{length} bytes at {base:#x} are no place for an arena", errno.EINVAL)
+    if offset + length > n_pages * PAGE_BYTES:
+        raise refuse(f"[{offset}, {offset + length}) is not in the arena", errno.EINVAL)
+    return Placed(offset // PAGE_BYTES, length // PAGE_BYTES, base)
+
+
+def _process_of(pidfd: int) -> PidFd:
+    """Return the process of a pidfd; the descriptor stays the caller's until it is used.
+
+    Raises:
+        ServerRefused: it is none, or of a process that has ended.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        pid = int(fields.get("Pid", "-1"))
+    except (OSError, ValueError) as problem:
+        raise refuse(f"the descriptor beside MapArena: {problem}", errno.EINVAL) from problem
+    if pid <= 0:
+        raise refuse("the second descriptor beside MapArena is no pidfd of a running process", errno.EINVAL)
+    return PidFd(pid, pidfd)
