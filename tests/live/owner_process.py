@@ -13,7 +13,7 @@ from typing import Any
 from nopin.linux.arena_file import keep_from_children, map_at, map_somewhere
 from nopin.linux.io_uring import PinnedBuffer
 from nopin.linux.libc import LIBC, checked, map_shared, unmap
-from nopin.linux.paging_uffd import open_paging, register_paging
+from nopin.linux.paging_uffd import open_paging, register_missing, register_paging
 from nopin.linux.uffd_handshake import Feature
 from nopin.linux.userfaultfd import open_watch
 from nopin.ranges import Range
@@ -68,6 +68,11 @@ class Actions:
         if Feature.EVENT_FORK not in features:
             keep_from_children(where)
         return uffd, int(features)
+
+    def hold_back(self, address: int, length: int) -> None:
+        """Register memory with a userfaultfd that nobody serves: touching an absent page there waits for ever."""
+        fd, _ = open_paging()
+        register_missing(fd, Range.of_length(address, length))
 
     def put(self, address: int, data: bytes) -> None:
         ctypes.memmove(address, data, len(data))

@@ -12,6 +12,7 @@ from zram_swap import zram_swap
 
 from nopin.iommu.iommu import PARKED, Iommu
 from nopin.iommu.page_requests import Meter
+from nopin.linux.pidfd import PidFd
 from nopin.linux.proc import memory_use
 from nopin.linux.process_memory import ProcessMemory
 from nopin.mm.plain import PlainSpace
@@ -29,7 +30,7 @@ def owner() -> Iterator[Owner]:
 
 @pytest.fixture
 def space(owner: Owner) -> Iterator[PlainSpace]:
-    space = PlainSpace(ProcessMemory.open(owner.pid))
+    space = PlainSpace(ProcessMemory(PidFd.open(owner.pid), lambda _where: True))
     yield space
     space.close()
 
@@ -41,6 +42,16 @@ def test_untouched_memory_reads_as_zeros_and_is_not_slow(owner: Owner, space: Pl
     assert space.read(address, 2 * PAGE, staging, 0) == 2 * PAGE
     assert not staging.array.any()
     assert space.absent(address, address + 2 * PAGE) is None
+
+
+@pytest.mark.needs_root
+def test_untouched_memory_that_a_program_may_hold_back_is_slow(owner: Owner) -> None:
+    space = PlainSpace(ProcessMemory.open(owner.pid))
+    address = owner.do("map", 2 * PAGE)
+    assert space.absent(address, address + PAGE) == Absent(1, slow=True, held=True)
+    assert space.fault(address, address + PAGE, write=True) == FaultResult(PAGE)
+    assert space.absent(address, address + PAGE) is None
+    space.close()
 
 
 def test_dropped_and_remapped_memory_is_what_it_is_now(owner: Owner, space: PlainSpace) -> None:

@@ -9,8 +9,20 @@ import numpy as np
 import pytest
 from own_memory import PAGE, Pages, anonymous
 from owner_process import MADV_PAGEOUT
-from slow_page import slow_pages
-from verbs_pair import PATHS, PATIENCE_S, End, Pair, Servers, connect, connected, count, figures, running_servers
+from slow_page import held_back_pages, slow_pages
+from verbs_pair import (
+    ALL_RIGHTS,
+    PATHS,
+    PATIENCE_S,
+    End,
+    Pair,
+    Servers,
+    connect,
+    connected,
+    count,
+    figures,
+    running_servers,
+)
 from zram_swap import zram_swap
 
 from nopin import Device, MemoryRegion, RecvWr, SendWr, WcStatus, WrOpcode, attach
@@ -96,6 +108,29 @@ def test_a_slow_page_parks_one_queue_pair_and_never_times_out(
         expected = slow_data if source is slow else quick_data
         assert sink.get(0, length) == source.get(0, length) == expected[:length]
     assert n_timeouts(pair) == before
+
+
+@pytest.mark.needs_userfaultfd
+@pytest.mark.needs_root
+@pytest.mark.parametrize("by", ["region", "whole process"])
+@pytest.mark.parametrize("opcode", [WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE], ids=lambda o: o.name)
+def test_untouched_memory_that_its_owner_holds_back_stops_nobody_else(
+    pair: Pair, pages: Pages, opcode: WrOpcode, by: str
+) -> None:
+    pages.put(0, b"written")
+    with held_back_pages(N_PAGES) as held, anonymous(1) as word:
+        quick = Quick(pair, word)
+        where = (held.address, held.length) if by == "region" else ()
+        region = pair.owner.pd.register(*where, access=ALL_RIGHTS)
+        sge = pair.peer.sge(pages.address, 7)
+        pair.peer.qp.post_send(SendWr(opcode, [sge], remote_address=held.at(1), rkey=region.rkey))
+        for _ in range(50):
+            quick.read()
+        assert pair.peer.cq.poll() == []
+        held.release()
+        assert pair.peer.next_completion().status is WcStatus.SUCCESS
+        seen = bytes(7) if opcode is WrOpcode.RDMA_READ else b"written"
+        assert held.get(PAGE, 7) == pages.get(0, 7) == seen
 
 
 @pytest.mark.needs_userfaultfd

@@ -126,6 +126,20 @@ def test_moving_is_heard_and_nobody_watches_the_new_place(watched: Watched, regi
     assert watched.take() == []
 
 
+@pytest.mark.needs_root
+def test_what_another_userfaultfd_has_is_claimed_and_the_rest_is_not(watched: Watched, region: Range) -> None:
+    others = Range.of_length(watched.owner.do("map", 4 * PAGE), 4 * PAGE)
+    watched.do("hold_back", others.start, PAGE)
+    watcher = watched.watcher
+    assert watcher.unclaimed(region)
+    assert watcher.unclaimed(pages(others, 1, 3))
+    assert not watcher.unclaimed(pages(others, 0, 1))
+    watched.do("unmap", others.start + PAGE, 3 * PAGE)
+    assert watched.take() == [], "what was asked about is not watched"
+    assert not watcher.watch(pages(others, 0, 1))
+    assert not watcher.unclaimed(pages(others, 0, 1))
+
+
 @needs_fork_events
 def test_a_fork_is_heard_and_the_child_is_not_watched(watched: Watched, region: Range) -> None:
     before = len(os.listdir("/proc/self/fd"))

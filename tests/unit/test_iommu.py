@@ -12,12 +12,16 @@ from nopin.units import PAGE_BYTES
 
 
 class ArraySpace:
-    """Memory [0, 16 pages) in an array. Pages in `swapped` are slow, in `untouched` absent but quick."""
+    """Memory [0, 16 pages) in an array. Pages in `swapped` are slow, in `untouched` absent but quick.
+
+    While `held`, a program holds back what is swapped.
+    """
 
     def __init__(self) -> None:
         self.memory = np.zeros(16 * PAGE_BYTES, np.uint8)
         self.swapped: set[int] = set()
         self.untouched: set[int] = set()
+        self.held = False
         self.n_lookups = 0
         self.gone = False
 
@@ -47,7 +51,8 @@ class ArraySpace:
         self.n_lookups += 1
         pages = range(start // PAGE_BYTES, -(-end // PAGE_BYTES))
         n_absent = sum(page in self.swapped or page in self.untouched for page in pages)
-        return Absent(n_absent, any(page in self.swapped for page in pages)) if n_absent else None
+        slow = any(page in self.swapped for page in pages)
+        return Absent(n_absent, slow, slow and self.held) if n_absent else None
 
     def fault(self, start: int, end: int, *, write: bool) -> FaultResult:
         del write
@@ -112,6 +117,21 @@ def test_a_page_evicted_again_before_the_resumed_access_is_waited_for_a_bounded_
     space.swapped = {0}
     assert iommu.read(pasid, 0, 8, staging, 0, meter, "qp") == 8
     assert iommu.read(pasid, 0, 8, staging, 0, meter, "qp") == PARKED, "its patience begins anew"
+
+
+def test_a_page_that_a_program_may_hold_back_is_never_copied_while_absent(space: ArraySpace) -> None:
+    iommu, staging = Iommu(), Staging.of_size(64)
+    pasid = iommu.bind(space)
+    space.held = True
+    remote, local = np.array([[0, 8], [8 * PAGE_BYTES, 8]], np.uint64), np.array([[0, 16]], np.uint64)
+    for _ in range(PARKS_MAX + 2):
+        space.swapped = {0, 8}
+        assert iommu.read(pasid, 0, 8, staging, 0, Meter(), "one") == PARKED
+        assert iommu.read_v(pasid, remote, staging, local, Meter(), "list") == PARKED
+        service(iommu, space)
+        assert sorted(map(str, iommu.take_wakeups())) == ["list", "one"]
+    assert iommu.read(pasid, 0, 8, staging, 0, Meter(), "one") == 8
+    assert iommu.read_v(pasid, remote, staging, local, Meter(), "list") == 16
 
 
 def test_a_page_that_never_comes_is_never_copied_from(space: ArraySpace) -> None:

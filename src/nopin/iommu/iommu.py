@@ -259,13 +259,13 @@ class Iommu:
         """Count absent pages; park whoever must wait for them."""
         where = Range.of_length(span.address, length).to_pages()
         slow = [where] if absent.slow else []
-        return self._parks_for(absent.n_pages, slow, span.pasid, span.meter, span.waiter, write=write)
+        return self._parks_for(absent, slow, span.pasid, span.meter, span.waiter, write=write)
 
     def _parks_for(
-        self, n_pages: int, slow: list[Range], pasid: int, meter: Meter, waiter: Hashable, *, write: bool
+        self, absent: Absent, slow: list[Range], pasid: int, meter: Meter, waiter: Hashable, *, write: bool
     ) -> bool:
-        meter.page_faults += n_pages
-        if not slow or self._requests.lets_through(waiter):
+        meter.page_faults += absent.n_pages
+        if not slow or (self._requests.lets_through(waiter) and not absent.held):
             meter.page_faults_handled += 1
             return False
         self._requests.park(waiter, pasid, slow, meter, write=write)
@@ -279,23 +279,24 @@ class Iommu:
         first = min((address for address, _ in pieces), default=0)
         last = max((address + length for address, length in pieces), default=0)
         if last - first > _SPAN_LIMIT or space.absent(first, last) is not None:
-            n_pages, slow = _absent_parts(space, pieces)
-            if n_pages and self._parks_for(n_pages, slow, pasid, meter, waiter, write=write):
+            absent, slow = _absent_parts(space, pieces)
+            if absent.n_pages and self._parks_for(absent, slow, pasid, meter, waiter, write=write):
                 return False
         self._requests.settle(waiter)
         return True
 
 
-def _absent_parts(space: AddressSpace, pieces: list[list[int]]) -> tuple[int, list[Range]]:
-    """Return how many pages of a scatter list are absent, and the parts that are slow to come."""
-    n_pages, slow = 0, []
+def _absent_parts(space: AddressSpace, pieces: list[list[int]]) -> tuple[Absent, list[Range]]:
+    """Return what is absent of a scatter list, and the parts that are slow to come."""
+    n_pages, slow, held = 0, list[Range](), False
     for part in _page_ranges(pieces):
         absent = space.absent(part.start, part.end)
         if absent is not None:
             n_pages += absent.n_pages
+            held |= absent.held
             if absent.slow:
                 slow.append(part)
-    return n_pages, slow
+    return Absent(n_pages, bool(slow), held), slow
 
 
 def _page_ranges(pieces: list[list[int]]) -> list[Range]:

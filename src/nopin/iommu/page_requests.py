@@ -11,7 +11,8 @@ ranges go to whoever runs faults. When the last one is answered the waiter may g
 - **Patience.** A resumed waiter looks again before it copies, because its pages may be gone again, and parks
   again if they are. Under memory pressure that could go on for ever, so after `PARKS_MAX` times in a row it is
   let through. By then every page has been brought as often, so the medium answers, and at worst the access
-  waits for it a moment. A page that never comes lets nobody through: its request is never answered.
+  waits for it a moment. A page that never comes lets nobody through: its request is never answered. Nor does
+  one that a program may hold back (`Absent.held`): it looks and parks as often as that program makes it.
 """
 
 from __future__ import annotations

@@ -3,9 +3,16 @@
 Copies go by process number, because that is the only way the kernel offers, and a number can be reused. So
 every access first asks the pidfd: while it says "running", the number is still its own. Numbers are handed
 out round robin, so the instant between question and copy cannot see one come back.
+
+An absent page is quick only if it is certain that the kernel fills it with zeros by itself: in private anonymous
+memory, not in swap, and not held back. Held back is what a userfaultfd other than our watch may have: then a copy
+waits until some program, which need not exist any longer, hands the page out. Everything but quick pages is for a
+thread that may wait.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,6 +20,7 @@ from nopin.linux.pagemap import AbsentRun, Pagemap
 from nopin.linux.pidfd import PidFd
 from nopin.linux.proc import Maps
 from nopin.linux.process_vm import ProcessVm
+from nopin.linux.uffd_rights import may_hold_back_copies
 from nopin.mm.space import Absent, IoVec
 from nopin.ranges import Range
 from nopin.units import PAGE_BYTES
@@ -26,15 +34,21 @@ class ProcessMemory:
 
     One thread at a time, except that `touch` may run on any other.
 
+    Args:
+        unclaimed: tells whether mapped pages are certain to belong to no userfaultfd but our own; asked only of
+            processes that `may_hold_back_copies`.
+
     Raises:
         OSError: EACCES or EPERM when we may not look at that process, ENOENT or ESRCH when it is gone.
     """
 
-    def __init__(self, process: PidFd) -> None:
+    def __init__(self, process: PidFd, unclaimed: Callable[[Range], bool] = lambda _where: False) -> None:
         self._process = process
         self._closed = False
         self._vm = ProcessVm(process.pid)
         self._maps = Maps(process.pid)
+        self._unclaimed = unclaimed
+        self._may_hold_back = may_hold_back_copies(process.pid)
         try:
             self._pagemap = Pagemap(process.pid)
         except OSError:
@@ -77,12 +91,13 @@ class ProcessMemory:
         return max(self._vm.write_v(remote, local), 0)
 
     def absent(self, start: int, end: int) -> Absent | None:
-        """Pages of [start, end) that are not present, and whether bringing them may wait for a medium."""
+        """Pages of [start, end) that are not present, and whether bringing them may wait for anybody."""
         runs = self._pagemap.absent(start, end)
         if not runs:
             return None
         n_pages = sum(run.where.length for run in runs) // PAGE_BYTES
-        return Absent(n_pages, any(run.swapped or self._has_file(run) for run in runs))
+        held = self._may_hold_back and any(self._is_held(run) for run in runs)
+        return Absent(n_pages, held or any(run.swapped or self._has_file(run) for run in runs), held)
 
     def touch(self, start: int, end: int) -> int | None:
         """Read one byte of each page of [start, end); the address of the first that cannot be, or None."""
@@ -108,6 +123,10 @@ class ProcessMemory:
         self._maps.close()
         self._process.close()
 
+    def _is_held(self, run: AbsentRun) -> bool:
+        parts = (mapping.where.intersection(run.where) for mapping in self._maps.within(run.where))
+        return not all(part is None or self._unclaimed(part) for part in parts)
+
     def _has_file(self, run: AbsentRun) -> bool:
         """True if the run touches memory that comes from a file (or is shared, which swaps out unseen)."""
-        return any(m.file_backed for m in self._maps.within(Range(run.where.start, run.where.end)))
+        return any(mapping.file_backed for mapping in self._maps.within(run.where))

@@ -60,11 +60,13 @@ class Absent:
 
     Attributes:
         n_pages: how many pages of 4096 bytes.
-        slow: bringing them may wait for a medium (swap, or a file that is not cached).
+        slow: bringing them may wait for a medium (swap, or a file that is not cached), or for a program.
+        held: some of them a program may hold back as long as it likes; then they are slow, too.
     """
 
     n_pages: int
     slow: bool
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)

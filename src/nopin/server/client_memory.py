@@ -138,7 +138,7 @@ class ClientMemory:
     def _process_memory(self) -> ProcessMemory:
         pid = self._process.pid
         try:
-            return ProcessMemory(PidFd(pid, os.dup(self._process.fileno())))
+            return ProcessMemory(PidFd(pid, os.dup(self._process.fileno())), self._unclaimed)
         except PermissionError as problem:
             text = (
                 f"the kernel does not let the server (pid {os.getpid()}) reach the memory of pid {pid}; "
@@ -147,6 +147,10 @@ class ClientMemory:
             raise refuse(text, errno.EPERM) from problem
         except OSError as problem:
             raise refuse(f"cannot reach the memory of pid {pid}: {problem}", errno.ESRCH) from problem
+
+    def _unclaimed(self, where: Range) -> bool:
+        """Ask the watch whether the client's pages belong to no userfaultfd of its own."""
+        return self._watcher is not None and self._watcher.unclaimed(where)
 
     def _bind(self, space: AddressSpace) -> int:
         pasid = self._core.iommu.bind(space)

@@ -13,6 +13,7 @@ only descriptor, so when the server dies the kernel drops it and lets the owner 
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
@@ -83,6 +84,22 @@ class Watcher:
         """Covered parts of `within` that could not be watched when last tried."""
         parts = (part.intersection(within) for part in self._unwatched)
         return [part for part in parts if part is not None]
+
+    def unclaimed(self, where: Range) -> bool:
+        """True if pages of one mapping belong to no userfaultfd but ours: then nobody can hold back a fault there.
+
+        What we watch is ours. Of the rest the kernel tells by letting us register it, for a moment, which touches
+        no page; what it never lets anybody register (EPERM) is nobody's.
+        """
+        covered = self._covers.covered(where)
+        if covered:
+            return covered == [where] and not self.unwatched(where)
+        try:
+            self._uffd.register(where)
+            self._uffd.unregister(where)
+        except OSError as error:
+            return error.errno == errno.EPERM
+        return True
 
     @property
     def needs_rearm(self) -> bool:
