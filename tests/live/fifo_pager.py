@@ -51,7 +51,7 @@ class FifoPager:
         self.lost: set[int] = set()
         self.busy: dict[int, Gate] = {}
         self.counts = Statistics()
-        self.calls: list[tuple[str, PageRun, bool]] = []
+        self.calls: list[tuple[str, PageRun, bool | None]] = []
 
     def cpu_fault(self, mapper: Mapper, page: int, *, write: bool, minor: bool, protected: bool) -> Procedure[None]:
         self.counts.faults += 1
@@ -127,7 +127,7 @@ class FifoPager:
             self.swapped.discard(page)
         yield Punch(pages)
 
-    def removed(self, pages: PageRun, *, dropped: bool) -> Procedure[None]:
+    def removed(self, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
         self.calls.append(("removed", pages, dropped))
         if not dropped:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import pickle
 import signal
@@ -145,6 +146,7 @@ class Owner:
         if self.pid == 0:
             try:
                 self._socket.close()
+                faulthandler.disable()  # to die of a signal is for some tests what is expected
                 prepare()
                 _serve(theirs)
             finally:

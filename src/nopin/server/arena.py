@@ -16,7 +16,7 @@ An arena lives as long as somebody other than an accelerator worker maps it, or 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -32,11 +32,18 @@ from nopin.mm.effects import Mapper as MapperNumber
 from nopin.mm.effects import PageRun, Procedure
 from nopin.ranges import Range, subtract
 from nopin.server.arena_machine import ArenaMachine, ServerMapping
-from nopin.server.histogram import Histogram
 from nopin.server.mapper import Mapper, Placed
 from nopin.server.pager_runner import Clockwork, Runner
-from nopin.units import PAGE_BYTES, PAGE_MASK, US_NS
+from nopin.units import PAGE_BYTES, PAGE_MASK, PAGE_SHIFT, US_NS
 
+FAULT_KINDS = ("missing", "minor", "protect")
+_FLAGS = [(flags & FAULT_WRITE != 0, flags & FAULT_WP != 0, flags & FAULT_MINOR != 0) for flags in range(8)]
+"""Of a fault's message: write, protected, minor."""
+_N_BUCKETS = 64
+_PAGEFAULT = EventKind.PAGEFAULT
+ROUNDS = 16
+_QUIET_NS = 1000 * US_NS
+"""After so long without faults there is time to look what a message is before it is read."""
 _FIRST_MAPPER: MapperNumber = 1
 _WAKE_AFTER_NS = 100 * US_NS
 """When to wake threads of a process that could not be served because it was inside fork or munmap."""
@@ -59,8 +66,8 @@ class ArenaPager(DeviceFaults, Protocol):
         """Make pages read as zeros."""
         ...
 
-    def removed(self, pages: PageRun, *, dropped: bool) -> Procedure[None]:
-        """A process used madvise; `dropped` if it gave the bytes up."""
+    def removed(self, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
+        """A process used madvise: `dropped` if it gave the bytes up, None if that is not known."""
         ...
 
     def reclaim(self) -> Procedure[int]:
@@ -108,7 +115,7 @@ class Host(Protocol):
         ...
 
     def serve(self, arena: Arena, mapper: Mapper) -> None:
-        """Have a mapper's faults brought to `take`."""
+        """Have a mapper's faults brought to `read`."""
         ...
 
     def stop_serving(self, mapper: Mapper) -> None:
@@ -138,7 +145,6 @@ class Arena:
     Attributes:
         wanted: its client has not given it up.
         budget_bytes: may be resident.
-        latency: of faults, in ns, by kind.
     """
 
     def __init__(self, host: Host, number: int, name: str, parts: ArenaParts) -> None:
@@ -149,8 +155,9 @@ class Arena:
         self.parts = parts
         self.pager = parts.pager
         self.n_pages = parts.frames.n_pages
-        self.latency = {kind: Histogram() for kind in ("missing", "minor", "protect")}
-        self._removing: list[Range] = []
+        self._latency = [[0] * _N_BUCKETS for _ in _FLAGS]
+        self._removing: list[Range] | None = None
+        self._last_read_ns = 0
         self._host = host
         self._clock = host.clock
         self._machine = ArenaMachine(parts.frames, self._note)
@@ -239,37 +246,70 @@ class Arena:
     # Messages
 
     def read(self, mapper: Mapper) -> None:
-        """Answer what a process's userfaultfd has to say; it is readable.
+        """Answer what a process's userfaultfd has to say, and what it says then, up to `ROUNDS` times.
+
+        In between the CPU is offered: a toucher on the same CPU gets it, faults again, and is answered without a turn
+        of the whole loop.
 
         Raises:
             UsageError: the process tampered with it.
         """
         began_ns = self._clock()
-        if mapper.process is not None and mapper.uffd.event_waits():
-            self._removing = MadviseSpy(mapper.process.pid).removes()
-        for message in mapper.uffd.read():
-            self.take(mapper, message, began_ns)
-        if self._noted:
-            self.attend()
+        if began_ns - self._last_read_ns > _QUIET_NS:
+            self._removing = self._look_ahead(mapper)
+        read, rounds = mapper.uffd.read, ROUNDS
+        while messages := read():
+            self._answer(mapper, messages, began_ns)
+            self._removing = None
+            if self._noted:
+                self.attend()
+                break
+            rounds -= 1
+            if not rounds:
+                break
+            os.sched_yield()
+            began_ns = self._clock()
+        self._last_read_ns = began_ns
 
-    def take(self, mapper: Mapper, message: Message, began_ns: int) -> None:
-        """Deal with one message."""
-        kind, flags, address, _ = message
-        if kind != EventKind.PAGEFAULT:
-            self._take_event(mapper, message)
-            return
-        page = mapper.page_at(address)
-        if page is None:  # it is being moved or unmapped, and the message of that follows
-            mapper.uffd.wake(address & ~PAGE_MASK, PAGE_BYTES)
-            return
-        write, protected, minor = flags & FAULT_WRITE != 0, flags & FAULT_WP != 0, flags & FAULT_MINOR != 0
-        procedure = self.pager.cpu_fault(mapper.number, page, write=write, minor=minor, protected=protected)
-        self.runner.start(
-            procedure, partial(self._answered, "protect" if protected else "minor" if minor else "missing", began_ns)
-        )
+    def _look_ahead(self, mapper: Mapper) -> list[Range] | None:
+        """Say what is being given up by MADV_REMOVE, before the message of it is read; None if that is not known."""
+        if mapper.process is None or not mapper.uffd.event_waits():
+            return None
+        return MadviseSpy(mapper.process.pid).removes()
 
-    def _answered(self, kind: str, began_ns: int, _result: None) -> None:
-        self.latency[kind].add(self._clock() - began_ns)
+    def _answer(self, mapper: Mapper, messages: Iterable[Message], began_ns: int) -> None:
+        """Deal with messages, in order."""
+        start, cpu_fault, number = self.runner.start, self.pager.cpu_fault, mapper.number
+        for message in messages:
+            kind, flags, address, _ = message
+            if kind != _PAGEFAULT:
+                self._take_event(mapper, message)
+                continue
+            page = (address - mapper.bias) >> PAGE_SHIFT
+            if not mapper.low <= page < mapper.high:
+                found = mapper.page_at(address)
+                if found is None:  # it is being moved or unmapped, and the message of that follows
+                    mapper.uffd.wake(address & ~PAGE_MASK, PAGE_BYTES)
+                    continue
+                page = found
+            write, protected, minor = _FLAGS[flags & 7]
+            task = start(cpu_fault(number, page, write=write, minor=minor, protected=protected))
+            if task is None:
+                self._latency[flags & 7][(self._clock() - began_ns).bit_length()] += 1
+            else:
+                task.done = partial(self._answered, flags & 7, began_ns)
+
+    def _answered(self, flags: int, began_ns: int, _result: None) -> None:
+        self._latency[flags][(self._clock() - began_ns).bit_length()] += 1
+
+    @property
+    def latency(self) -> dict[str, list[int]]:
+        """How often answering a fault took less than 2^k ns (and no less than half of it), by kind, then by k."""
+        latency = {name: [0] * _N_BUCKETS for name in FAULT_KINDS}
+        for flags, counts in enumerate(self._latency):
+            name = "protect" if flags & FAULT_WP else "minor" if flags & FAULT_MINOR else "missing"
+            latency[name] = [a + b for a, b in zip(latency[name], counts, strict=True)]
+        return latency
 
     def _take_event(self, mapper: Mapper, message: Message) -> None:
         kind, first, second, third = message
@@ -291,7 +331,8 @@ class Arena:
             mapper.add(Placed(place.first, place.n, place.address - source.start + target))
 
     def _removed(self, mapper: Mapper, where: Range) -> None:
-        dropped = any(each.contains(where) for each in self._removing)
+        removing = self._removing
+        dropped = any(each.contains(where) for each in removing) if removing is not None else None
         for place in mapper.places:
             part = place.part(where)
             if part is not None:
@@ -329,8 +370,7 @@ class Arena:
         for mapper in noted:
             messages, mapper.unread = mapper.unread, []
             now = self._clock()
-            for message in messages:
-                self.take(mapper, message, now)
+            self._answer(mapper, messages, now)
             if mapper.to_wake:
                 self._host.clockwork.after(_WAKE_AFTER_NS, partial(self._wake, mapper))
             if mapper.gone:

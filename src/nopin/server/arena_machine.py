@@ -40,7 +40,7 @@ from nopin.mm.effects import (
 from nopin.mm.space import Bytes, Staging
 from nopin.ranges import Range
 from nopin.server.mapper import Mapper, Placed
-from nopin.units import PAGE_BYTES
+from nopin.units import PAGE_BYTES, PAGE_SHIFT
 
 _ONE_DONE = Outcome(1, 0)
 
@@ -103,12 +103,12 @@ class ArenaMachine:
         pages, number = effect.pages, effect.mapper
         mapper = self.mappers.get(number)
         if mapper is not None:
-            address = mapper.address_of(pages)
-            if address is not None:
-                length = pages.n * PAGE_BYTES
+            first, n = pages
+            if mapper.low <= first and first + n <= mapper.high:
+                address, length = mapper.bias + (first << PAGE_SHIFT), n << PAGE_SHIFT
                 done, problem = mapper.uffd.zero(address, length)
                 if not problem:
-                    return _ONE_DONE if pages.n == 1 else Outcome(pages.n, 0)
+                    return _ONE_DONE if n == 1 else Outcome(n, 0)
                 operation = mapper.uffd.zero
                 outcome = self._go_on(mapper, operation, address, length, done, problem)
                 if outcome.errno != errno.EAGAIN:

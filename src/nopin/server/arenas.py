@@ -1,14 +1,10 @@
 """All arenas of a server, and the loop's part in them.
 
-Faults come first: somebody sleeps until they are answered. All userfaultfds sit in an epoll of their own, which the
-loop's epoll watches. Once one is ready, faults are answered round after round, the CPU being offered in between: a
-toucher on the same CPU gets it, faults again at once, and is answered without a turn of the whole loop. After
-`ROUNDS` of this the others get their turn.
+All userfaultfds sit in an epoll of their own, which the loop's epoll watches.
 """
 
 from __future__ import annotations
 
-import os
 import select
 from collections import deque
 from collections.abc import Callable
@@ -23,7 +19,6 @@ from nopin.server.poller import Poller
 from nopin.server.timers import Timer, Timers
 from nopin.units import S_NS
 
-ROUNDS = 16
 PROBE_NS = S_NS
 """How often to look for mappers that ended unheard: forked children, and processes that called exec."""
 _N_SWAP_THREADS = 2
@@ -92,19 +87,14 @@ class Arenas:
         return bool(self._attended or self._soon)
 
     def _on_faults(self, _mask: int) -> None:
-        for _ in range(ROUNDS):
-            ready = self._epoll.poll(0)
-            if not ready:
-                return
-            for fd, _ in ready:
-                served = self._served.get(fd)
-                if served is not None:
-                    arena, mapper = served
-                    try:
-                        arena.read(mapper)
-                    except UsageError as problem:
-                        self.on_tampered(arena, mapper, problem)
-            os.sched_yield()
+        for fd, _ in self._epoll.poll(0):
+            served = self._served.get(fd)
+            if served is not None:
+                arena, mapper = served
+                try:
+                    arena.read(mapper)
+                except UsageError as problem:
+                    self.on_tampered(arena, mapper, problem)
 
     def _on_results(self, _mask: int) -> None:
         self._jobs.deliver()

@@ -47,13 +47,15 @@ class Mapper:
         unread: messages that were read in order to go on, still to be dealt with.
         to_wake: addresses of threads to be woken once the process can be served again.
         gone: its address space has ended.
+        low, high, bias: where all is in one place, pages [low, high) lie at bias + page * 4096; else no page is in
+            [low, high).
     """
 
     __slots__ = (
-        "_bias",
-        "_high",
-        "_low",
+        "bias",
         "gone",
+        "high",
+        "low",
         "number",
         "places",
         "process",
@@ -79,14 +81,14 @@ class Mapper:
         """Note where pages are; with only one place, looking up is one addition."""
         self.places = places
         one = places[0] if len(places) == 1 else Placed(0, 0, 0)
-        self._low, self._high = one.first, one.end
-        self._bias = one.address - (one.first << PAGE_SHIFT)
+        self.low, self.high = one.first, one.end
+        self.bias = one.address - (one.first << PAGE_SHIFT)
 
     def address_of(self, pages: PageRun) -> int | None:
         """Return where a run is, if all of it is there, in one piece."""
         first, n = pages
-        if self._low <= first and first + n <= self._high:
-            return self._bias + (first << PAGE_SHIFT)
+        if self.low <= first and first + n <= self.high:
+            return self.bias + (first << PAGE_SHIFT)
         for place in self.places:
             if place.first <= first and first + n <= place.end:
                 return place.address + ((first - place.first) << PAGE_SHIFT)
@@ -94,8 +96,8 @@ class Mapper:
 
     def page_at(self, address: int) -> int | None:
         """Return which page is at an address."""
-        page = (address - self._bias) >> PAGE_SHIFT
-        if self._low <= page < self._high:
+        page = (address - self.bias) >> PAGE_SHIFT
+        if self.low <= page < self.high:
             return page
         for place in self.places:
             offset = address - place.address

@@ -135,22 +135,27 @@ class Runner:
             Backoff: self._backoff,
         }
 
-    def start(self, procedure: Procedure[Any], done: Done | None = None) -> None:
+    def start(self, procedure: Procedure[Any], done: Done | None = None) -> Task | None:
         """Run a procedure as far as it goes without waiting; `done` gets its result, perhaps before this returns.
 
         From within a procedure's step or callback it is queued.
+
+        Returns:
+            None if it has ended, else what is left of it: its `done` may still be set.
         """
         if self._stepping:
+            task = Task(procedure, done)
             self.n_suspended += 1
-            self._ready.append((Task(procedure, done), None))
-            return
+            self._ready.append((task, None))
+            return task
         self._stepping = True
-        self._step(procedure, done, None)
+        suspended = self._step(procedure, done, None)
         if self._ready:
             self._run_ready()
         self._stepping = False
+        return suspended
 
-    def _step(self, procedure: Procedure[Any], done: Done | None, result: Any) -> None:
+    def _step(self, procedure: Procedure[Any], done: Done | None, result: Any, task: Task | None = None) -> Task | None:
         """Carry a procedure on to its end, or to where it waits."""
         send, at_once = procedure.send, self._at_once
         try:
@@ -160,21 +165,25 @@ class Runner:
                 if act is not None:
                     result = act(effect)
                     continue
-                result = self._may_wait[type(effect)](effect, Task(procedure, done))
+                task = task or Task(procedure, done)
+                result = self._may_wait[type(effect)](effect, task)
                 if result is LATER:
                     self.n_suspended += 1
-                    return
+                    return task
         except StopIteration as stop:
+            if task is not None:
+                done = task.done
             if done is not None:
                 done(stop.value)
         except Exception as problem:
             self._broken(problem)
+        return None
 
     def _run_ready(self) -> None:
         while self._ready:
             task, result = self._ready.popleft()
             self.n_suspended -= 1
-            self._step(task.procedure, task.done, result)
+            self._step(task.procedure, task.done, result, task)
 
     def _resume(self, task: Task, result: Any = None) -> None:
         """Go on with a suspended procedure: now, or after those that are ready before it."""
