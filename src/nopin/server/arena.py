@@ -49,6 +49,13 @@ _WAKE_AFTER_NS = 100 * US_NS
 """When to wake threads of a process that could not be served because it was inside fork or munmap."""
 
 
+def _without_empty_end(counts: list[int]) -> list[int]:
+    n = len(counts)
+    while n and not counts[n - 1]:
+        n -= 1
+    return counts[:n]
+
+
 class ArenaPager(DeviceFaults, Protocol):
     """What the server needs of `mm.pager.Pager`."""
 
@@ -309,7 +316,7 @@ class Arena:
         for flags, counts in enumerate(self._latency):
             name = "protect" if flags & FAULT_WP else "minor" if flags & FAULT_MINOR else "missing"
             latency[name] = [a + b for a, b in zip(latency[name], counts, strict=True)]
-        return latency
+        return {name: _without_empty_end(counts) for name, counts in latency.items()}
 
     def _take_event(self, mapper: Mapper, message: Message) -> None:
         kind, first, second, third = message

@@ -26,7 +26,7 @@ from nopin.server.arenas import Arenas
 from nopin.server.clients import Clients, SocketFile
 from nopin.server.config import ServeConfig
 from nopin.server.copier import Copier
-from nopin.server.core import Core, log
+from nopin.server.core import ArenaMaker, Core, log
 from nopin.server.exchange import Exchange
 from nopin.server.loop import Loop
 from nopin.server.poller import Poller
@@ -41,8 +41,11 @@ _BACKLOG = 128
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve(config: ServeConfig) -> None:
+def serve(config: ServeConfig, arena_maker: ArenaMaker | None = None) -> None:
     """Run a device server until SIGTERM, SIGINT or, with `parent_pid`, the parent's end.
+
+    Args:
+        arena_maker: makes what arenas consist of; without one there is no managed memory.
 
     A server started by a parent leaves SIGINT to it: Ctrl-C reaches both, and the parent may want to go on.
 
@@ -53,6 +56,7 @@ def serve(config: ServeConfig) -> None:
     """
     with contextlib.ExitStack() as stack:
         core, exchange_socket, client_socket = _put_together(config, stack)
+        core.arena_maker = arena_maker
         exchange = Exchange(core, exchange_socket)
         clients = Clients(core, client_socket)
         loop = Loop(core, config.spin_us * US_NS if _has_cpus() else 0)

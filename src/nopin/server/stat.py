@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,7 +12,7 @@ from nopin.control.messages import MESSAGE_BYTES_MAX, Stat
 from nopin.nic.abi import QpState
 from nopin.nic.qp import QueuePair
 from nopin.server.core import Core
-from nopin.units import U64_MAX
+from nopin.units import PAGE_BYTES, U64_MAX
 
 if TYPE_CHECKING:
     from nopin.server.session import Session
@@ -78,6 +79,21 @@ def _client(session: Session) -> Iterator[Row]:
             "page_faults_handled": meter.page_faults_handled,
             "page_invalidations": meter.page_invalidations,
             "page_invalidations_handled": meter.page_invalidations_handled,
+        }
+    for number, arena in session.arenas.rows():
+        yield {
+            "kind": "arena",
+            "dev": DEVICE,
+            "arena": number,
+            "name": arena.name,
+            "capacity": arena.n_pages * PAGE_BYTES,
+            "budget": arena.budget_bytes,
+            "resident": arena.file_bytes,
+            "mappers": len(arena.mappers),
+            "pid": pid,
+            "comm": comm,
+            "latency_ns": arena.latency,
+            **asdict(arena.pager.statistics()),
         }
     for cq in objects.cqs.values():
         yield {
