@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import subprocess
@@ -103,8 +104,6 @@ class Mapped:
         assert isinstance(reply, Handle)
 
     def array(self) -> NDArray[np.uint8]:
-        import ctypes
-
         return np.ctypeslib.as_array((ctypes.c_uint8 * self.length).from_address(self.address))
 
     def close(self) -> None:
@@ -165,9 +164,7 @@ def test_a_prefetch_tells_when_it_has_ended(mapped: Mapped) -> None:
     started, _ = mapped.connection.request(request)
     assert isinstance(started, PrefetchStarted)
     assert started.n_bytes == 101 * PAGE
-    events = []
-    assert eventually(lambda: bool(events.extend(mapped.connection.take_events(0.1)) or events))
-    (event,) = events
+    (event,) = mapped.connection.take_events(PATIENCE_S)
     assert isinstance(event, PrefetchDone)
     assert (event.object_id, event.bytes_done, event.cause) == (started.prefetch, 101 * PAGE, "")
     state, _ = mapped.connection.request(QueryPrefetch(seq=0, prefetch=started.prefetch))
