@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
-from own_memory import PAGE, Pages, anonymous
+from own_memory import PAGE, Pages, anonymous, mapped_file
 from owner_process import MADV_PAGEOUT
 from slow_page import held_back_pages, slow_pages
 from verbs_pair import (
@@ -131,6 +133,32 @@ def test_untouched_memory_that_its_owner_holds_back_stops_nobody_else(
         assert pair.peer.next_completion().status is WcStatus.SUCCESS
         seen = bytes(7) if opcode is WrOpcode.RDMA_READ else b"written"
         assert held.get(PAGE, 7) == pages.get(0, 7) == seen
+
+
+@pytest.mark.needs_userfaultfd
+@pytest.mark.needs_root
+def test_clients_whose_pages_never_come_do_not_keep_back_the_slow_pages_of_others(
+    servers: Servers, pair: Pair, pages: Pages, tmp_path: Path
+) -> None:
+    """Two of them can take every thread that waits for pages; a page of a file needs one."""
+    n_each = 8
+    with contextlib.ExitStack() as stack:
+        helds = [stack.enter_context(held_back_pages(2 * n_each)) for _ in range(2)]
+        for held in helds:
+            device = stack.enter_context(Device(servers.owner_path()))
+            for n in range(n_each):
+                one, other = End(device), End(device)
+                connect(one.qp, other.qp)
+                region = other.register(held.at(2 * n), PAGE)
+                sge = one.sge(pages.address, 8)
+                one.qp.post_send(SendWr(WrOpcode.RDMA_READ, [sge], remote_address=held.at(2 * n), rkey=region.rkey))
+        (tmp_path / "file").write_bytes(b"of the file")
+        file = stack.enter_context(mapped_file(tmp_path / "file", 1, shared=True))
+        region = pair.owner.register(file.address, PAGE)
+        assert pair.peer.read(file.address, region.rkey, pages.address, 11) is WcStatus.SUCCESS
+        assert pages.get(0, 11) == b"of the file"
+        for held in helds:
+            held.release()
 
 
 @pytest.mark.needs_userfaultfd

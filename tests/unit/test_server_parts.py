@@ -7,6 +7,7 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
+from time import sleep
 
 import pytest
 
@@ -19,7 +20,7 @@ from nopin.server.limits import Limits, Usage
 from nopin.server.outbox import EVENTS_KEPT, Outbox
 from nopin.server.poller import Poller
 from nopin.server.timers import Timers
-from nopin.server.workers import Workers
+from nopin.server.workers import STUCK_NS, Workers
 
 
 def test_timers_run_in_order_of_time_and_only_when_due() -> None:
@@ -197,9 +198,26 @@ def collect(workers: Workers, n: int) -> list[tuple[PageRequest, FaultResult]]:
     return done
 
 
+class Time:
+    """A clock that the test turns, and the timers that go by it."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.timers = Timers()
+
+    def pass_by(self, duration_ns: int) -> None:
+        self.now += duration_ns
+        self.timers.run(self.now)
+
+
 @pytest.fixture
-def workers() -> Iterator[Workers]:
-    made = Workers(4)
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def workers(time: Time) -> Iterator[Workers]:
+    made = Workers(4, time.timers, lambda: time.now)
     yield made
     made.close()
 
@@ -214,6 +232,55 @@ def test_an_address_space_that_hangs_does_not_stop_others(workers: Workers) -> N
     assert {done.pasid for done, _ in collect(workers, 20)} == {2}
     stuck.gate.set()
     assert len(collect(workers, 20)) == 20
+
+
+def n_fault_threads() -> int:
+    return sum(thread.name.startswith("nopin-fault") for thread in threading.enumerate())
+
+
+def test_address_spaces_that_hang_together_do_not_stop_others(workers: Workers, time: Time) -> None:
+    before = n_fault_threads()
+    hung = [GatedSpace() for _ in range(3)]
+    quick = GatedSpace()
+    quick.gate.set()
+    for pasid, space in enumerate(hung):
+        for page in range(6):
+            workers.submit(request(pasid, page), space)
+    workers.submit(request(9), quick)
+    time.pass_by(STUCK_NS - 1)
+    assert workers.collect() == []
+    time.pass_by(1)
+    assert [done.pasid for done, _ in collect(workers, 1)] == [9]
+    assert n_fault_threads() <= before + 3, "each space has its share of two, and no more"
+    for space in hung:
+        space.gate.set()
+    assert len(collect(workers, 18)) == 18
+    workers.submit(request(9), quick)
+    collect(workers, 1)
+    for _ in range(1000):
+        if n_fault_threads() == before:
+            break
+        sleep(0.01)
+    assert n_fault_threads() == before, "threads beyond the pool end when the written-off ones come back"
+
+
+def test_threads_that_are_written_off_are_bounded(
+    workers: Workers, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nopin.server.workers.REPLACED_MAX", 2)
+    before = n_fault_threads()
+    hung = [GatedSpace() for _ in range(8)]
+    for pasid, space in enumerate(hung):
+        workers.submit(request(pasid), space)
+    for _ in range(5):
+        time.pass_by(STUCK_NS)
+    assert n_fault_threads() == before + 2
+    hung[0].gate.set()
+    assert len(collect(workers, 1)) == 1
+    assert workers.collect() == []
+    for space in hung:
+        space.gate.set()
+    assert len(collect(workers, 7)) == 7
 
 
 def test_an_address_space_is_let_go_only_when_no_thread_is_inside(workers: Workers) -> None:

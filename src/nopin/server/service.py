@@ -86,14 +86,14 @@ def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Cor
     exchange_socket = _listen_tcp(config.bind or address_of(link.endpoint.gid), config.exchange_port)
     state_page = StatePage()
     stack.callback(state_page.close)
-    workers = Workers(config.n_workers)
+    clock = time.monotonic_ns
+    timers = Timers()
+    workers = Workers(config.n_workers, timers, clock)
     stack.callback(workers.close)
     poller = Poller()
     stack.callback(poller.close)
-    clock = time.monotonic_ns
     iommu = Iommu(relay=_make_relay(clock, stack))
     nic = Nic(iommu=iommu, endpoint=link.endpoint, mtu=link.mtu, draw=secrets.randbelow)
-    timers = Timers()
     arenas = Arenas(poller, timers, clock)
     stack.callback(arenas.close)
     core = Core(

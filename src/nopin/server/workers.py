@@ -1,7 +1,9 @@
 """Threads that make pages present where that can wait for a medium.
 
-A page that never comes (a dead network file system) must not stop other address spaces: one space gets at
-most half of the threads. Threads are daemons, so that one that hangs in the kernel does not keep the server
+A page that never comes (a dead network file system, a userfaultfd that nobody serves) must not stop other address
+spaces. So one space gets at most half of the threads, and where all threads are taken and somebody waits, those
+that are long in one request are written off and replaced, up to a bound. When a written-off request is answered
+after all, one thread ends. Threads are daemons, so that one that hangs in the kernel does not keep the server
 from ending.
 """
 
@@ -17,15 +19,31 @@ from queue import SimpleQueue
 
 from nopin.iommu.page_requests import PageRequest
 from nopin.mm.space import AddressSpace, FaultResult, Reason
+from nopin.server.timers import Timer, Timers
+from nopin.units import S_NS
 
-Job = tuple[PageRequest, AddressSpace]
+STUCK_NS = S_NS
+"""How long a request takes before its thread is written off, if others wait: no healthy medium needs as long."""
+
+REPLACED_MAX = 64
+"""Threads beyond the pool at most. One costs some 30 KiB; each needs a page that does not come."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A request on its way; `since_ns` is when a thread got it."""
+
+    request: PageRequest
+    space: AddressSpace
+    since_ns: int = 0
+    written_off: bool = False
 
 
 @dataclass(slots=True)
 class _Lane:
     """The requests of one address space, by PASID."""
 
-    waiting: deque[Job] = field(default_factory=deque)
+    waiting: deque[_Job] = field(default_factory=deque)
     n_running: int = 0
     when_idle: Callable[[], None] | None = None
 
@@ -37,22 +55,25 @@ class Workers:
         fd: an eventfd, readable when `collect` has something.
     """
 
-    def __init__(self, n_threads: int) -> None:
+    def __init__(self, n_threads: int, timers: Timers, clock: Callable[[], int]) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._timers = timers
+        self._clock = clock
+        self._n_threads = 0
         self._n_free = n_threads
+        self._n_replaced = 0
         self._lane_max = max(1, n_threads // 2)
         self._lanes: dict[int, _Lane] = {}
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._results: SimpleQueue[tuple[PageRequest, FaultResult]] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._serve, name=f"nopin-fault-{n}", daemon=True) for n in range(n_threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._running: dict[_Job, None] = {}  # oldest first, without those written off
+        self._look_again: Timer | None = None
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._results: SimpleQueue[tuple[_Job, FaultResult]] = SimpleQueue()
+        for _ in range(n_threads):
+            self._start_thread()
 
     def submit(self, request: PageRequest, space: AddressSpace) -> None:
         """Queue a request; its result comes by `collect`."""
-        self._lanes.setdefault(request.pasid, _Lane()).waiting.append((request, space))
+        self._lanes.setdefault(request.pasid, _Lane()).waiting.append(_Job(request, space))
         self._dispatch()
 
     def collect(self) -> list[tuple[PageRequest, FaultResult]]:
@@ -61,8 +82,9 @@ class Workers:
             os.eventfd_read(self.fd)
         done: list[tuple[PageRequest, FaultResult]] = []
         while not self._results.empty():
-            done.append(self._results.get_nowait())
-            self._finished(done[-1][0].pasid)
+            job, result = self._results.get_nowait()
+            done.append((job.request, result))
+            self._finished(job)
         self._dispatch()
         return done
 
@@ -78,16 +100,49 @@ class Workers:
 
     def close(self) -> None:
         """Let the threads end when they can; does not wait for them."""
-        for _ in self._threads:
+        for _ in range(self._n_threads):
             self._jobs.put(None)
+
+    def _start_thread(self) -> None:
+        self._n_threads += 1
+        threading.Thread(target=self._serve, name=f"nopin-fault-{self._n_threads}", daemon=True).start()
 
     def _dispatch(self) -> None:
         """Hand jobs to free threads, address spaces in turn."""
-        while self._n_free and (pasid := self._next_lane()) is not None:
+        while (pasid := self._next_lane()) is not None:
+            if not self._n_free and not self._replace_stuck():
+                return
             lane = self._lanes[pasid] = self._lanes.pop(pasid)  # to the end: its next turn comes last
             lane.n_running += 1
             self._n_free -= 1
-            self._jobs.put(lane.waiting.popleft())
+            job = lane.waiting.popleft()
+            job.since_ns = self._clock()
+            self._running[job] = None
+            self._jobs.put(job)
+
+    def _replace_stuck(self) -> bool:
+        """Write off the thread that is longest in one request and start another; False if it is not stuck, or not yet.
+
+        Its address space keeps counting it, so no space ever holds more than its share.
+        """
+        oldest = next(iter(self._running), None)
+        if oldest is None or self._n_replaced >= REPLACED_MAX:
+            return False  # looked at again when one comes back
+        stuck_at = oldest.since_ns + STUCK_NS
+        if self._clock() < stuck_at:
+            if self._look_again is None:
+                self._look_again = self._timers.at(stuck_at, self._on_timer)
+            return False
+        del self._running[oldest]
+        oldest.written_off = True
+        self._n_replaced += 1
+        self._n_free += 1
+        self._start_thread()
+        return True
+
+    def _on_timer(self) -> None:
+        self._look_again = None
+        self._dispatch()
 
     def _next_lane(self) -> int | None:
         for pasid, lane in self._lanes.items():
@@ -95,8 +150,15 @@ class Workers:
                 return pasid
         return None
 
-    def _finished(self, pasid: int) -> None:
-        self._n_free += 1
+    def _finished(self, job: _Job) -> None:
+        if job.written_off:
+            self._n_replaced -= 1
+            self._n_threads -= 1
+            self._jobs.put(None)  # one thread too many now: whichever takes this ends
+        else:
+            del self._running[job]
+            self._n_free += 1
+        pasid = job.request.pasid
         lane = self._lanes[pasid]
         lane.n_running -= 1
         self._retire(pasid, lane)
@@ -111,10 +173,10 @@ class Workers:
     def _serve(self) -> None:
         """Life of a thread."""
         while (job := self._jobs.get()) is not None:
-            request, space = job
+            request = job.request
             try:
-                result = space.fault(request.start, request.end, write=request.write)
+                result = job.space.fault(request.start, request.end, write=request.write)
             except OSError:  # the process is going away; an access finds out how
                 result = FaultResult(0, request.start, Reason.OWNER_GONE)
-            self._results.put((request, result))
+            self._results.put((job, result))
             os.eventfd_write(self.fd, 1)
