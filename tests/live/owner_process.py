@@ -70,6 +70,10 @@ class Actions:
             keep_from_children(where)
         return uffd, int(features)
 
+    def become(self, *command: str) -> None:
+        """Run another program in place of this one; there is no answer."""
+        os.execv(command[0], command)
+
     def hold_back(self, address: int, length: int) -> None:
         """Register memory with a userfaultfd that nobody serves: touching an absent page there waits for ever."""
         fd, _ = open_paging()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from zram_swap import zram_swap
 from nopin.iommu.iommu import PARKED, Iommu
 from nopin.iommu.page_requests import Meter
 from nopin.linux.pidfd import PidFd
-from nopin.linux.proc import memory_use
+from nopin.linux.proc import Maps, memory_use
 from nopin.linux.process_memory import ProcessMemory
+from nopin.linux.process_vm import ProcessVm
 from nopin.mm.plain import PlainSpace
 from nopin.mm.space import Absent, FaultResult, Reason, Staging
+from nopin.ranges import Range
 from nopin.units import PAGE_BYTES, U64_MAX
 
 PAGE = PAGE_BYTES
@@ -131,6 +134,27 @@ def test_a_zombie_counts_as_gone_while_its_number_is_still_taken(owner: Owner, s
     assert its_space.gone
     assert its_space.read(address, 8, Staging.of_size(8), 0) == 0
     its_space.close()
+
+
+def test_a_process_that_became_another_program_is_gone_and_the_new_one_is_not_reached(
+    owner: Owner, space: PlainSpace
+) -> None:
+    iommu, staging = Iommu(), Staging.of_size(8)
+    pasid = iommu.bind(space)
+    address = owner.do("map", PAGE)
+    assert iommu.read(pasid, address, 8, staging, 0, Meter(), "qp") == 8
+    owner.begin("become", "/bin/sleep", "60")
+    its_command = Path(f"/proc/{owner.pid}/comm")
+    while its_command.read_text() != "sleep\n":
+        time.sleep(0.001)
+    maps = Maps(owner.pid)
+    new = next(mapping.where.start for mapping in maps.within(Range(0, 1 << 47)) if mapping.writable)
+    maps.close()
+    assert ProcessVm(owner.pid).read(new, 8, staging.address) == 8, "by its number it can be reached"
+    assert iommu.write(pasid, new, 8, staging, 0, Meter(), "qp") == 0
+    assert iommu.read(pasid, new, 8, staging, 0, Meter(), "qp") == 0
+    assert space.gone
+    owner.kill()
 
 
 def test_a_closed_space_moves_nothing(owner: Owner) -> None:

@@ -67,12 +67,17 @@ class Pagemap:
         """Runs of pages not present in [start, end), which is page aligned; empty when all are.
 
         With the scan, addresses that nothing is mapped at are left out; without it they show as not swapped.
+
+        Raises:
+            ProcessLookupError: the address space is gone: the process has ended, or become another program.
         """
         try:
             if not self.has_scan:
                 return self._absent_by_entries(start, end)
             n_rows = self._scan(start, end)
             return self._collect(n_rows, end) if n_rows else []  # none by far the most often: one call
+        except ProcessLookupError:
+            raise
         except OSError:
             # Addresses no process can have (EFAULT), or a table that is closed: residency is advice, so say
             # nothing and let the copy tell.
@@ -116,6 +121,8 @@ class Pagemap:
         for first in range(start, end, _READ_PAGES * PAGE_BYTES):
             n_pages = min(_READ_PAGES, (end - first) // PAGE_BYTES)
             table = os.pread(self._fd, n_pages * 8, first // PAGE_BYTES * 8)
+            if not table:
+                raise ProcessLookupError(errno.ESRCH, "the address space is gone")
             entries = np.frombuffer(table, np.uint64)
             runs += _runs_of(entries, first)
         return runs

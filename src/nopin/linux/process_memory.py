@@ -4,6 +4,10 @@ Copies go by process number, because that is the only way the kernel offers, and
 every access first asks the pidfd: while it says "running", the number is still its own. Numbers are handed
 out round robin, so the instant between question and copy cannot see one come back.
 
+A process that runs another program (execve) keeps its number and gets other memory. The page table we hold open is
+still that of the old memory and says that it is gone; as it is asked about residency just before each copy, that
+costs nothing.
+
 An absent page is quick only if it is certain that the kernel fills it with zeros by itself: in private anonymous
 memory, not in swap, and not held back. Held back is what a userfaultfd other than our watch may have: then a copy
 waits until some program, which need not exist any longer, hands the page out. Everything but quick pages is for a
@@ -45,6 +49,7 @@ class ProcessMemory:
     def __init__(self, process: PidFd, unclaimed: Callable[[Range], bool] = lambda _where: False) -> None:
         self._process = process
         self._closed = False
+        self._replaced = False
         self._vm = ProcessVm(process.pid)
         self._maps = Maps(process.pid)
         self._unclaimed = unclaimed
@@ -71,8 +76,8 @@ class ProcessMemory:
         return self._process.pid
 
     def alive(self) -> bool:
-        """False once the process has exited or this was closed."""
-        return not self._process.exited()
+        """False once the process has exited, has been seen to run another program, or this was closed."""
+        return not self._replaced and not self._process.exited()
 
     def read(self, address: int, length: int, local: int) -> int:
         """Copy from the process to our address `local`; returns bytes moved."""
@@ -92,7 +97,11 @@ class ProcessMemory:
 
     def absent(self, start: int, end: int) -> Absent | None:
         """Pages of [start, end) that are not present, and whether bringing them may wait for anybody."""
-        runs = self._pagemap.absent(start, end)
+        try:
+            runs = self._pagemap.absent(start, end)
+        except ProcessLookupError:
+            self._replaced = True
+            return None
         if not runs:
             return None
         n_pages = sum(run.where.length for run in runs) // PAGE_BYTES
