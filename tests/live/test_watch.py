@@ -112,6 +112,19 @@ def test_unmapping_is_heard_and_a_new_mapping_is_watched_after_rearm(watched: Wa
     assert watched.take() == [(Cause.REMOVE, pages(region, 3, 1))]
 
 
+def test_memory_mapped_into_a_hole_of_a_covered_range_is_watched_after_rearm(watched: Watched) -> None:
+    region = Range.of_length(watched.owner.do("map", N_PAGES * PAGE), N_PAGES * PAGE)
+    hole = pages(region, 5, 2)
+    watched.do("unmap", hole.start, hole.length)
+    assert not watched.watcher.watch(region)
+    assert watched.watcher.unwatched(region) == [hole]
+    watched.do("map", hole.length, hole.start)
+    watched.watcher.rearm()
+    assert not watched.watcher.needs_rearm
+    watched.do("advise", hole.start, PAGE, MADV_DONTNEED)
+    assert watched.take() == [(Cause.REMOVE, pages(region, 5, 1))]
+
+
 def test_mapping_over_a_watched_range_is_heard_as_unmap(watched: Watched, region: Range) -> None:
     watched.do("map", PAGE, region.start)
     assert watched.take() == [(Cause.UNMAP, pages(region, 0, 1))]

@@ -146,10 +146,16 @@ class Watcher:
                 self._notifiers.invalidate(EVERYTHING, Cause.FORK)
 
     def _register(self, piece: Range) -> None:
+        """Register all of `piece` at once, which quietly leaves its holes out: these are remembered."""
+        holes = [piece]
+        for mapping in self._mappings_within(piece):  # first: what is mapped from here on is registered, or a hole
+            holes = subtract(holes, mapping)
         try:
             self._uffd.register(piece)
         except OSError:
             self._register_each_mapping(piece)
+        else:
+            self._unwatched = coalesce([*self._unwatched, *holes])
 
     def _register_each_mapping(self, piece: Range) -> None:
         """Register what can be in `piece`, and remember the rest."""
