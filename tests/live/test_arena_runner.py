@@ -192,6 +192,49 @@ def test_pages_that_swap_lost_raise_a_bus_error(rig: Rig) -> None:
     assert os.WTERMSIG(status) == signal.SIGBUS
 
 
+def test_a_worker_is_served_and_keeps_nothing_alive(rig: Rig) -> None:
+    rig.put(0, b"owner")
+    with Owner() as worker:
+        number, _ = worker.do("map_paged_at", rig.arena.parts.frames.fd, rig.address, N_PAGES * PAGE)
+        process = PidFd.open(worker.pid)
+        place = Placed(0, N_PAGES, rig.address)
+        rig.arena.map(PagingUffd(process.take_fd(number)), place, process, worker=True)
+        worker.begin("get", rig.at(0), 5)
+        rig.until(lambda: not worker.is_busy())
+        assert worker.finish() == b"owner"
+        rig.owner.kill()
+        rig.until(lambda: len(rig.arena.mappers) == 1)
+        assert rig.arena.file_bytes == 0, "the worker maps it, and nobody wants it"
+        assert not rig.arena.in_use
+
+
+def test_stores_while_a_process_forks_are_kept_under_eviction(rig: Rig) -> None:
+    data = np.random.default_rng(3).bytes(N_PAGES * PAGE)
+    for n in range(4):
+        rig.put(n * 64, data[n * 64 * PAGE : (n + 1) * 64 * PAGE])
+        rig.do("fork")
+    assert rig.get(0, N_PAGES * PAGE) == data
+    assert len(rig.arena.mappers) == 5
+    rig.do("end_children")
+    rig.until(lambda: len(rig.arena.mappers) == 1)
+    assert rig.get(0, N_PAGES * PAGE) == data
+
+
+def test_without_privilege_faults_are_served_and_children_have_no_mapping(tmp_path: Path) -> None:
+    file = memfd.create("frames", N_PAGES * PAGE)
+    with Owner(lambda: os.setresuid(65534, 65534, 65534)) as owner:
+        rig = Rig(tmp_path, owner, file)
+        data = np.random.default_rng(4).bytes(64 * PAGE)
+        rig.put(0, data)
+        assert rig.get(0, 64 * PAGE) == data
+        rig.owner.begin("fork_and_touch", rig.at(0), b"child!", rig.at(1))
+        rig.until(lambda: not rig.owner.is_busy())
+        with pytest.raises(AssertionError):  # the child died of its touch before it could say anything
+            rig.owner.finish()
+        assert rig.get(0, 64 * PAGE) == data
+        assert len(rig.arena.mappers) == 1
+
+
 def test_a_killed_process_leaves_nothing(rig: Rig) -> None:
     rig.put(0, b"4" * 64 * PAGE)
     n_before = len(os.listdir("/proc/self/fd"))

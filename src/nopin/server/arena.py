@@ -42,8 +42,7 @@ _FLAGS = [(flags & FAULT_WRITE != 0, flags & FAULT_WP != 0, flags & FAULT_MINOR 
 _N_BUCKETS = 64
 _PAGEFAULT = EventKind.PAGEFAULT
 ROUNDS = 16
-_QUIET_NS = 1000 * US_NS
-"""After so long without faults there is time to look what a message is before it is read."""
+_CLOSE_AGAIN_NS = 1000 * US_NS
 _FIRST_MAPPER: MapperNumber = 1
 _WAKE_AFTER_NS = 100 * US_NS
 """When to wake threads of a process that could not be served because it was inside fork or munmap."""
@@ -164,7 +163,6 @@ class Arena:
         self.n_pages = parts.frames.n_pages
         self._latency = [[0] * _N_BUCKETS for _ in _FLAGS]
         self._removing: list[Range] | None = None
-        self._last_read_ns = 0
         self._host = host
         self._clock = host.clock
         self._machine = ArenaMachine(parts.frames, self._note)
@@ -232,7 +230,7 @@ class Arena:
         if self._closed or self.wanted or self.in_use:
             return
         if self.runner.n_suspended:
-            self._host.attend(self)  # later
+            self._host.clockwork.after(_CLOSE_AGAIN_NS, self.close_if_unused)
             return
         self._closed = True
         for mapper in list(self._machine.mappers.values()):
@@ -262,8 +260,7 @@ class Arena:
             UsageError: the process tampered with it.
         """
         began_ns = self._clock()
-        if began_ns - self._last_read_ns > _QUIET_NS:
-            self._removing = self._look_ahead(mapper)
+        self._removing = self._look_ahead(mapper)
         read, rounds = mapper.uffd.read, ROUNDS
         while messages := read():
             self._answer(mapper, messages, began_ns)
@@ -276,10 +273,13 @@ class Arena:
                 break
             os.sched_yield()
             began_ns = self._clock()
-        self._last_read_ns = began_ns
 
     def _look_ahead(self, mapper: Mapper) -> list[Range] | None:
-        """Say what is being given up by MADV_REMOVE, before the message of it is read; None if that is not known."""
+        """Say what is being given up by MADV_REMOVE, before the message of it is read; None if that is not known.
+
+        The look takes as long as half a fault. It is made before the first reading and not before those that follow
+        in the same burst of faults.
+        """
         if mapper.process is None or not mapper.uffd.event_waits():
             return None
         return MadviseSpy(mapper.process.pid).removes()

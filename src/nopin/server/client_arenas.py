@@ -239,6 +239,9 @@ class ClientArenas:
 
     def _forget(self, handle: int) -> None:
         owned = self._owned.pop(handle)
+        for prefetch in self._prefetches.values():
+            if prefetch.arena is owned.arena:
+                prefetch.cancel()
         n_bytes = owned.arena.n_pages * PAGE_BYTES
         self._usage.give(arenas=1, arena_bytes=n_bytes, descriptors=owned.n_descriptors)
         owned.arena.give_up()

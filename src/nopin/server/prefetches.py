@@ -60,7 +60,7 @@ class Prefetch:
             self.reason = CANCELLED
 
     def _next(self) -> None:
-        if not self._runs:
+        if not self._runs:  # all done, or no more wanted: then the arena may be gone
             self.running = False
             self._ended(self)
             return

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from nopin.errors import ServerError, UsageError
 from nopin.iommu.iommu import Iommu
@@ -22,6 +23,7 @@ from nopin.link.udp import bind_link
 from nopin.linux.pidfd import PidFd
 from nopin.nic.nic import Nic
 from nopin.nic.wire.gid import address_of
+from nopin.server.arena import Arena
 from nopin.server.arenas import Arenas
 from nopin.server.clients import Clients, SocketFile
 from nopin.server.config import ServeConfig
@@ -57,6 +59,7 @@ def serve(config: ServeConfig, arena_maker: ArenaMaker | None = None) -> None:
     with contextlib.ExitStack() as stack:
         core, exchange_socket, client_socket = _put_together(config, stack)
         core.arena_maker = arena_maker
+        core.arenas.on_broken = partial(_note_broken, core)
         exchange = Exchange(core, exchange_socket)
         clients = Clients(core, client_socket)
         loop = Loop(core, config.spin_us * US_NS if _has_cpus() else 0)
@@ -70,6 +73,12 @@ def serve(config: ServeConfig, arena_maker: ArenaMaker | None = None) -> None:
         finally:
             exchange.close("server stopping")
             clients.close()
+
+
+def _note_broken(core: Core, arena: Arena, problem: Exception) -> None:
+    """A pager's procedure raised: what waits for it waits for ever, all else goes on."""
+    log.error("serving arena %d (%s) failed", arena.number, arena.name, exc_info=problem)
+    core.counters.internal_errors += 1
 
 
 def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Core, socket.socket, socket.socket]:
