@@ -72,9 +72,9 @@ class MapArena(Request, tag="map_arena"):
 
 
 class DestroyArena(Request, tag="destroy_arena"):
-    """Give an arena up: bytes, swap and all. Refused (EBUSY) while a region is registered in it.
+    """Give an arena up: bytes, swap and all. Refused (EBUSY) while the client itself maps some of it.
 
-    Its mappings, if there are any left, get SIGBUS.
+    Where a forked child still maps it, it lives on until that has ended.
     """
 
     arena: int
@@ -100,7 +100,7 @@ class SetBudget(Request, tag="set_budget"):
 
 
 class Prefetch(Request, tag="prefetch"):
-    """Make bytes resident, for devices and CPUs to find. Answered by PrefetchStarted, at its end PrefetchDone is told.
+    """Make bytes resident in the background. Answered by PrefetchStarted; at its end PrefetchDone is told.
 
     Attributes:
         ranges: (offset, length) in bytes, in the order wanted; pages they touch are brought once.

@@ -114,7 +114,15 @@ class ClientArenas:
         arena = self._core.arenas.create(request.name or f"pid {self._process.pid}", parts)
         handle = self._new_handle()
         self._owned[handle] = _Owned(arena)
-        return handle, arena, [os.dup(parts.frames.fd), os.dup(parts.table_fd)]
+        copies: list[int] = []
+        try:
+            for fd in (parts.frames.fd, parts.table_fd):
+                copies.append(os.dup(fd))
+        except OSError:  # out of descriptors
+            close_all(copies)
+            self._forget(handle)
+            raise
+        return handle, arena, copies
 
     def map(self, request: MapArena, fds: list[int]) -> int:
         """Serve a process that maps part of an arena; owns the descriptors. Returns the mapper's number.
