@@ -155,9 +155,12 @@ class Iommu:
             return Relayed(0, 0)
         if target_space is None:
             return Relayed(length, 0)
+        passes = self._passes(source_space, source, length, write=False)
+        if not self._passes(target_space, target, length, write=True) or not passes:
+            return None  # both were looked at, so both are waited for together
         unseen = self._requests.lets_through(source.waiter) or self._requests.lets_through(target.waiter)
-        if not self.admit_all((Access(source, length, write=False), Access(target, length, write=True))):
-            return None
+        self._requests.settle(source.waiter)
+        self._requests.settle(target.waiter)
         if length <= _SHORT_BYTES:
             places = source_space, source.address, target_space, target.address
             return relay_once(*places, length, staging, grain)
@@ -230,9 +233,13 @@ class Iommu:
         return Place(space, span.address)
 
     def _look(self, span: Span, length: int, write: bool) -> bool:
-        """Decide whether one of several ranges may be copied now, leaving its waiter's count of parks alone."""
+        """Decide whether one of several ranges may be copied now."""
         space = self._pasids.get(span.pasid)
-        if span.waiter is None or space is None or length <= 0:
+        return space is None or length <= 0 or self._passes(space, span, length, write=write)
+
+    def _passes(self, space: AddressSpace, span: Span, length: int, *, write: bool) -> bool:
+        """Decide whether a range may be copied now, leaving its waiter's count of parks alone."""
+        if span.waiter is None:
             return True
         absent = space.absent(span.address, span.address + length)
         return absent is None or not self._parks(absent, span, length, write=write)

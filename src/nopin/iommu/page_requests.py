@@ -121,7 +121,7 @@ class PageRequests:
 
     def lets_through(self, waiter: Hashable) -> bool:
         """True if `waiter` has parked often enough: its access is to be made, whatever is absent."""
-        return self._n_parks.get(waiter, 0) >= PARKS_MAX
+        return bool(self._n_parks) and self._n_parks.get(waiter, 0) >= PARKS_MAX
 
     def settle(self, waiter: Hashable) -> None:
         """`waiter` makes the access it parked for."""
