@@ -141,6 +141,11 @@ class FifoPager:
         yield from ()
         return 0
 
+    wants_reclaim = False
+
+    def give_back(self, n_pages: int) -> Procedure[int]:
+        return self.reclaim()
+
     def set_budget(self, n_pages: int) -> Procedure[None]:
         self.budget = n_pages
         while len(self.resident) > n_pages:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import fcntl
 import os
 import pickle
 import signal
 import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
 from nopin.linux.arena_file import keep_from_children, map_at, map_somewhere
 from nopin.linux.io_uring import PinnedBuffer
 from nopin.linux.libc import LIBC, checked, map_shared, unmap
-from nopin.linux.paging_uffd import open_paging, register_missing, register_paging
+from nopin.linux.paging_uffd import open_paging, register_paging
 from nopin.linux.uffd_handshake import Feature
 from nopin.linux.userfaultfd import open_watch
 from nopin.ranges import Range
@@ -33,6 +35,9 @@ def _pointer(address: int) -> ctypes.c_void_p:
 
 def _size(length: int) -> ctypes.c_size_t:
     return ctypes.c_size_t(length)
+
+
+_REGISTER, _MODE_MISSING = 0xC020AA00, 1  # linux/userfaultfd.h
 
 
 class Actions:
@@ -77,7 +82,7 @@ class Actions:
     def hold_back(self, address: int, length: int) -> None:
         """Register memory with a userfaultfd that nobody serves: touching an absent page there waits for ever."""
         fd, _ = open_paging()
-        register_missing(fd, Range.of_length(address, length))
+        fcntl.ioctl(fd, _REGISTER, struct.pack("<4Q", address, length, _MODE_MISSING, 0))
 
     def put(self, address: int, data: bytes) -> None:
         ctypes.memmove(address, data, len(data))

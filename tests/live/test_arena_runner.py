@@ -17,9 +17,13 @@ from nopin.linux import memfd
 from nopin.linux.paging_uffd import PagingUffd
 from nopin.linux.pidfd import PidFd
 from nopin.linux.swap_file import SwapFile
+from nopin.mm.arena_pages import News
 from nopin.mm.effects import PageRun
-from nopin.server.arena import Arena, ArenaParts
+from nopin.mm.notifier import Notifiers
+from nopin.mm.residency import Budget
+from nopin.server.arena import Arena
 from nopin.server.arena_machine import ServerMapping
+from nopin.server.arena_maker import ArenaParts
 from nopin.server.arenas import Arenas
 from nopin.server.mapper import Mapper, Placed
 from nopin.server.poller import Poller
@@ -44,7 +48,7 @@ class Rig:
         self.swap = SwapFile(directory)
         table = memfd.create("table", PAGE)
         self.arena: Arena = self.arenas.create(
-            "test", ArenaParts(frames, table, 32 * PAGE, self.swap, self.pager, lambda: None)
+            "test", ArenaParts(frames, table, self.swap, Budget(32), Notifiers(), self.pager, News())
         )
         self.address, number, _ = owner.do("map_paged", file, N_PAGES * PAGE)
         process = PidFd.open(owner.pid)

@@ -56,7 +56,7 @@ _EEXIST = errno.EEXIST
 
 _PAGING = EVENTS | Feature.MISSING_SHMEM | Feature.MINOR_SHMEM | Feature.FLAG_WP | Feature.WP_HUGETLBFS_SHMEM
 NEEDED = _PAGING | Feature.POISON
-_LOUD = Feature.MISSING_SHMEM | Feature.SIGBUS
+_FILLING = Feature.FLAG_WP | Feature.WP_HUGETLBFS_SHMEM
 
 Message = tuple[int, int, int, int]
 """Kind and three words. PAGEFAULT: flags, address, thread. FORK: a descriptor, already ours. REMAP: from, to, length.
@@ -87,13 +87,13 @@ def open_paging() -> tuple[int, Feature]:
     return open_with((NEEDED | Feature.EVENT_FORK, NEEDED), NEEDED)
 
 
-def open_loud() -> int:
-    """Open one whose mapping raises SIGBUS where a page is missing, instead of a message.
+def open_for_filling() -> int:
+    """Open one that hears nothing and is there for its ioctls: pages can be filled in through a mapping of ours.
 
     Raises:
         HostLacks: no userfaultfd here, or not for shared memory.
     """
-    return open_with((_LOUD,), _LOUD)[0]
+    return open_with((_FILLING,), _FILLING)[0]
 
 
 def register_paging(fd: int, where: Range) -> None:
@@ -106,9 +106,9 @@ def register_paging(fd: int, where: Range) -> None:
     _register(fd, where, _MODE_MISSING | _MODE_WP | _MODE_MINOR)
 
 
-def register_missing(fd: int, where: Range) -> None:
-    """Have missing pages told, or answered by SIGBUS; those that the file has are mapped by the kernel."""
-    _register(fd, where, _MODE_MISSING)
+def register_for_filling(fd: int, where: Range) -> None:
+    """Let pages be filled in; no access there ever waits: only stores to pages write-protected here would."""
+    _register(fd, where, _MODE_WP)
 
 
 def unregister(fd: int, where: Range) -> None:

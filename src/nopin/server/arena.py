@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,13 +24,13 @@ from nopin.linux.arena_file import resident_bytes
 from nopin.linux.madvise_spy import MadviseSpy
 from nopin.linux.paging_uffd import FAULT_MINOR, FAULT_WP, FAULT_WRITE, Message, PagingUffd
 from nopin.linux.pidfd import PidFd
-from nopin.linux.swap_file import SwapFile
 from nopin.linux.uffd_handshake import EventKind
 from nopin.mm.device_faults import DeviceFaults, FaultPages
 from nopin.mm.effects import Mapper as MapperNumber
 from nopin.mm.effects import PageRun, Procedure
 from nopin.ranges import Range, subtract
-from nopin.server.arena_machine import ArenaMachine, ServerMapping
+from nopin.server.arena_machine import ArenaMachine
+from nopin.server.arena_maker import ArenaParts
 from nopin.server.mapper import Mapper, Placed
 from nopin.server.pager_runner import Clockwork, Runner
 from nopin.units import PAGE_BYTES, PAGE_MASK, PAGE_SHIFT, US_NS
@@ -44,6 +43,7 @@ _PAGEFAULT = EventKind.PAGEFAULT
 ROUNDS = 16
 _CLOSE_AGAIN_NS = 1000 * US_NS
 _FIRST_MAPPER: MapperNumber = 1
+_RECLAIM_AGAIN_NS = 10_000 * US_NS
 _WAKE_AFTER_NS = 100 * US_NS
 """When to wake threads of a process that could not be served because it was inside fork or munmap."""
 
@@ -80,6 +80,15 @@ class ArenaPager(DeviceFaults, Protocol):
         """Bring residency below the low mark."""
         ...
 
+    @property
+    def wants_reclaim(self) -> bool:
+        """True while `reclaim` has something to do."""
+        ...
+
+    def give_back(self, n_pages: int) -> Procedure[int]:
+        """Evict pages for others."""
+        ...
+
     def set_budget(self, n_pages: int) -> Procedure[None]:
         """Change the budget."""
         ...
@@ -87,24 +96,6 @@ class ArenaPager(DeviceFaults, Protocol):
     def statistics(self) -> Any:
         """Return a dataclass of counts."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class ArenaParts:
-    """What an arena is made of; it owns them.
-
-    Attributes:
-        table_fd: the file of the page table.
-        budget_bytes: may be resident.
-        release: tell who holds translations that the arena is gone.
-    """
-
-    frames: ServerMapping
-    table_fd: int
-    budget_bytes: int
-    swap: SwapFile
-    pager: ArenaPager
-    release: Callable[[], None]
 
 
 class Host(Protocol):
@@ -140,6 +131,10 @@ class Host(Protocol):
         """A procedure of the arena raised."""
         ...
 
+    def pressed(self, arena: Arena) -> None:
+        """The arena needs room that others hold: have them give some back."""
+        ...
+
 
 class Arena:
     """A served arena.
@@ -150,14 +145,12 @@ class Arena:
 
     Attributes:
         wanted: its client has not given it up.
-        budget_bytes: may be resident.
     """
 
     def __init__(self, host: Host, number: int, name: str, parts: ArenaParts) -> None:
         self.number = number
         self.name = name
         self.wanted = True
-        self.budget_bytes = parts.budget_bytes
         self.parts = parts
         self.pager = parts.pager
         self.n_pages = parts.frames.n_pages
@@ -167,9 +160,16 @@ class Arena:
         self._clock = host.clock
         self._machine = ArenaMachine(parts.frames, self._note)
         self.runner = Runner(self._machine, parts.swap, host.clockwork, partial(host.broken, self))
+        parts.news.pressure = partial(host.pressed, self)
+        self._reclaiming = False
         self._next_mapper = _FIRST_MAPPER
         self._noted: set[Mapper] = set()
         self._closed = False
+
+    @property
+    def budget_bytes(self) -> int:
+        """What may be resident."""
+        return self.parts.budget.n_pages * PAGE_BYTES
 
     @property
     def mappers(self) -> list[Mapper]:
@@ -212,7 +212,6 @@ class Arena:
 
     def set_budget(self, budget_bytes: int, done: Callable[[], None]) -> None:
         """Change how much may be resident; `done` once no more is."""
-        self.budget_bytes = budget_bytes
         self.runner.start(self.pager.set_budget(budget_bytes // PAGE_BYTES), lambda _: done())
 
     def give_up(self) -> None:
@@ -235,11 +234,7 @@ class Arena:
         self._closed = True
         for mapper in list(self._machine.mappers.values()):
             self.unmap(mapper)
-        self.parts.release()
-        self.parts.swap.close()
-        self.parts.frames.close()
-        os.close(self.parts.frames.fd)
-        os.close(self.parts.table_fd)
+        self.parts.close()
         self._host.gone(self)
 
     def probe(self) -> None:
@@ -382,7 +377,29 @@ class Arena:
                 self._host.clockwork.after(_WAKE_AFTER_NS, partial(self._wake, mapper))
             if mapper.gone:
                 self.unmap(mapper)
+        if self.pager.wants_reclaim and not self._reclaiming:
+            self._reclaim()
         self.close_if_unused()
+
+    def give_back(self, n_pages: int) -> None:
+        """Evict pages because another arena needs the room."""
+        if not self._reclaiming:
+            self._reclaiming = True
+            self.runner.start(self.pager.give_back(n_pages), self._reclaimed)
+
+    def _reclaim(self) -> None:
+        """Make room in the background, so that faults find it."""
+        self._reclaiming = True
+        self.runner.start(self.pager.reclaim(), self._reclaimed)
+
+    def _reclaimed(self, n_left: int) -> None:
+        if n_left:
+            self._reclaiming = False
+        else:  # nothing could leave: looking again at once would be no use
+            self._host.clockwork.after(_RECLAIM_AGAIN_NS, self._may_reclaim)
+
+    def _may_reclaim(self) -> None:
+        self._reclaiming = False
 
     def _wake(self, mapper: Mapper) -> None:
         ranges, mapper.to_wake = mapper.to_wake, []

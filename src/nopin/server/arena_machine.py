@@ -1,8 +1,8 @@
 """What an arena consists of on this machine, and the pager's effects on it as system calls.
 
 The frames are a memfd. The server maps all of it for itself: devices copy there with no system call, and what they
-need is filled in there. A hole touched there raises SIGBUS, by a userfaultfd of the server's own: that would be a
-mistake of ours, and without it the kernel would quietly make a page of zeros that nobody knows of.
+need is filled in there. Nothing of ours touches a hole; but the owner can punch its own file at any moment, and the
+server must not get a signal for it. So a hole touched there becomes a page of zeros, which is what its owner made it.
 
 **Processes in the middle of something.** Filling and mapping fail with EAGAIN while a mapper is inside fork, munmap,
 mremap or madvise, which for the fork of a big process may be long. The pager's effects must not wait there: another
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nopin.linux import arena_file, memfd
-from nopin.linux.paging_uffd import PagingUffd, open_loud, register_missing
+from nopin.linux.paging_uffd import PagingUffd, open_for_filling, register_for_filling
 from nopin.mm.effects import (
     SERVER,
     Fill,
@@ -62,8 +62,8 @@ class ServerMapping:
         array = memfd.map_array(fd, n_pages * PAGE_BYTES)
         self.memory = Staging(array)
         self.n_pages = n_pages
-        self.uffd = PagingUffd(open_loud())
-        register_missing(self.uffd.fileno(), Range.of_length(self.memory.address, n_pages * PAGE_BYTES))
+        self.uffd = PagingUffd(open_for_filling())
+        register_for_filling(self.uffd.fileno(), Range.of_length(self.memory.address, n_pages * PAGE_BYTES))
 
     def view(self, pages: PageRun) -> Bytes:
         """Return (n * 4096,) uint8, the bytes themselves. Requires: every page of the run is in the file."""

@@ -12,7 +12,9 @@ from functools import partial
 from typing import Any
 
 from nopin.errors import UsageError
-from nopin.server.arena import Arena, ArenaParts
+from nopin.mm.residency import BATCH_PAGES
+from nopin.server.arena import Arena
+from nopin.server.arena_maker import ArenaParts
 from nopin.server.jobs import Jobs
 from nopin.server.mapper import Mapper
 from nopin.server.poller import Poller
@@ -133,6 +135,14 @@ class Arenas:
     def broken(self, arena: Arena, problem: Exception) -> None:
         """Tell of a mistake of ours."""
         self.on_broken(arena, problem)
+
+    def pressed(self, arena: Arena) -> None:
+        """Have that arena give back some that holds most of what this one may have; next turn, not in its step."""
+        rivals = [other for other in self.all.values() if other is not arena]
+        same_client = [other for other in rivals if other.parts.budget.parent is arena.parts.budget.parent]
+        if rivals:
+            largest = max(same_client or rivals, key=lambda other: other.parts.budget.n_used)
+            self.soon(partial(largest.give_back, BATCH_PAGES))
 
     def _on_exit(self, arena: Arena, mapper: Mapper, _mask: int) -> None:
         arena.unmap(mapper)

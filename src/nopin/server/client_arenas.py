@@ -75,6 +75,7 @@ class ClientArenas:
         self._emit = emit
         self._owned: dict[int, _Owned] = {}
         self._prefetches: dict[int, Prefetch] = {}
+        self._budget = core.arena_maker.client_budget()
 
     def rows(self) -> list[tuple[int, Arena]]:
         """Every arena by the client's number for it."""
@@ -94,9 +95,6 @@ class ClientArenas:
         Raises:
             ServerRefused: over a limit, or the host lacks what it takes.
         """
-        maker = self._core.arena_maker
-        if maker is None:
-            raise refuse("this server has no managed memory", errno.EOPNOTSUPP, "host")
         if request.capacity_bytes <= 0 or request.capacity_bytes & PAGE_MASK:
             raise refuse(f"a capacity of {request.capacity_bytes} bytes is not a number of pages", errno.EINVAL)
         if request.budget_bytes is not None and request.budget_bytes < PAGE_BYTES:
@@ -104,7 +102,8 @@ class ClientArenas:
         taken = {"arenas": 1, "arena_bytes": request.capacity_bytes, "descriptors": _ARENA_DESCRIPTORS}
         self._usage.take(**taken)
         try:
-            parts = maker(request.capacity_bytes // PAGE_BYTES, request.budget_bytes)
+            own = None if request.budget_bytes is None else request.budget_bytes // PAGE_BYTES
+            parts = self._core.arena_maker.make(request.capacity_bytes // PAGE_BYTES, own, self._budget)
         except HostLacks as problem:
             self._usage.give(**taken)
             raise refuse(str(problem), errno.EOPNOTSUPP, "host") from problem
@@ -113,6 +112,8 @@ class ClientArenas:
             raise
         arena = self._core.arenas.create(request.name or f"pid {self._process.pid}", parts)
         handle = self._new_handle()
+        parts.news.pages_lost = partial(self._lost, handle)
+        parts.news.swap_full = partial(self._swap_full, handle)
         self._owned[handle] = _Owned(arena)
         copies: list[int] = []
         try:
@@ -218,14 +219,19 @@ class ClientArenas:
         )
 
     def set_budget(self, handle: int | None, budget_bytes: int, done: Callable[[], None]) -> None:
-        """Change how much may be resident, of one arena or (None) of each; `done` once no more is.
+        """Change how much may be resident, of one arena or (None) of all together; `done` once no more is.
 
         Raises:
             ServerRefused: there is no such arena, or the budget is less than a page.
         """
         if budget_bytes < PAGE_BYTES:
             raise refuse(f"a budget of {budget_bytes} bytes is less than a page", errno.EINVAL)
-        arenas = [self.arena(handle)] if handle is not None else [owned.arena for owned in self._owned.values()]
+        n_pages = budget_bytes // PAGE_BYTES
+        if handle is not None:
+            arenas = {self.arena(handle): n_pages}
+        else:
+            self._budget.n_pages = n_pages
+            arenas = {owned.arena: owned.arena.parts.budget.n_pages for owned in self._owned.values()}
         left = set(arenas)
         if not left:
             done()
@@ -235,8 +241,8 @@ class ClientArenas:
             if not left:
                 done()
 
-        for arena in arenas:
-            arena.set_budget(budget_bytes, partial(one_done, arena))
+        for arena, n in arenas.items():  # each gives back until its own and the common budget are kept
+            arena.set_budget(n * PAGE_BYTES, partial(one_done, arena))
 
     def end(self) -> None:
         """The client is gone, or its connection is."""
@@ -253,6 +259,14 @@ class ClientArenas:
         n_bytes = owned.arena.n_pages * PAGE_BYTES
         self._usage.give(arenas=1, arena_bytes=n_bytes, descriptors=owned.n_descriptors)
         owned.arena.give_up()
+
+    def _lost(self, handle: int, page: int) -> None:
+        start = page * PAGE_BYTES
+        kind = int(AsyncEventType.ARENA_PAGES_LOST)
+        self._emit(Event(kind=kind, object_id=handle, cause="lost", start=start, end=start + PAGE_BYTES))
+
+    def _swap_full(self, handle: int) -> None:
+        self._emit(Event(kind=int(AsyncEventType.ARENA_SWAP_FULL), object_id=handle, cause="swap_full"))
 
     def _make_room_for_prefetch(self) -> None:
         """Forget prefetches that ended long ago and were never asked about."""

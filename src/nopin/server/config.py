@@ -23,6 +23,10 @@ class ServeConfig:
         spin_us: the longest the loop looks for work before it sleeps, microseconds; 0 never spins.
         n_workers: threads that resolve page requests.
         limits: what one client, and all together, may have.
+        swap_dir: where pages of managed memory go that may not stay; a directory on a disk.
+        swap_limit_bytes: the most of it that one arena may take.
+        swap_compress: store pages compressed where that saves space.
+        memory_bytes: what all arenas together may keep resident; None: half of the machine's memory.
     """
 
     socket_path: Path
@@ -35,3 +39,7 @@ class ServeConfig:
     spin_us: int = 50
     n_workers: int = 8
     limits: Limits = field(default_factory=Limits)
+    swap_dir: Path = Path("/var/tmp")
+    swap_limit_bytes: int = 1 << 40
+    swap_compress: bool = True
+    memory_bytes: int | None = None

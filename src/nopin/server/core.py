@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nopin.iommu.iommu import Iommu
 from nopin.link.base import Link
 from nopin.nic.nic import Nic
-from nopin.server.arena import ArenaParts
+from nopin.server.arena_maker import ArenaMaker
 from nopin.server.arenas import Arenas
 from nopin.server.limits import Limits
 from nopin.server.poller import Poller
@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # both use the core
     from nopin.server.responder import Responder
     from nopin.server.session import Session
 
-ArenaMaker = Callable[[int, int | None], ArenaParts]
 """Raises OSError or HostLacks."""
 
 log = logging.getLogger("nopin.server")
@@ -68,7 +67,7 @@ class Core:
         exchange_host: address of the exchange; `exchange_port` its TCP port.
         clock: monotonic nanoseconds.
         arenas: managed memory.
-        arena_maker: makes what an arena consists of, from its pages and bytes of budget (None: the default).
+        arena_maker: makes what an arena consists of.
     """
 
     nic: Nic
@@ -83,7 +82,7 @@ class Core:
     exchange_port: int
     clock: Callable[[], int]
     arenas: Arenas
-    arena_maker: ArenaMaker | None = None
+    arena_maker: ArenaMaker
     shares: ShareTable = field(default_factory=ShareTable)
     sessions: set[Session] = field(default_factory=set)
     responders: set[Responder] = field(default_factory=set)

@@ -24,11 +24,12 @@ from nopin.linux.pidfd import PidFd
 from nopin.nic.nic import Nic
 from nopin.nic.wire.gid import address_of
 from nopin.server.arena import Arena
+from nopin.server.arena_maker import ArenaMaker
 from nopin.server.arenas import Arenas
 from nopin.server.clients import Clients, SocketFile
 from nopin.server.config import ServeConfig
 from nopin.server.copier import Copier
-from nopin.server.core import ArenaMaker, Core, log
+from nopin.server.core import Core, log
 from nopin.server.exchange import Exchange
 from nopin.server.loop import Loop
 from nopin.server.poller import Poller
@@ -43,11 +44,8 @@ _BACKLOG = 128
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve(config: ServeConfig, arena_maker: ArenaMaker | None = None) -> None:
+def serve(config: ServeConfig) -> None:
     """Run a device server until SIGTERM, SIGINT or, with `parent_pid`, the parent's end.
-
-    Args:
-        arena_maker: makes what arenas consist of; without one there is no managed memory.
 
     A server started by a parent leaves SIGINT to it: Ctrl-C reaches both, and the parent may want to go on.
 
@@ -58,7 +56,6 @@ def serve(config: ServeConfig, arena_maker: ArenaMaker | None = None) -> None:
     """
     with contextlib.ExitStack() as stack:
         core, exchange_socket, client_socket = _put_together(config, stack)
-        core.arena_maker = arena_maker
         core.arenas.on_broken = partial(_note_broken, core)
         exchange = Exchange(core, exchange_socket)
         clients = Clients(core, client_socket)
@@ -118,6 +115,7 @@ def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Cor
         exchange_port=exchange_socket.getsockname()[1],
         clock=clock,
         arenas=arenas,
+        arena_maker=ArenaMaker.of(config),
     )
     return core, exchange_socket, socket_file.socket
 

@@ -1,0 +1,170 @@
+"""Bringing pages in: room first, then bytes, whoever asked.
+
+A run of pages in one state is brought at once. It is charged before anything waits, so that two that come at the same
+time do not both take the last room. Pages from swap are read in as few pieces as they lie in, checked one by one, and
+put into the file whole: nobody ever sees half a page, also when the server is killed in between.
+
+What comes with the page that faulted is clean as long as nobody stores to it: it keeps its copy in swap, and is mapped
+write-protected, so that the first store is heard.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+
+from nopin.mm.arena_pages import ArenaPages
+from nopin.mm.effects import Backoff, Effect, Fill, Mapper, Open, Outcome, PageRun, Pause, ReadSwap, Zero
+from nopin.mm.eviction import batch_pages, evict
+from nopin.mm.page_table import PageState
+from nopin.mm.residency import Pages
+from nopin.mm.space import Bytes, Reason
+from nopin.mm.swap import UNIT_BYTES, decode, n_units
+from nopin.units import PAGE_BYTES, US_NS
+
+_FIRST_WAIT_NS = 200 * US_NS
+_LAST_WAIT_NS = 20_000 * US_NS
+
+
+def make_room(arena: ArenaPages, n: int, *, hot: bool = True) -> Generator[Effect, Any, Reason | None]:
+    """Evict until `n` more pages fit; returns why that cannot be, or None.
+
+    Requires: the caller charges them before its next effect.
+    """
+    budget = arena.budget
+    waited_ns, wait_ns = 0, _FIRST_WAIT_NS
+    while budget.room < n:
+        wanted = max(n - budget.room, batch_pages(budget.n_pages))
+        if (yield from evict(arena, wanted, hot=hot)):
+            continue
+        if budget.room >= n:
+            break
+        gate = arena.any_gate()
+        if gate is not None:
+            yield Pause(gate)
+            continue
+        if arena.swap_is_full:
+            return Reason.SWAP_FULL
+        if budget.parent is None or budget.n_pages - budget.n_used < n or waited_ns >= arena.settings.patience_ns:
+            return Reason.NO_ROOM
+        arena.news.pressure()  # other arenas hold what is missing
+        yield Backoff(wait_ns)
+        waited_ns, wait_ns = waited_ns + wait_ns, min(2 * wait_ns, _LAST_WAIT_NS)
+    return None
+
+
+def bring_zeros(
+    arena: ArenaPages, run: PageRun, mapper: Mapper, *, hot: bool = True
+) -> Generator[Effect, Any, Reason | None]:
+    """Make EMPTY pages resident and map them. Requires: all are EMPTY, at the latest when there is room.
+
+    Returns:
+        None when all of them, or others of their run meanwhile, need no more of it; else why not.
+    """
+    reason = yield from make_room(arena, run.n, hot=hot)
+    if reason is not None:
+        return reason
+    if arena.table.run_length(run.first, run.n) < run.n or arena.state[run.first] != PageState.EMPTY:
+        return None  # others came while room was made: look again
+    arena.budget.charge(run.n)
+    outcome: Outcome = yield Zero(run, mapper)
+    return (yield from _placed(arena, run, outcome))
+
+
+def _placed(arena: ArenaPages, run: PageRun, outcome: Outcome) -> Generator[Effect, Any, Reason | None]:
+    """Take note of how far a fill of charged pages came; why it will come no further, if so."""
+    n_done, problem = outcome
+    if problem == errno.EEXIST:  # a page nobody knew of: the file is right
+        arena.counts.repaired += 1
+        n_done += 1
+    n_done = min(n_done, run.n)
+    arena.budget.charge(n_done - run.n)
+    if n_done:
+        arena.arrived(PageRun(run.first, n_done))
+        arena.n_short_in_a_row = 0
+        return None
+    if problem != errno.ENOMEM:
+        return Reason.OWNER_GONE if problem else None
+    arena.counts.short_of_memory += 1
+    arena.n_short_in_a_row += 1
+    if arena.n_short_in_a_row * _LAST_WAIT_NS > arena.settings.patience_ns:
+        return Reason.NO_ROOM
+    yield from evict(arena, batch_pages(arena.budget.n_pages))
+    yield Backoff(_LAST_WAIT_NS)
+    return None
+
+
+def bring_swapped(
+    arena: ArenaPages, run: PageRun, mapper: Mapper, *, write: bool, hot: bool = True
+) -> Generator[Effect, Any, Reason | None]:
+    """Make SWAPPED pages resident and map them. Requires: the first is SWAPPED.
+
+    With `write` they count as dirty. Of damaged pages the first ends the run; itself the first, it is LOST afterwards.
+
+    Returns:
+        None when at least the first page needs to be looked at again, whatever it is now; else why there is no room.
+    """
+    reason = yield from make_room(arena, run.n, hot=hot)
+    if reason is not None:
+        return reason
+    if arena.state[run.first] != PageState.SWAPPED:
+        return None
+    run = PageRun(run.first, arena.table.run_length(*run))
+    pages = np.arange(run.first, run.end)
+    arena.budget.charge(run.n)
+    transit = arena.begin_transit(pages)
+    data, n_good = yield from _read(arena, pages)
+    if n_good == 0:
+        arena.budget.charge(-run.n)
+        gate = arena.end_transit(transit)
+        arena.lose(run.first)
+        yield Open(gate)
+        return None
+    good = PageRun(run.first, n_good)
+    arena.budget.charge(n_good - run.n)
+    outcome: Outcome = yield Fill(good, data[: n_good * PAGE_BYTES], mapper, not write)
+    gate = arena.end_transit(transit)
+    ended = yield from _placed(arena, good, outcome)
+    if write or outcome.errno == errno.EEXIST:
+        resident = pages[:n_good][arena.table.states[pages[:n_good]] == PageState.RESIDENT]
+        written = resident[arena.table.units[resident] != 0]
+        if len(written):
+            arena.drop_copies(written)
+    arena.counts.swapped_in += n_good
+    yield Open(gate)
+    return ended
+
+
+def _read(arena: ArenaPages, pages: Pages) -> Generator[Effect, Any, tuple[Bytes, int]]:
+    """Read copies of pages until one is damaged; returns their bytes, one after the other, and how many are good."""
+    table = arena.table
+    units, stored = table.units[pages].tolist(), table.stored[pages].tolist()
+    crcs = table.crcs[pages].tolist()
+    whole: Bytes = np.empty(len(pages) * PAGE_BYTES, np.uint8)
+    at = 0
+    while at < len(pages):
+        end = _adjoining(units, stored, at)
+        length = (units[end - 1] + n_units(stored[end - 1]) - units[at]) * UNIT_BYTES
+        found = yield ReadSwap(units[at] * UNIT_BYTES, length)
+        if isinstance(found, int):
+            arena.counts.swap_errors += 1
+            return whole, at
+        arena.counts.swap_read_bytes += length
+        for index in range(at, end):
+            start = (units[index] - units[at]) * UNIT_BYTES
+            into = whole[index * PAGE_BYTES : (index + 1) * PAGE_BYTES]
+            if not decode(found[start:], stored[index], crcs[index], into):
+                return whole, index
+        at = end
+    return whole, len(pages)
+
+
+def _adjoining(units: list[int], stored: list[int], at: int) -> int:
+    """Return the index after the copies that lie one behind the other from `at`."""
+    end = at + 1
+    while end < len(units) and units[end] == units[end - 1] + n_units(stored[end - 1]):
+        end += 1
+    return end

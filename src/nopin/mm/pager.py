@@ -1,0 +1,136 @@
+"""The pager: the memory manager of one arena.
+
+An arena is a file of pages that processes map and devices mirror. More of it may be used than may be resident; the
+pager decides which pages are in the file, which only in swap, and who hears of it when that changes. It does nothing
+itself: each method below is a procedure (`mm.effects`) that a runner carries out.
+
+    a process touches a page          cpu_fault      faults.py
+    a device needs pages              device_fault   faults.py, held until `release`
+    somebody will need pages          prefetch       faults.py
+    room is needed                    (inside)       eviction.py, in what order: residency.py
+    pages are not wanted any more     discard, removed           giving_up.py
+    a predecessor was killed          recover        recovery.py
+
+**What keeps bytes safe.** Three rules, each argued where it is carried out:
+
+1. *The file is the truth.* A page that is in the file is right, whatever else is written down; a hole is what the table
+   says. So a copy is complete and noted before its page is punched, and an entry goes before its page's meaning does.
+2. *A copy is valid only while nobody could have written the page.* A page with a valid copy is write-protected in
+   every process; devices tell what they wrote when they are invalidated. The first store gives the copy up.
+3. *Pages on their way belong to one procedure.* They are busy, and all others wait at their gate, then look again.
+
+A runner never runs two steps at once. So between two effects there are no locks; across an effect there are gates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nopin.mm import faults, giving_up, recovery
+from nopin.mm.arena_pages import ArenaPages, News, PagerSettings, PagerStatistics
+from nopin.mm.device_faults import FaultPages, Frames
+from nopin.mm.effects import Mapper, PageRun, Procedure
+from nopin.mm.eviction import batch_pages, evict
+from nopin.mm.notifier import Notifiers
+from nopin.mm.page_table import PageTable
+from nopin.mm.residency import Budget
+from nopin.mm.swap import SwapSpace
+
+LOW_SHARE, HIGH_SHARE = 0.94, 0.98
+"""Of the budget: reclaim begins above the high mark and ends below the low one; so a fault seldom has to evict."""
+
+
+class Pager:
+    """See above.
+
+    Args:
+        table: all EMPTY; for `recover`, with the predecessor's shared part.
+        swap: all free.
+        notifiers: of this arena, in page numbers.
+        frames: the server's view of the pages.
+    """
+
+    def __init__(
+        self,
+        table: PageTable,
+        swap: SwapSpace,
+        budget: Budget,
+        notifiers: Notifiers,
+        frames: Frames,
+        settings: PagerSettings | None = None,
+        news: News | None = None,
+    ) -> None:
+        self.notifiers = notifiers
+        self._arena = ArenaPages(
+            table, swap, budget, notifiers, frames, settings or PagerSettings(), news if news is not None else News()
+        )
+
+    def cpu_fault(self, mapper: Mapper, page: int, *, write: bool, minor: bool, protected: bool) -> Procedure[None]:
+        """Answer a fault of a process.
+
+        Args:
+            minor: the page was in the file and not mapped. protected: it was, and write-protected.
+        """
+        return faults.cpu_fault(self._arena, mapper, page, write=write, minor=minor, protected=protected)
+
+    def device_fault(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
+        """Bring pages into the file and hold them; see `DeviceFaults`."""
+        return faults.device_fault(self._arena, pages, write=write)
+
+    def release(self, pages: PageRun) -> None:
+        """End one hold of pages."""
+        self._arena.residency.unhold(pages)
+
+    def prefetch(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
+        """Bring pages before somebody asks, without displacing those that proved to be wanted."""
+        return faults.prefetch(self._arena, pages, write=write)
+
+    def discard(self, pages: PageRun) -> Procedure[None]:
+        """Make pages read as zeros."""
+        return giving_up.discard(self._arena, pages)
+
+    def removed(self, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
+        """Heed a process's madvise; see `giving_up.removed`."""
+        return giving_up.removed(self._arena, pages, dropped=dropped)
+
+    @property
+    def wants_reclaim(self) -> bool:
+        """True while `reclaim` has something to do: residency is above the high mark."""
+        budget = self._arena.budget
+        return budget.n_pages - budget.room > HIGH_SHARE * budget.n_pages and not self._arena.swap_is_full
+
+    def reclaim(self) -> Procedure[int]:
+        """Bring residency below the low mark, as far as it goes; returns the pages that left."""
+        budget = self._arena.budget
+        n_left = 0
+        while budget.n_pages - budget.room > LOW_SHARE * budget.n_pages:
+            n = yield from evict(self._arena, batch_pages(budget.n_pages))
+            if not n:
+                break
+            n_left += n
+        return n_left
+
+    def give_back(self, n_pages: int) -> Procedure[int]:
+        """Evict up to `n_pages` because another arena needs the room; returns the pages that left."""
+        return evict(self._arena, n_pages)
+
+    def set_budget(self, n_pages: int) -> Procedure[None]:
+        """Change the budget; ends once no more is resident, or no more can leave."""
+        self._arena.budget.n_pages = n_pages
+        while self._arena.budget.room < 0:
+            if not (yield from evict(self._arena, batch_pages(n_pages))):
+                break
+
+    def recover(self) -> Procedure[None]:
+        """Take over from a predecessor that was killed."""
+        return recovery.recover(self._arena)
+
+    def statistics(self) -> PagerStatistics:
+        """Return the counts."""
+        arena = self._arena
+        return replace(
+            arena.counts,
+            resident=arena.budget.n_used,
+            swapped_bytes=arena.swap.used_bytes,
+            refaults=arena.residency.n_refaults,
+        )

@@ -1,0 +1,228 @@
+"""Residency: which pages may stay, and which go first when room is needed.
+
+The CPU's accesses to a mapped page are invisible to us, so recency cannot be seen; what can be seen is that a page came
+back soon after it had left. The order is therefore that of 2Q with the refault distance of Linux (mm/workingset.c):
+
+- A page comes in *on probation*, first in first out. A scan runs through it and leaves the rest alone.
+- When a page leaves, the count of evictions so far is noted as its shadow. If it is wanted again before as many others
+  have left as the budget holds, it would have been a hit with a little more room: it comes back *protected*.
+- Protected pages take at most four fifths of the budget. Beyond that the oldest of them go back on probation, where
+  they have a whole pass of the queue to be wanted again.
+- What devices use is seen: their page tables have young bits. A page on probation found young gets another pass; found
+  young again it is protected. Once is not enough, because each page of a stream is used once.
+- Pages held for a parked access are passed over.
+
+Queues hold runs of pages, not pages, so a batch of 512 costs what one page costs. A run is looked through only when its
+turn comes; what has left meanwhile, or moved to the other queue, is skipped then.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nopin.mm.effects import PageRun
+from nopin.mm.page_table import PageState
+from nopin.ranges import Range
+
+PROTECTED_SHARE = 0.8
+BATCH_PAGES = 512
+"""Victims at once: 2 MiB, where protecting, copying and punching cost least a page."""
+
+Young = Callable[[list[Range]], set[int]]
+"""Asks devices which of these pages they used since they were last asked."""
+
+_ON_PROBATION, _PROTECTED, _RECYCLED = 1, 2, 4
+
+Pages = NDArray[np.int64]
+"""Page numbers, sorted, each once."""
+
+
+class Budget:
+    """Pages that may be resident, of one arena, or of several that have a `parent` in common.
+
+    Attributes:
+        n_pages: the limit.
+        n_used: charged. May pass the limit when it is lowered, until reclaim has caught up.
+    """
+
+    def __init__(self, n_pages: int, parent: Budget | None = None) -> None:
+        self.n_pages = n_pages
+        self.n_used = 0
+        self.parent = parent
+
+    @property
+    def room(self) -> int:
+        """Pages that may still be charged; negative when too many are."""
+        room = self.n_pages - self.n_used
+        return room if self.parent is None else min(room, self.parent.room)
+
+    def charge(self, n: int) -> None:
+        """Count pages that became resident (negative: that left)."""
+        self.n_used += n
+        assert self.n_used >= 0
+        if self.parent is not None:
+            self.parent.charge(n)
+
+
+class Residency:
+    """The resident pages of one arena, in the order in which they would go.
+
+    Args:
+        states: (n,) uint8 of the page table, which says what is resident and not on its way.
+        budget: charged by the pager, not here.
+    """
+
+    def __init__(self, states: NDArray[np.uint8], budget: Budget) -> None:
+        self.budget = budget
+        self._states = states
+        self._where = np.zeros(len(states), np.uint8)
+        self._shadow = np.zeros(len(states), np.uint64)
+        self._holds = np.zeros(len(states), np.uint16)
+        self._probation: deque[PageRun] = deque()
+        self._protected: deque[PageRun] = deque()
+        self._n_protected = 0
+        self._n_evicted = 0
+        self.n_refaults = 0
+
+    @property
+    def n_protected(self) -> int:
+        """Protected pages, at most: some may have left unasked."""
+        return self._n_protected
+
+    def admit(self, run: PageRun) -> None:
+        """Pages of a run have become resident."""
+        first, n = run
+        if n == 1 and not self._shadow[first]:  # the common case
+            self._where[first] = _ON_PROBATION
+            self._probation.append(run)
+            return
+        shadows = self._shadow[first : first + n]
+        distances = self._n_evicted + 1 - shadows.astype(np.int64)
+        refaulted = (shadows != 0) & (distances <= self.budget.n_pages)
+        shadows[:] = 0
+        if not refaulted.any():
+            self._where[first : first + n] = _ON_PROBATION
+            self._probation.append(run)
+            return
+        self.n_refaults += int(refaulted.sum())
+        for part in runs_of(first + np.flatnonzero(refaulted)):
+            self._protect(part)
+        for part in runs_of(first + np.flatnonzero(~refaulted)):
+            self._where[part.first : part.end] = _ON_PROBATION
+            self._probation.append(part)
+
+    def evicted(self, pages: Pages) -> None:
+        """Pages have left to make room: remember when."""
+        self._leave(pages)
+        self._shadow[pages] = np.arange(self._n_evicted + 1, self._n_evicted + 1 + len(pages), dtype=np.uint64)
+        self._n_evicted += len(pages)
+
+    def forget(self, pages: Pages) -> None:
+        """Pages have been given up: they mean nothing any more."""
+        self._leave(pages)
+        self._shadow[pages] = 0
+
+    def hold(self, run: PageRun) -> None:
+        """Keep pages from being chosen. Counted."""
+        self._holds[run.first : run.end] += 1
+
+    def unhold(self, run: PageRun) -> None:
+        """End one hold."""
+        holds = self._holds[run.first : run.end]
+        assert (holds > 0).all(), "released more often than held"
+        holds -= 1
+
+    def victims(self, n_most: int, young: Young, *, hot: bool) -> Pages:
+        """Choose up to `n_most` pages that are resident, settled and not held; fewer only when there are no more.
+
+        Args:
+            hot: protected pages may be taken too, once nothing else is left.
+        """
+        chosen: list[Pages] = []
+        n_left = n_most
+        n_looks = len(self._probation) + len(self._protected) + 1
+        while n_left > 0 and n_looks > 0:
+            n_looks -= 1
+            if not self._probation and not (hot and self._demote()):
+                break
+            part = self._look(self._probation.popleft(), n_left, young)
+            n_left -= len(part)
+            if len(part):
+                chosen.append(part)
+        return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+
+    def spared(self, pages: Pages) -> None:
+        """Pages that were chosen stay after all: as if they had just come."""
+        for run in runs_of(pages):
+            self._where[run.first : run.end] = _ON_PROBATION
+            self._probation.append(run)
+
+    def _look(self, run: PageRun, n_most: int, young: Young) -> Pages:
+        """Take victims out of a run whose turn has come; what stays is queued again."""
+        pages = run.first + np.flatnonzero(
+            (self._states[run.first : run.end] == PageState.RESIDENT)
+            & (self._where[run.first : run.end] & _ON_PROBATION != 0)
+        )
+        if not len(pages):
+            return pages
+        held = self._holds[pages] > 0
+        for part in runs_of(pages[held]):
+            self._probation.append(part)
+        pages = pages[~held]
+        if len(pages) > n_most:
+            for part in reversed(runs_of(pages[n_most:])):
+                self._probation.appendleft(part)
+            pages = pages[:n_most]
+        used = young([Range(part.first, part.end) for part in runs_of(pages)]) if len(pages) else ()
+        if used:
+            pages = self._spare_young(pages, np.isin(pages, np.fromiter(used, np.int64)))
+        self._where[pages] = 0
+        return pages
+
+    def _spare_young(self, pages: Pages, used: NDArray[np.bool_]) -> Pages:
+        again = used & (self._where[pages] & _RECYCLED != 0)
+        for part in runs_of(pages[again]):
+            self._protect(part)
+        once = pages[used & ~again]
+        self._where[once] |= _RECYCLED
+        for part in runs_of(once):
+            self._probation.append(part)
+        return pages[~used]
+
+    def _protect(self, run: PageRun) -> None:
+        self._where[run.first : run.end] = _PROTECTED
+        self._protected.append(run)
+        self._n_protected += run.n
+        while self._n_protected > PROTECTED_SHARE * self.budget.n_pages and len(self._protected) > 1:
+            self._demote()
+
+    def _demote(self) -> bool:
+        """Send the oldest protected run back on probation; False when there is none."""
+        if not self._protected:
+            return False
+        run = self._protected.popleft()
+        where = self._where[run.first : run.end]
+        pages = run.first + np.flatnonzero(where == _PROTECTED)
+        self._where[pages] = _ON_PROBATION
+        self._n_protected -= len(pages)
+        for part in runs_of(pages):
+            self._probation.append(part)
+        return True
+
+    def _leave(self, pages: Pages) -> None:
+        self._n_protected -= int((self._where[pages] == _PROTECTED).sum())
+        self._where[pages] = 0
+
+
+def runs_of(pages: Pages) -> list[PageRun]:
+    """Join sorted page numbers to runs."""
+    if not len(pages):
+        return []
+    cuts = np.flatnonzero(np.diff(pages) != 1) + 1
+    starts = pages[np.concatenate(([0], cuts))].tolist()
+    lengths = np.diff(np.concatenate(([0], cuts, [len(pages)]))).tolist()
+    return [PageRun(first, n) for first, n in zip(starts, lengths, strict=True)]

@@ -1,0 +1,121 @@
+"""What a new arena consists of: its two files, the server's mapping, a swap file, budget, notifiers and pager.
+
+Budgets form a tree: the server's, under it one of each client, under it those of its arenas. An arena that needs room
+which others of its tree hold asks them to give back (`Pressure`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nopin.linux import memfd
+from nopin.linux.swap_file import SwapFile
+from nopin.mm.arena_pages import News, PagerSettings
+from nopin.mm.notifier import Notifiers
+from nopin.mm.page_table import PageTable
+from nopin.mm.pager import Pager
+from nopin.mm.residency import Budget
+from nopin.mm.swap import SwapSpace
+from nopin.server.arena_machine import ServerMapping
+from nopin.server.config import ServeConfig
+from nopin.units import PAGE_BYTES
+
+if TYPE_CHECKING:  # an arena is made of what is made here
+    from nopin.server.arena import ArenaPager
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaParts:
+    """What an arena is made of; it owns them.
+
+    Attributes:
+        table_fd: the file of the page table.
+        news: what its pager has to tell; the arena sets it.
+    """
+
+    frames: ServerMapping
+    table_fd: int
+    swap: SwapFile
+    budget: Budget
+    notifiers: Notifiers
+    pager: ArenaPager
+    news: News
+
+    def close(self) -> None:
+        """Tell who holds translations that it is over, and let go of everything."""
+        self.notifiers.release()
+        self.budget.charge(-self.budget.n_used)
+        self.swap.close()
+        self.frames.close()
+        os.close(self.frames.fd)
+        os.close(self.table_fd)
+
+
+@dataclass(slots=True)
+class ArenaMaker:
+    """Makes the parts of arenas.
+
+    Attributes:
+        swap_dir, settings: of every arena.
+        budget: of all arenas together.
+    """
+
+    swap_dir: Path
+    settings: PagerSettings
+    budget: Budget
+    _clients: dict[int, Budget] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: ServeConfig) -> ArenaMaker:
+        """Make one by the server's settings."""
+        settings = PagerSettings(compress=config.swap_compress, swap_limit_bytes=config.swap_limit_bytes)
+        n_bytes = config.memory_bytes if config.memory_bytes is not None else _memory_bytes() // 2
+        return cls(config.swap_dir, settings, Budget(max(1, n_bytes // PAGE_BYTES)))
+
+    def client_budget(self) -> Budget:
+        """Make the budget of a new client: at first, all there is."""
+        return Budget(self.budget.n_pages, self.budget)
+
+    def make(self, n_pages: int, n_budget_pages: int | None, parent: Budget) -> ArenaParts:
+        """Make the parts of an arena of `n_pages`, with a budget of its own or all that its parent has.
+
+        Raises:
+            OSError, HostLacks: the host does not allow it; nothing is kept.
+        """
+        undo: list[Callable[[], None]] = []
+        try:
+            memory_fd = memfd.create("nopin-arena", n_pages * PAGE_BYTES)
+            undo.append(lambda: os.close(memory_fd))
+            table_fd = memfd.create("nopin-arena-table", PageTable.bytes_needed(n_pages))
+            undo.append(lambda: os.close(table_fd))
+            swap = SwapFile(self.swap_dir)
+            undo.append(swap.close)
+            return self.assemble(memory_fd, table_fd, swap, n_pages, n_budget_pages, parent)
+        except BaseException:
+            for each in reversed(undo):
+                each()
+            raise
+
+    def assemble(
+        self, memory_fd: int, table_fd: int, swap: SwapFile, n_pages: int, n_budget_pages: int | None, parent: Budget
+    ) -> ArenaParts:
+        """Put parts together around files that are there, new or a predecessor's; owns them if it does not raise.
+
+        Raises:
+            OSError, HostLacks: as `make`.
+        """
+        frames = ServerMapping(memory_fd, n_pages)
+        table = PageTable(n_pages, memfd.map_array(table_fd))
+        budget = Budget(parent.n_pages if n_budget_pages is None else n_budget_pages, parent)
+        notifiers, news = Notifiers(), News()
+        space = SwapSpace(self.settings.swap_limit_bytes)
+        pager = Pager(table, space, budget, notifiers, frames, self.settings, news)
+        return ArenaParts(frames, table_fd, swap, budget, notifiers, pager, news)
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
