@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Generator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,19 @@ from nopin.mm.residency import Pages
 from nopin.mm.space import Bytes, Reason
 from nopin.mm.swap import UNIT_BYTES, decode, n_units
 from nopin.units import PAGE_BYTES, US_NS
+
+
+class Came(NamedTuple):
+    """What became of an attempt to bring pages.
+
+    Attributes:
+        n: pages from the first that are resident now, mapped where they were wanted, and whose waiters are woken.
+        reason: why none can be had, if so. With n = 0 and no reason, things have changed meanwhile: look again.
+    """
+
+    n: int
+    reason: Reason | None = None
+
 
 _FIRST_WAIT_NS = 200 * US_NS
 _LAST_WAIT_NS = 20_000 * US_NS
@@ -56,62 +69,52 @@ def make_room(arena: ArenaPages, n: int, *, hot: bool = True) -> Generator[Effec
     return None
 
 
-def bring_zeros(
-    arena: ArenaPages, run: PageRun, mapper: Mapper, *, hot: bool = True
-) -> Generator[Effect, Any, Reason | None]:
-    """Make EMPTY pages resident and map them. Requires: all are EMPTY, at the latest when there is room.
-
-    Returns:
-        None when all of them, or others of their run meanwhile, need no more of it; else why not.
-    """
+def bring_zeros(arena: ArenaPages, run: PageRun, mapper: Mapper, *, hot: bool = True) -> Generator[Effect, Any, Came]:
+    """Make EMPTY pages resident and map them."""
     reason = yield from make_room(arena, run.n, hot=hot)
     if reason is not None:
-        return reason
-    if arena.table.run_length(run.first, run.n) < run.n or arena.state[run.first] != PageState.EMPTY:
-        return None  # others came while room was made: look again
+        return Came(0, reason)
+    if arena.state[run.first] != PageState.EMPTY:
+        return Came(0)  # others came while room was made
+    run = PageRun(run.first, arena.table.run_length(*run))
     arena.budget.charge(run.n)
     outcome: Outcome = yield Zero(run, mapper)
     return (yield from _placed(arena, run, outcome))
 
 
-def _placed(arena: ArenaPages, run: PageRun, outcome: Outcome) -> Generator[Effect, Any, Reason | None]:
-    """Take note of how far a fill of charged pages came; why it will come no further, if so."""
+def _placed(arena: ArenaPages, run: PageRun, outcome: Outcome) -> Generator[Effect, Any, Came]:
+    """Take note of how far a fill of charged pages came."""
     n_done, problem = outcome
-    if problem == errno.EEXIST:  # a page nobody knew of: the file is right
-        arena.counts.repaired += 1
-        n_done += 1
-    n_done = min(n_done, run.n)
-    arena.budget.charge(n_done - run.n)
-    if n_done:
-        arena.arrived(PageRun(run.first, n_done))
+    unknown = int(problem == errno.EEXIST)  # a page nobody knew of, mapped nowhere by this: the file is right
+    arena.counts.repaired += unknown
+    arena.budget.charge(n_done + unknown - run.n)
+    if n_done + unknown:
+        arena.arrived(PageRun(run.first, n_done + unknown))
         arena.n_short_in_a_row = 0
-        return None
+        return Came(n_done)
     if problem != errno.ENOMEM:
-        return Reason.OWNER_GONE if problem else None
+        return Came(0, Reason.OWNER_GONE)
     arena.counts.short_of_memory += 1
     arena.n_short_in_a_row += 1
     if arena.n_short_in_a_row * _LAST_WAIT_NS > arena.settings.patience_ns:
-        return Reason.NO_ROOM
+        return Came(0, Reason.NO_ROOM)
     yield from evict(arena, batch_pages(arena.budget.n_pages))
     yield Backoff(_LAST_WAIT_NS)
-    return None
+    return Came(0)
 
 
 def bring_swapped(
     arena: ArenaPages, run: PageRun, mapper: Mapper, *, write: bool, hot: bool = True
-) -> Generator[Effect, Any, Reason | None]:
-    """Make SWAPPED pages resident and map them. Requires: the first is SWAPPED.
+) -> Generator[Effect, Any, Came]:
+    """Make SWAPPED pages resident and map them.
 
     With `write` they count as dirty. Of damaged pages the first ends the run; itself the first, it is LOST afterwards.
-
-    Returns:
-        None when at least the first page needs to be looked at again, whatever it is now; else why there is no room.
     """
     reason = yield from make_room(arena, run.n, hot=hot)
     if reason is not None:
-        return reason
+        return Came(0, reason)
     if arena.state[run.first] != PageState.SWAPPED:
-        return None
+        return Came(0)
     run = PageRun(run.first, arena.table.run_length(*run))
     pages = np.arange(run.first, run.end)
     arena.budget.charge(run.n)
@@ -122,12 +125,12 @@ def bring_swapped(
         gate = arena.end_transit(transit)
         arena.lose(run.first)
         yield Open(gate)
-        return None
+        return Came(0)
     good = PageRun(run.first, n_good)
     arena.budget.charge(n_good - run.n)
     outcome: Outcome = yield Fill(good, data[: n_good * PAGE_BYTES], mapper, not write)
     gate = arena.end_transit(transit)
-    ended = yield from _placed(arena, good, outcome)
+    came = yield from _placed(arena, good, outcome)
     if write or outcome.errno == errno.EEXIST:
         resident = pages[:n_good][arena.table.states[pages[:n_good]] == PageState.RESIDENT]
         written = resident[arena.table.units[resident] != 0]
@@ -135,7 +138,7 @@ def bring_swapped(
             arena.drop_copies(written)
     arena.counts.swapped_in += n_good
     yield Open(gate)
-    return ended
+    return came
 
 
 def _read(arena: ArenaPages, pages: Pages) -> Generator[Effect, Any, tuple[Bytes, int]]:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from nopin.mm.arena_pages import ArenaPages
-from nopin.mm.bring import bring_swapped, bring_zeros
+from nopin.mm.bring import Came, bring_swapped, bring_zeros
 from nopin.mm.device_faults import FaultPages
 from nopin.mm.effects import (
     SERVER,
@@ -73,15 +73,13 @@ def cpu_fault(
             yield from _refuse(arena, mapper, page)
             return
         else:
-            reason = yield from _bring_ahead(arena, mapper, page, ahead, write=write)
-            if reason is Reason.OWNER_GONE:
+            came = yield from _bring_ahead(arena, mapper, page, ahead, write=write)
+            if came.n or came.reason is Reason.OWNER_GONE:
                 return
-            if reason is not None:
+            if came.reason is not None:
                 arena.counts.refused += 1
                 yield from _refuse(arena, mapper, page)
                 return
-            if state[page] == _RESIDENT:
-                return  # brought, mapped and woken just now
 
 
 def _quick_zeros(arena: ArenaPages, mapper: Mapper, page: int, ahead: Ahead) -> Generator[Effect, Any, bool]:
@@ -109,8 +107,8 @@ def _quick_zeros(arena: ArenaPages, mapper: Mapper, page: int, ahead: Ahead) -> 
 
 def _bring_ahead(
     arena: ArenaPages, mapper: Mapper, page: int, ahead: Ahead, *, write: bool
-) -> Generator[Effect, Any, Reason | None]:
-    """Bring a page that is out, and what a stream will want next; why not, if it cannot be had."""
+) -> Generator[Effect, Any, Came]:
+    """Bring a page that is out, and what a stream will want next."""
     n_most = min(ahead.n if ahead.stride == 1 else 1, max(1, arena.budget.n_pages // 8))
     run = PageRun(page, arena.table.run_length(page, n_most))
     if run.n < ahead.n and ahead.stride == 1:
@@ -118,14 +116,14 @@ def _bring_ahead(
     counts = arena.counts
     if arena.state[page] == _EMPTY:
         counts.faults_zero += 1
-        reason = yield from bring_zeros(arena, run, mapper)
+        came = yield from bring_zeros(arena, run, mapper)
     else:
         counts.faults_swap += 1
-        reason = yield from bring_swapped(arena, run, mapper, write=write)
-    counts.readahead += run.n - 1
-    if reason is None and ahead.stride != 1 and arena.state[page] == _RESIDENT:
+        came = yield from bring_swapped(arena, run, mapper, write=write)
+    counts.readahead += max(0, came.n - 1)
+    if came.n and ahead.stride != 1:
         yield from _bring_strided(arena, mapper, page, ahead.n, ahead.stride)
-    return reason
+    return came
 
 
 def _bring_strided(arena: ArenaPages, mapper: Mapper, page: int, n: int, stride: int) -> Generator[Effect, Any, None]:
@@ -215,16 +213,16 @@ def device_fault(arena: ArenaPages, pages: PageRun, *, write: bool) -> Procedure
             arena.residency.hold(run)
             at = run.end
             continue
-        reason = yield from _bring_for_device(arena, PageRun(at, end - at), write=write)
-        if reason is not None:
+        came = yield from _bring_for_device(arena, PageRun(at, end - at), write=write)
+        if came.reason is not None:
             counts.refused += 1
-            return FaultPages(at - pages.first, reason)
+            return FaultPages(at - pages.first, came.reason)
     return FaultPages(pages.n)
 
 
 def _bring_for_device(
     arena: ArenaPages, wanted: PageRun, *, write: bool, hot: bool = True
-) -> Generator[Effect, Any, Reason | None]:
+) -> Generator[Effect, Any, Came]:
     n_most = min(wanted.n, BATCH_PAGES, max(1, arena.budget.n_pages // 4))
     run = PageRun(wanted.first, arena.table.run_length(wanted.first, n_most))
     arena.counts.faults_device += run.n
@@ -249,9 +247,9 @@ def prefetch(arena: ArenaPages, pages: PageRun, *, write: bool) -> Procedure[Fau
             at = run.end
         else:
             before = arena.counts.faults_device
-            reason = yield from _bring_for_device(arena, PageRun(at, end - at), write=write, hot=False)
-            arena.counts.prefetched += arena.counts.faults_device - before
+            came = yield from _bring_for_device(arena, PageRun(at, end - at), write=write, hot=False)
+            arena.counts.prefetched += came.n
             arena.counts.faults_device = before
-            if reason is not None:
-                return FaultPages(at - pages.first, reason)
+            if came.reason is not None:
+                return FaultPages(at - pages.first, came.reason)
     return FaultPages(pages.n)

@@ -94,6 +94,11 @@ class Pager:
         return giving_up.removed(self._arena, pages, dropped=dropped)
 
     @property
+    def n_held(self) -> int:
+        """Holds outstanding."""
+        return self._arena.residency.n_held
+
+    @property
     def wants_reclaim(self) -> bool:
         """True while `reclaim` has something to do: residency is above the high mark."""
         budget = self._arena.budget

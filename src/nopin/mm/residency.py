@@ -136,6 +136,11 @@ class Residency:
         assert (holds > 0).all(), "released more often than held"
         holds -= 1
 
+    @property
+    def n_held(self) -> int:
+        """Holds outstanding, over all pages."""
+        return int(self._holds.sum(dtype=np.int64))
+
     def victims(self, n_most: int, young: Young, *, hot: bool) -> Pages:
         """Choose up to `n_most` pages that are resident, settled and not held; fewer only when there are no more.
 
@@ -149,6 +154,8 @@ class Residency:
             n_looks -= 1
             if not self._probation and not (hot and self._demote()):
                 break
+            if not self._probation:  # what was demoted had left long ago
+                continue
             part = self._look(self._probation.popleft(), n_left, young)
             n_left -= len(part)
             if len(part):
