@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "control": {"errors", "units", "nic"},
     "server": {"errors", "units", "ranges", "mm", "iommu", "nic", "linux", "link", "control"},
     "accel": {"errors", "units", "ranges", "linux", "control"},
-    "verbs": {"errors", "units", "nic", "linux", "control", "accel"},
+    "verbs": {"errors", "units", "ranges", "nic", "linux", "control", "accel"},
     "lab": {"errors", "units", "nic", "linux", "link", "control", "server", "verbs"},
     "cli": {"errors", "units", "nic", "linux", "link", "control", "server", "verbs", "lab"},
     "testing": {"errors", "units", "ranges", "mm", "iommu", "nic", "link"},

@@ -2,6 +2,7 @@
 
 from nopin.errors import (
     AcceleratorError,
+    ArenaFull,
     AttachRefused,
     Closed,
     HostLacks,
@@ -24,6 +25,7 @@ from nopin.verbs import (
     AcceleratorStatistics,
     Access,
     AddressVector,
+    Arena,
     AsyncEvent,
     AsyncEventType,
     CompletionChannel,
@@ -52,6 +54,7 @@ from nopin.verbs import (
     WcStatus,
     WrOpcode,
     attach,
+    numpy_memory,
 )
 
 __version__ = "0.1.0"
@@ -62,6 +65,8 @@ __all__ = [
     "AcceleratorStatistics",
     "Access",
     "AddressVector",
+    "Arena",
+    "ArenaFull",
     "AsyncEvent",
     "AsyncEventType",
     "AttachRefused",
@@ -107,4 +112,5 @@ __all__ = [
     "WrOpcode",
     "__version__",
     "attach",
+    "numpy_memory",
 ]

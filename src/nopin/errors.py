@@ -123,6 +123,10 @@ class JobCancelled(NopinError):
     """A job was cancelled by its owner."""
 
 
+class ArenaFull(NopinError, MemoryError):
+    """An arena has no room left for an array; nothing was changed."""
+
+
 class QueueFull(NopinError):
     """The send or receive queue has no free entry; poll completions and post again (ENOMEM in verbs)."""
 

@@ -124,6 +124,18 @@ def test_size_classes_waste_at_most_an_eighth_beyond_half_a_kilobyte() -> None:
         assert larger - smaller <= max(ALIGN_BYTES, smaller // 8)
 
 
+def test_slabs_kept_for_reuse_give_way_to_a_large_block() -> None:
+    allocator = Allocator(64)
+    for size in (64, 8192):
+        allocator.free(must(allocator.allocate(size, zero=True)).offset)
+    for run in allocator.take_used():
+        allocator.discarded(run)
+    assert allocator.allocate(33 * PAGE_BYTES, zero=True) is None, "freed blocks are used pages: between the zero ones"
+    for run in allocator.take_used():
+        allocator.discarded(run)
+    assert allocator.allocate(64 * PAGE_BYTES, zero=True) == Block(0, zero=True)
+
+
 @pytest.mark.parametrize("offset", [1, 64, 5 * PAGE_BYTES, 255 * PAGE_BYTES])
 def test_freeing_what_is_no_block_is_an_error(offset: int) -> None:
     allocator = Allocator(256)

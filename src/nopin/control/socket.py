@@ -54,6 +54,11 @@ class ControlSocket:
         """True once the connection broke or was closed; never False again."""
         return self._sock.fileno() < 0
 
+    @property
+    def busy(self) -> bool:
+        """True while a request is under way, perhaps in this very thread, below a finaliser or a signal handler."""
+        return self._lock.locked()
+
     def request(self, message: Request, fds: Sequence[int] = ()) -> tuple[AnyReply, list[int]]:
         """Send a request and wait for its reply; `message.seq` is overwritten.
 

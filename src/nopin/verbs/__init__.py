@@ -15,10 +15,11 @@ from nopin.nic.abi import (
 )
 from nopin.nic.attributes import AddressVector, QpAttr, QpCaps
 from nopin.verbs.accelerator import Accelerator
+from nopin.verbs.arena import Arena
 from nopin.verbs.attach import attach
 from nopin.verbs.channel import CompletionChannel
 from nopin.verbs.cq import CompletionQueue
-from nopin.verbs.device import Device, DeviceInfo
+from nopin.verbs.device import Device, DeviceInfo, numpy_memory
 from nopin.verbs.events import AsyncEvent
 from nopin.verbs.operation import Operation
 from nopin.verbs.pd import ProtectionDomain
@@ -33,6 +34,7 @@ __all__ = [
     "AcceleratorStatistics",
     "Access",
     "AddressVector",
+    "Arena",
     "AsyncEvent",
     "AsyncEventType",
     "CompletionChannel",
@@ -61,4 +63,5 @@ __all__ = [
     "WcStatus",
     "WrOpcode",
     "attach",
+    "numpy_memory",
 ]

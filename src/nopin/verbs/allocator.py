@@ -182,6 +182,8 @@ class Allocator:
         self._slabs: dict[int, Slab] = {}
         """By each of its pages."""
         self._with_room: dict[int, dict[Slab, None]] = {size: {} for size in SIZES}
+        self._empty: dict[int, Slab] = {}
+        """One of each size at most, ready for reuse until its pages are needed."""
 
     @property
     def n_used_free(self) -> int:
@@ -258,11 +260,14 @@ class Allocator:
         self._used.add(*run)
 
     def _pages(self, n: int, *, zero: bool) -> Block | None:
-        for runs in (self._zero, self._used) if zero else (self._used, self._zero):
-            first = runs.take(n)
-            if first is not None:
-                return Block(first << PAGE_SHIFT, runs is self._zero)
-        return None
+        while True:
+            for runs in (self._zero, self._used) if zero else (self._used, self._zero):
+                first = runs.take(n)
+                if first is not None:
+                    return Block(first << PAGE_SHIFT, runs is self._zero)
+            if not self._empty:
+                return None
+            self._dissolve(self._empty.popitem()[1])
 
     def _small(self, size: int, *, zero: bool) -> Block | None:
         with_room = self._with_room[size]
@@ -275,6 +280,8 @@ class Allocator:
             for page in range(slab.first, slab.first + SLAB_PAGES):
                 self._slabs[page] = slab
             with_room[slab] = None
+        if slab.n_live == 0:
+            self._empty.pop(size, None)
         block = slab.take(zero=zero)
         if slab.full:
             del with_room[slab]
@@ -282,13 +289,17 @@ class Allocator:
 
     def _free_small(self, slab: Slab, offset: int) -> None:
         slab.give(offset)
-        with_room = self._with_room[slab.block_bytes]
-        if slab.n_live or (
-            len(with_room) == 1 and slab in with_room
-        ):  # the last one of its size stays: it is wanted again
-            with_room[slab] = None
-            return
-        with_room.pop(slab, None)
+        self._with_room[slab.block_bytes][slab] = None
+        if slab.n_live == 0:  # one of each size stays: it is likely to be wanted again
+            before = self._empty.pop(slab.block_bytes, None)
+            self._empty[slab.block_bytes] = slab
+            if before is not None:
+                self._dissolve(before)
+
+    def _dissolve(self, slab: Slab) -> None:
+        """Make an empty slab free pages again; those it never touched are still zero."""
+        assert slab.n_live == 0
+        del self._with_room[slab.block_bytes][slab]
         for page in range(slab.first, slab.first + SLAB_PAGES):
             del self._slabs[page]
         n_touched = -(-slab.fresh_from * slab.block_bytes >> PAGE_SHIFT) if slab.zero else SLAB_PAGES

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nopin.accel.process import Arena
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from nopin.control.arena_messages import SetBudget
 from nopin.control.messages import GetStat, Stat
 from nopin.control.paths import default_socket_path
 from nopin.errors import NopinError
 from nopin.nic.abi import Access, AsyncEventType, Discipline
 from nopin.verbs.accelerator import DEPTH, Accelerator, introduce_worker
 from nopin.verbs.access import AccessLike, parse_access, parse_discipline
+from nopin.verbs.arena import CAPACITY_BYTES, Arena, Order, size_of
 from nopin.verbs.buffers import memory_of
 from nopin.verbs.channel import CompletionChannel
 from nopin.verbs.child_server import connect_or_start
@@ -59,21 +66,29 @@ class Device(DeviceObject):
     Args:
         server: path of the server's socket; None for the user's default one, started as a child of this
             process when there is none.
+        budget: how many bytes of its arenas together may be resident, a number or text such as "256MiB"; None for
+            what the server has.
 
     Attributes:
         arenas: its arenas, all of which its accelerators map.
 
     Raises:
+        UsageError: the budget is no size.
         ServerGone: nobody listens at `server`.
         ServerError: the default server does not start.
     """
 
-    def __init__(self, server: str | None = None) -> None:
+    def __init__(self, server: str | None = None, *, budget: int | str | None = None) -> None:
+        budget_bytes = None if budget is None else size_of(budget)
         self.session = connect_or_start(default_socket_path()) if server is None else Session(Path(server))
         super().__init__(retired=self.session.retired)
         self._held: set[DeviceObject] = set()
         self.arenas: list[Arena] = []
+        self._default_arena: Arena | None = None
+        self._making_arena = threading.Lock()
         _open.add(self)
+        if budget_bytes is not None:
+            self.set_budget(budget_bytes)
 
     def __repr__(self) -> str:
         return f"<Device at {self.session.control.path}>"
@@ -139,6 +154,72 @@ class Device(DeviceObject):
         introduce = functools.partial(introduce_worker, self.session)
         return Accelerator(self, lambda: tuple(self.arenas), introduce, workers=workers, depth=depth)
 
+    def arena(self, capacity: int | str = CAPACITY_BYTES, budget: int | str | None = None, *, name: str = "") -> Arena:
+        """Make an arena: memory whose pages come and go as they are needed, of this process and its devices.
+
+        Args:
+            capacity: bytes of addresses; they cost nothing until touched.
+            budget: bytes that may be resident; None for whatever the device's budget leaves.
+            name: for figures.
+
+        Raises:
+            UsageError: one of the sizes is none.
+            ServerRefused: over a limit, or the server has no managed memory.
+            HostLacks: no userfaultfd for this user.
+        """
+        self._require_open()
+        return Arena(self, size_of(capacity), None if budget is None else size_of(budget), name)
+
+    @property
+    def default_arena(self) -> Arena:
+        """The arena of `zeros`, `empty`, `asarray` and `numpy_memory`, made when it is first needed."""
+        with self._making_arena:
+            if self._default_arena is None or (self._default_arena.closed and not self.closed):
+                self._default_arena = self.arena()
+            return self._default_arena
+
+    def zeros(self, shape: Any, dtype: DTypeLike = np.float64, order: Order = "C") -> NDArray[Any]:
+        """Return an array of zeros in managed memory: a plain numpy array, whose pages the server brings when touched.
+
+        It may be larger than the budget, and than memory. Its bytes are free once it and all its views are gone.
+
+        Raises:
+            ArenaFull: the arena has no room left.
+            UsageError: an array of Python objects.
+            ServerRefused, HostLacks: as `arena`.
+        """
+        return self.default_arena.zeros(shape, dtype, order)
+
+    def empty(self, shape: Any, dtype: DTypeLike = np.float64, order: Order = "C") -> NDArray[Any]:
+        """Return an array of arbitrary bytes in managed memory. Raises as `zeros`."""
+        return self.default_arena.empty(shape, dtype, order)
+
+    def asarray(self, what: ArrayLike, dtype: DTypeLike | None = None) -> NDArray[Any]:
+        """Return an array in managed memory with these values: itself if it is in an arena already, else a copy.
+
+        Raises as `zeros`.
+        """
+        plain = np.asarray(what, dtype)
+        if any(arena.contains(plain) for arena in self.arenas):
+            return plain
+        return self.default_arena.asarray(plain)
+
+    def set_budget(self, budget: int | str) -> None:
+        """Change how many bytes of all arenas together may be resident; no more are when this returns.
+
+        Raises:
+            UsageError: it is no size.
+            ServerRefused: it is less than a page.
+        """
+        self._require_open()
+        self.session.tell(SetBudget(seq=0, budget_bytes=size_of(budget)))
+
+    def close(self) -> None:
+        """Close it, all its objects first. Arrays in its arenas live on, and are served, until they die."""
+        for arena in list(self.arenas):
+            arena._retire()
+        super().close()
+
     def stat(self) -> list[dict[str, Any]]:
         """Return one row of figures for each object of this user, keys as the `rdma` tool prints them."""
         self._require_open()
@@ -195,8 +276,10 @@ class Device(DeviceObject):
                 hit = isinstance(found, MemoryRegion) and found.handle == object_id
             elif kind is AsyncEventType.CQ_ERR:
                 hit = isinstance(found, CompletionQueue) and found.handle == object_id
-            else:
+            elif kind < AsyncEventType.REGION_INVALIDATED:
                 hit = isinstance(found, QueuePair) and found.qpn == object_id
+            else:
+                hit = False
             if hit:
                 return found
         return None
@@ -259,6 +342,23 @@ def _abandon_all() -> None:
 
 atexit.register(_close_all)
 os.register_at_fork(after_in_child=_abandon_all)
+
+
+@contextlib.contextmanager
+def numpy_memory(where: Device | Arena) -> Iterator[None]:
+    """Have every array that NumPy makes inside, in this thread or task, lie in managed memory.
+
+    The arrays outlive the block, and are freed as any others. In a child process forked inside, new arrays are in
+    ordinary memory.
+
+    Args:
+        where: an arena, or a device for its default one.
+
+    Raises as `Device.zeros`; inside, NumPy raises MemoryError when the arena is full.
+    """
+    arena = where.default_arena if isinstance(where, Device) else where
+    with arena.numpy_memory():
+        yield
 
 
 def _with_atomics(rights: Access) -> Access:

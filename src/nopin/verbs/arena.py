@@ -1,0 +1,249 @@
+"""Arenas: memory whose pages the device server brings and takes away, with plain numpy arrays in it.
+
+An arena is mapped from a file that the server made and this process keeps open, and registered with a userfaultfd of
+this process, of which the server has a copy. Both outlive the server: while there is none, whoever touches a page
+that is out waits.
+
+An arena can be closed when no array is left in it. Closing the device leaves arrays alone: the arena then stays
+mapped, and the server serves it, until its last array dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from nopin.control.arena_messages import ArenaCreated, CreateArena, DestroyArena, DiscardRange, MapArena, SetBudget
+from nopin.control.messages import Handle
+from nopin.errors import ArenaFull, Closed, ServerError, UsageError
+from nopin.linux.arena_file import keep_from_children, map_somewhere
+from nopin.linux.libc import unmap
+from nopin.linux.paging_uffd import open_paging, register_paging, unregister
+from nopin.linux.pidfd import PidFd
+from nopin.linux.uffd_handshake import Feature
+from nopin.ranges import Range
+from nopin.units import format_bytes, page_ceil, parse_bytes
+from nopin.verbs.heap import Heap
+from nopin.verbs.numpy_handler import NumpyHandler
+from nopin.verbs.objects import FORKED, DeviceObject
+
+if TYPE_CHECKING:
+    from nopin.verbs.device import Device
+
+CAPACITY_BYTES = 64 << 30
+"""Addresses cost nothing until they are touched; giving an arena up costs a look at each page's state."""
+_KEEP_BYTES_MAX = 64 << 20
+_KEEP_SHARE = 8
+"""Freed memory is kept for reuse up to this part of the budget."""
+
+Order = Literal["C", "F"]
+
+
+class Arena(DeviceObject):
+    """Managed memory of this process. Made by `Device.arena`.
+
+    Attributes:
+        handle: its number at the server.
+        where: its addresses, the same in every process that maps it.
+        memory_fd: the file of its bytes; `table_fd` of its page table; `uffd` the userfaultfd of this process. They
+            stay open, mapped or not, because they are what a new server starts from.
+        budget_bytes: may be resident.
+    """
+
+    def __init__(self, device: Device, capacity_bytes: int, budget_bytes: int | None, name: str = "") -> None:
+        device._require_open()
+        self._session = device.session
+        self._siblings = device.arenas
+        self._server: PidFd | None = PidFd.open(device.session.welcome.server_pid)
+        self._fds: list[int] = []
+        self._mapped: list[Range] = []
+        request = CreateArena(
+            seq=0,
+            capacity_bytes=page_ceil(capacity_bytes),
+            budget_bytes=budget_bytes,
+            name=name or f"pid {os.getpid()}",
+        )
+        try:
+            created, self._fds = self._session.request(request, ArenaCreated)
+            self.handle, self.budget_bytes = created.arena, created.budget_bytes
+            self.memory_fd, self.table_fd = self._fds
+            self._map(request.capacity_bytes)
+        except BaseException:
+            self._dissolve()
+            raise
+        super().__init__(device)
+        keep = min(self.budget_bytes // _KEEP_SHARE, _KEEP_BYTES_MAX)
+        self._heap = Heap(self.where, self._discard, keep_bytes=keep)
+        self._handler = NumpyHandler(self._heap)
+        self._siblings.append(self)
+
+    def _map(self, length: int) -> None:
+        start = map_somewhere(self.memory_fd, length)
+        self.where = Range.of_length(start, length)
+        self._mapped.append(self.where)
+        self.uffd, features = open_paging()
+        self._fds.append(self.uffd)
+        register_paging(self.uffd, self.where)
+        if not features & Feature.EVENT_FORK:
+            keep_from_children(self.where)
+        request = MapArena(seq=0, arena=self.handle, base=start, offset=0, length=length, uffd_features=int(features))
+        self._session.request(request, Handle, [self.uffd])
+
+    def __repr__(self) -> str:
+        state = f" ({self._why_closed})" if self.closed else ""
+        return f"<Arena {self.where} budget {format_bytes(self.budget_bytes)}{state}>"
+
+    @property
+    def n_arrays(self) -> int:
+        """Arrays that live in it, views not counted."""
+        return self._heap.n_blocks
+
+    def contains(self, array: NDArray[Any]) -> bool:
+        """Tell whether an array's bytes are in it."""
+        return self._heap.owns(array.__array_interface__["data"][0])
+
+    def zeros(self, shape: Any, dtype: DTypeLike = np.float64, order: Order = "C") -> NDArray[Any]:
+        """Return an array of zeros in this arena; as `Device.zeros`."""
+        with self._allocating(shape, dtype):
+            return np.zeros(shape, dtype, order)
+
+    def empty(self, shape: Any, dtype: DTypeLike = np.float64, order: Order = "C") -> NDArray[Any]:
+        """Return an array of arbitrary bytes in this arena; as `Device.empty`."""
+        with self._allocating(shape, dtype):
+            return np.empty(shape, dtype, order)
+
+    def asarray(self, what: ArrayLike, dtype: DTypeLike | None = None) -> NDArray[Any]:
+        """Return an array with these values in this arena; as `Device.asarray`."""
+        plain = np.asarray(what, dtype)
+        if self.contains(plain):
+            return plain
+        with self._allocating(plain.shape, plain.dtype):
+            return np.array(plain, copy=True)
+
+    @contextlib.contextmanager
+    def numpy_memory(self) -> Iterator[None]:
+        """Have every array that NumPy makes inside, in this thread or task, lie in this arena."""
+        self._require_open()
+        with self._handler.active():
+            yield
+
+    def set_budget(self, budget: int | str) -> None:
+        """Change how many bytes may be resident; no more are when this returns.
+
+        Raises:
+            UsageError: it is no size.
+            ServerRefused: it is less than a page.
+        """
+        self._require_open()
+        n_bytes = size_of(budget)
+        self._session.tell(SetBudget(seq=0, budget_bytes=n_bytes, arena=self.handle))
+        self.budget_bytes = n_bytes
+
+    def trim(self) -> None:
+        """Have the server forget the bytes of all freed arrays, which frees their frames and swap space."""
+        self._require_open()
+        self._heap.discard_freed()
+
+    def close(self) -> None:
+        """Unmap it and give it back to the server. Twice is fine.
+
+        Raises:
+            UsageError: arrays are left in it; nothing was changed.
+        """
+        if not self.closed and (n := self.n_arrays):
+            raise UsageError(f"{n} arrays live in this {self!r}; let go of them (and of their views) first")
+        super().close()
+
+    def _retire(self) -> None:
+        """Give nothing out any more, and end with the last array. For the device that is being closed."""
+        if self.closed:
+            return
+        if not self.n_arrays:
+            self.close()
+            return
+        self._why_closed = "belongs to a Device that was closed"
+        self._heap.on_empty = self._dissolve
+        if not self.n_arrays:  # the last one has died meanwhile
+            self._dissolve()
+
+    def _end(self) -> None:
+        self._unmap()
+        self._session.tell(DestroyArena(seq=0, arena=self.handle))
+
+    def _let_go(self) -> None:
+        if self._why_closed == FORKED:
+            self._heap.sealed = True
+            self._mapped.clear()  # arrays live there
+        self._dissolve()
+
+    def _dissolve(self) -> None:
+        """Unmap it and close the descriptors. Twice is fine."""
+        self._unmap()
+        if self in self._siblings:
+            self._siblings.remove(self)
+        while self._fds:
+            os.close(self._fds.pop())
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def _unmap(self) -> None:
+        """Unmap it. The server hears of that, and munmap waits until it does; not so if there is no server."""
+        while self._mapped:
+            where = self._mapped.pop()
+            if self._server is None or self._server.exited():
+                with contextlib.suppress(OSError):  # it was not registered yet
+                    unregister(self.uffd, where)
+            unmap(where.start, where.length)
+
+    def _discard(self, offset: int, length: int) -> bool:
+        """Make bytes read as zeros, if the connection is free: we may be in a finaliser inside of a request."""
+        if self.closed or self._session.control.busy:
+            return False
+        try:
+            self._session.control.request(DiscardRange(seq=0, arena=self.handle, offset=offset, length=length))
+        except ServerError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _allocating(self, shape: Any, dtype: DTypeLike) -> Iterator[None]:
+        self._require_open()
+        if np.dtype(dtype).hasobject:
+            raise UsageError("an array of Python objects holds addresses of this process, not values; use numpy's own")
+        try:
+            with self._handler.active():
+                yield
+        except MemoryError:
+            raise ArenaFull(
+                f"{self!r} has no room for an array of {np.dtype(dtype)}, shape {shape}; let go of arrays, or make an "
+                "arena with a larger capacity: dev.arena(capacity=...)"
+            ) from None
+
+    def _closed_error(self) -> Closed:
+        if self._why_closed == FORKED:
+            return Closed(
+                "this Arena belongs to the process this one was forked from: its arrays can be used here, but new ones "
+                "need a new Device"
+            )
+        return super()._closed_error()
+
+
+def size_of(size: int | str) -> int:
+    """Read a size given as a number of bytes, or as text such as "256MiB".
+
+    Raises:
+        UsageError: it is no size, or nothing.
+    """
+    try:
+        n_bytes = parse_bytes(size) if isinstance(size, str) else int(size)
+    except ValueError as problem:
+        raise UsageError(str(problem)) from None
+    if n_bytes <= 0:
+        raise UsageError(f"a size of {size!r}; give a number of bytes above 0, or text such as '256MiB'")
+    return n_bytes

@@ -1,0 +1,232 @@
+"""Arrays in managed memory as a program uses them, against a real server."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serving import eventually
+
+import nopin
+from nopin.lab.servers import LocalServer
+from nopin.linux.arena_file import present, resident_bytes
+from nopin.units import PAGE_BYTES
+from nopin.verbs.arena import Arena
+
+PAGE = PAGE_BYTES
+MIB = 1 << 20
+pytestmark = pytest.mark.needs_userfaultfd
+
+
+@pytest.fixture
+def device(server: LocalServer) -> Iterator[nopin.Device]:
+    with nopin.Device(str(server.socket_path), budget="1MiB") as opened:
+        yield opened
+
+
+def test_an_array_of_eight_times_the_budget_is_an_ordinary_array(device: nopin.Device) -> None:
+    array = device.zeros((1024, 1024), np.float64)
+    assert type(array) is np.ndarray
+    assert array.flags.owndata
+    assert array.flags.c_contiguous
+    assert not array.any()
+    array[:] = np.arange(1024.0)
+    array[::2] += 1
+    assert array.sum() == 1024 * 1024 * 1023 / 2 + 512 * 1024
+    assert resident_bytes(device.default_arena.memory_fd) <= MIB + PAGE
+
+
+def test_bytes_of_an_array_are_free_when_its_last_view_dies(device: nopin.Device) -> None:
+    arena = device.default_arena
+    array = device.zeros(16 * PAGE, np.uint8)
+    array[:] = 7
+    first = (array.ctypes.data - arena.where.start) // PAGE
+    view = array[PAGE:].reshape(15, PAGE)[:, 5]
+    del array
+    assert arena.n_arrays == 1
+    assert view.tolist() == [7] * 15
+    del view
+    assert arena.n_arrays == 0
+    assert present(arena.memory_fd, first, 16).any(), "kept for reuse"
+    arena.trim()
+    assert not present(arena.memory_fd, first, 16).any()
+
+
+def test_freed_bytes_are_reused_and_zeros_are_zeros(device: nopin.Device) -> None:
+    arena = device.arena("1MiB", "1MiB")
+    for n_bytes in (100, 5000, 3 * PAGE, 200 * PAGE, 64, 200 * PAGE, 255 * PAGE):
+        array = arena.zeros(n_bytes, np.uint8)
+        assert not array.any(), n_bytes
+        array[:] = 0xFF
+        del array
+    assert arena.n_arrays == 0
+
+
+def test_hundred_thousand_small_arrays_need_no_mapping_and_little_memory(device: nopin.Device) -> None:
+    n_mappings = len(Path("/proc/self/maps").read_text().splitlines())
+    device.set_budget("16MiB")
+    arrays = [device.zeros(8, np.int64) for _ in range(100_000)]
+    for index in range(0, 100_000, 997):
+        arrays[index][:] = index
+    assert len(Path("/proc/self/maps").read_text().splitlines()) <= n_mappings + 10
+    assert all(array[7] == (index if index % 997 == 0 else 0) for index, array in enumerate(arrays[:10_000]))
+    assert device.default_arena.n_arrays == 100_000
+    arrays.clear()
+    assert device.default_arena.n_arrays == 0
+
+
+def test_asarray_copies_once_and_leaves_managed_arrays_alone(device: nopin.Device) -> None:
+    plain = np.asfortranarray(np.arange(12, dtype=np.int16).reshape(3, 4))
+    managed = device.asarray(plain)
+    assert device.default_arena.contains(managed)
+    assert np.array_equal(managed, plain)
+    assert managed.dtype == plain.dtype
+    assert managed.flags.f_contiguous
+    assert device.asarray(managed) is managed
+    assert device.asarray([1, 2, 3], np.float32).dtype == np.float32
+    with pytest.raises(nopin.UsageError, match="Python objects"):
+        device.asarray(np.array([None]))
+
+
+def test_a_full_arena_says_so_and_has_room_again_later(device: nopin.Device) -> None:
+    arena = device.arena(capacity=64 * PAGE)
+    first = arena.zeros(40 * PAGE, np.uint8)
+    with pytest.raises(nopin.ArenaFull, match="no room for an array of uint8"):
+        arena.zeros(40 * PAGE, np.uint8)
+    del first
+    assert arena.zeros(64 * PAGE, np.uint8).size == 64 * PAGE
+
+
+def test_what_numpy_makes_inside_the_block_lies_in_the_arena_and_outlives_the_block(device: nopin.Device) -> None:
+    arena = device.default_arena
+    before = np.arange(1000.0)
+    with nopin.numpy_memory(device):
+        made = before * 2
+        grown = np.array([1, 2, 3])
+        grown.resize(50_000, refcheck=False)
+        other: list[np.ndarray] = []
+        thread = threading.Thread(target=lambda: other.append(np.zeros(1000)))
+        thread.start()
+        thread.join()
+    after = np.zeros(1000)
+    assert arena.contains(made)
+    assert arena.contains(grown)
+    assert not arena.contains(after)
+    assert not arena.contains(other[0])
+    assert made.sum() == 999_000
+    assert grown[:3].tolist() == [1, 2, 3]
+    assert not grown[3:].any()
+    assert arena.n_arrays == 2
+    del made, grown
+    assert arena.n_arrays == 0
+
+
+def test_an_arena_with_arrays_is_not_closed(device: nopin.Device) -> None:
+    arena = device.arena(MIB)
+    array = arena.zeros(10)
+    with pytest.raises(nopin.UsageError, match="1 arrays live"):
+        arena.close()
+    array[:] = 1
+    del array
+    arena.close()
+    arena.close()
+    assert arena not in device.arenas
+    with pytest.raises(nopin.Closed):
+        arena.zeros(10)
+
+
+def test_arrays_outlive_their_device_and_end_with_their_last_view(server: LocalServer) -> None:
+    n_descriptors = len(os.listdir("/proc/self/fd"))
+    device = nopin.Device(str(server.socket_path), budget="1MiB")
+    served = f"/proc/{server.pid}/fd"
+    n_served = len(os.listdir(served))
+    array = device.zeros(4 * MIB, np.uint8)
+    array[::PAGE] = np.arange(1024) & 0xFF
+    device.close()
+    assert np.array_equal(array[::PAGE], np.arange(1024) & 0xFF)
+    with pytest.raises(nopin.Closed):
+        device.zeros(1)
+    del array
+    assert len(os.listdir("/proc/self/fd")) == n_descriptors
+    assert eventually(lambda: len(os.listdir(served)) < n_served)
+
+
+def test_arrays_that_die_in_a_cycle_inside_a_request_are_freed(device: nopin.Device) -> None:
+    arena = device.default_arena
+    for _ in range(50):
+        cycle: list[object] = [device.zeros(100 * PAGE, np.uint8)]
+        cycle.append(cycle)
+        device.stat()
+    del cycle
+    gc.collect()
+    assert arena.n_arrays == 0
+
+
+def test_many_threads_make_and_drop_arrays(device: nopin.Device) -> None:
+    wrong: list[str] = []
+
+    def work(seed: int) -> None:
+        draw = np.random.default_rng(seed)
+        kept: list[tuple[int, np.ndarray]] = []
+        for step in range(300):
+            array = device.zeros(int(draw.integers(1, 20_000)), np.uint8)
+            if array.any():
+                wrong.append(f"thread {seed} step {step}: zeros are not zero")
+            value = int(draw.integers(1, 256))
+            array[:] = value
+            kept.append((value, array))
+            if len(kept) > 20:
+                expected, old = kept.pop(int(draw.integers(len(kept))))
+                if not (old == expected).all():
+                    wrong.append(f"thread {seed} step {step}: an array changed")
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert device.default_arena.n_arrays == 0
+
+
+def test_a_child_uses_arrays_but_makes_none(device: nopin.Device) -> None:
+    array = device.zeros(4 * MIB, np.uint8)
+    array[:] = 3
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            assert array[:MIB].min() == 3
+            array[MIB] = 9
+            try:
+                device.default_arena.zeros(10)
+            except nopin.Closed as error:
+                assert "its arrays can be used here" in str(error)  # noqa: PT017 - pytest does not run in this process
+                status = 0
+            del array
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert array[MIB] == 9
+    assert device.default_arena.n_arrays == 1
+
+
+def test_a_smaller_budget_holds_at_once(device: nopin.Device) -> None:
+    array = device.zeros(MIB, np.uint8)
+    array[:] = 1
+    device.set_budget("64KiB")
+    assert resident_bytes(device.default_arena.memory_fd) <= 64 << 10
+    assert array.min() == 1
+    for wrong in ("many", 0, -5):
+        with pytest.raises(nopin.UsageError):
+            device.set_budget(wrong)
+
+
+def test_an_arena_is_made_by_its_device_only(device: nopin.Device) -> None:
+    assert isinstance(device.default_arena, Arena)
+    assert device.arenas == [device.default_arena]
