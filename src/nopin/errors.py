@@ -127,6 +127,20 @@ class ArenaFull(NopinError, MemoryError):
     """An arena has no room left for an array; nothing was changed."""
 
 
+class PrefetchFailed(NopinError):
+    """A prefetch ended before all its bytes were resident.
+
+    Attributes:
+        reason: short machine-readable reason (``"lost"``, ``"swap_full"``, ``"no_room"``, ...).
+        bytes_done: made resident before, whole pages.
+    """
+
+    def __init__(self, message: str, *, reason: str, bytes_done: int) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.bytes_done = bytes_done
+
+
 class QueueFull(NopinError):
     """The send or receive queue has no free entry; poll completions and post again (ENOMEM in verbs)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import threading
@@ -230,3 +231,65 @@ def test_a_smaller_budget_holds_at_once(device: nopin.Device) -> None:
 def test_an_arena_is_made_by_its_device_only(device: nopin.Device) -> None:
     assert isinstance(device.default_arena, Arena)
     assert device.arenas == [device.default_arena]
+
+
+def test_a_prefetch_brings_back_what_was_evicted(device: nopin.Device) -> None:
+    array = device.zeros((256, PAGE), np.uint8)
+    array[:] = 5
+    device.set_budget("64KiB")
+    device.set_budget("2MiB")
+    arena = device.default_arena
+    first = (array.ctypes.data - arena.where.start) // PAGE
+    assert present(arena.memory_fd, first, 256).sum() <= 16
+    prefetch = device.prefetch(array, slice(10, 110))
+    assert prefetch.result(10) == 100 * PAGE
+    assert prefetch.exception() is None
+    assert present(arena.memory_fd, first + 10, 100).all()
+    assert device.prefetch(array[:0]).result(10) == 0
+    assert (array == 5).all()
+
+
+def test_a_share_and_its_region_prefetch_what_a_key_selects(device: nopin.Device) -> None:
+    array = device.zeros((64, PAGE // 8))
+    with device.share(array) as share:
+        assert share.prefetch().result(10) == 64 * PAGE
+        assert share.prefetch(slice(0, 10)).result(10) == 10 * PAGE
+        assert share.prefetch((slice(None, None, -4), 5), write=True).result(10) == 16 * PAGE
+        assert share.region.prefetch(slice(PAGE + 1, 2 * PAGE + 1)).result(10) == 2 * PAGE
+        with pytest.raises(IndexError):
+            share.prefetch(64)
+
+
+def test_a_prefetch_can_be_awaited_while_others_are(device: nopin.Device) -> None:
+    array = device.zeros((64, PAGE), np.uint8)
+
+    async def run() -> list[int]:
+        return await asyncio.gather(*(as_coroutine(device.prefetch(array, slice(i, i + 8))) for i in range(0, 64, 8)))
+
+    async def as_coroutine(prefetch: nopin.Prefetch) -> int:
+        return await prefetch
+
+    assert asyncio.run(run()) == [8 * PAGE] * 8
+
+
+def test_a_cancelled_prefetch_ends_with_what_it_did(device: nopin.Device) -> None:
+    device.set_budget("64MiB")
+    array = device.zeros(256 * MIB, np.uint8)
+    prefetch = device.prefetch(array)
+    prefetch.cancel()
+    assert prefetch.result(10) <= 256 * MIB
+    assert prefetch.cancelled
+    assert not device.prefetch(array[:0]).cancelled
+
+
+def test_ordinary_memory_is_not_prefetched(device: nopin.Device) -> None:
+    with pytest.raises(nopin.UsageError, match="ordinary memory"):
+        device.prefetch(np.zeros(10))
+    with pytest.raises(nopin.UsageError, match="ordinary memory"):
+        device.share(np.zeros(10)).prefetch()
+
+
+def test_a_prefetch_of_many_pieces_joins_those_that_are_close(device: nopin.Device) -> None:
+    array = device.zeros((3000, 2, PAGE), np.uint8)
+    device.set_budget("64MiB")
+    assert 3000 * PAGE <= device.prefetch(array, (slice(None), 0)).result(10) <= 6000 * PAGE

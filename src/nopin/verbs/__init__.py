@@ -23,6 +23,7 @@ from nopin.verbs.device import Device, DeviceInfo, numpy_memory
 from nopin.verbs.events import AsyncEvent
 from nopin.verbs.operation import Operation
 from nopin.verbs.pd import ProtectionDomain
+from nopin.verbs.prefetch import Prefetch
 from nopin.verbs.qp import QpEndpoint, QueuePair
 from nopin.verbs.region import MemoryRegion
 from nopin.verbs.remote import RemoteArray
@@ -45,6 +46,7 @@ __all__ = [
     "Job",
     "MemoryRegion",
     "Operation",
+    "Prefetch",
     "ProtectionDomain",
     "QpAttr",
     "QpCaps",

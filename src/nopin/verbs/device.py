@@ -30,6 +30,7 @@ from nopin.verbs.cq import CompletionQueue
 from nopin.verbs.events import AsyncEvent
 from nopin.verbs.objects import DeviceObject
 from nopin.verbs.pd import ProtectionDomain
+from nopin.verbs.prefetch import Prefetch, start_prefetch
 from nopin.verbs.qp import QueuePair
 from nopin.verbs.region import MemoryRegion
 from nopin.verbs.session import Session
@@ -203,6 +204,23 @@ class Device(DeviceObject):
         if any(arena.contains(plain) for arena in self.arenas):
             return plain
         return self.default_arena.asarray(plain)
+
+    def prefetch(self, array: NDArray[Any], key: object = ..., *, write: bool = False) -> Prefetch:
+        """Start making what `key` selects of an array in managed memory resident; returns at once.
+
+        Args:
+            key: as for numpy's basic indexing.
+            write: it is going to be written.
+
+        Returns:
+            An operation to wait for, await or cancel; its result is the number of bytes made resident.
+
+        Raises:
+            UsageError: the array is in ordinary memory, or the key does not fit it.
+            ServerRefused: too many prefetches are under way.
+        """
+        address: int = array.__array_interface__["data"][0]
+        return start_prefetch(self, key, address, array.shape, array.strides, array.itemsize, write=write)
 
     def set_budget(self, budget: int | str) -> None:
         """Change how many bytes of all arenas together may be resident; no more are when this returns.

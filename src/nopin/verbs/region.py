@@ -12,6 +12,7 @@ from nopin.verbs.access import WRITING
 from nopin.verbs.buffers import Memory
 from nopin.verbs.objects import DeviceObject
 from nopin.verbs.pinned import pin
+from nopin.verbs.prefetch import Prefetch, start_prefetch
 
 if TYPE_CHECKING:
     from nopin.verbs.pd import ProtectionDomain
@@ -84,6 +85,15 @@ class MemoryRegion(DeviceObject):
         if self._pin is not None:
             self._pin.close()
             self._pin = None
+
+    def prefetch(self, key: object = ..., *, write: bool = False) -> Prefetch:
+        """Start making bytes of the region resident, for managed memory; `key` is a slice of bytes.
+
+        Returns and raises as `Device.prefetch`.
+        """
+        self._require_open()
+        length = 0 if self.length is None else self.length
+        return start_prefetch(self.pd.device, key, self.address, (length,), (1,), 1, write=write)
 
     def close(self) -> None:
         """Deregister: no access is under way in it when this returns, and its memory may be freed."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from nopin.control.messages import Publish, Published, Withdraw
 from nopin.control.url import ShareUrl
 from nopin.verbs.buffers import Memory
 from nopin.verbs.objects import DeviceObject
+from nopin.verbs.prefetch import Prefetch, start_prefetch
 from nopin.verbs.region import MemoryRegion
 
 if TYPE_CHECKING:
@@ -34,6 +37,9 @@ class Share(DeviceObject):
         published, _ = device.session.request(request, Published)
         welcome = device.session.welcome
         self.device = device
+        self._first = memory.address + memory.offset
+        self._shape, self._strides = memory.shape, memory.strides
+        self._itemsize = np.dtype(memory.dtype).itemsize
         self.region = region
         self.name = published.share
         self.url = str(
@@ -49,6 +55,14 @@ class Share(DeviceObject):
 
     def __repr__(self) -> str:
         return f"<Share {self.name} of {self.region!r}>"
+
+    def prefetch(self, key: object = ..., *, write: bool = False) -> Prefetch:
+        """Start making what `key` selects of the shared array resident, so that peers find it.
+
+        Returns and raises as `Device.prefetch`.
+        """
+        self._require_open()
+        return start_prefetch(self.device, key, self._first, self._shape, self._strides, self._itemsize, write=write)
 
     def close(self) -> None:
         """Withdraw it: attached peers get access errors and are told. Its memory may be freed afterwards."""
