@@ -293,3 +293,13 @@ def test_a_prefetch_of_many_pieces_joins_those_that_are_close(device: nopin.Devi
     array = device.zeros((3000, 2, PAGE), np.uint8)
     device.set_budget("64MiB")
     assert 3000 * PAGE <= device.prefetch(array, (slice(None), 0)).result(10) <= 6000 * PAGE
+
+
+def test_an_accelerator_computes_on_managed_arrays(device: nopin.Device) -> None:
+    array = device.zeros((4 * MIB) // 8)
+    array[:] = np.arange(array.size)
+    with device.accelerator() as accelerator:
+        assert accelerator.launch("sum", array).result(30) == array.size * (array.size - 1) / 2
+        out = device.empty(array.shape)
+        accelerator.launch("numpy.add", array, 1.0, out=out).result(30)
+    assert np.array_equal(out, array + 1)

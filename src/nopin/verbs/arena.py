@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -109,21 +109,21 @@ class Arena(DeviceObject):
 
     def zeros(self, shape: Any, dtype: DTypeLike = np.float64, order: Order = "C") -> NDArray[Any]:
         """Return an array of zeros in this arena; as `Device.zeros`."""
-        with self._allocating(shape, dtype):
-            return np.zeros(shape, dtype, order)
+        return self._make(np.zeros, shape, dtype, order)
 
     def empty(self, shape: Any, dtype: DTypeLike = np.float64, order: Order = "C") -> NDArray[Any]:
         """Return an array of arbitrary bytes in this arena; as `Device.empty`."""
-        with self._allocating(shape, dtype):
-            return np.empty(shape, dtype, order)
+        return self._make(np.empty, shape, dtype, order)
 
     def asarray(self, what: ArrayLike, dtype: DTypeLike | None = None) -> NDArray[Any]:
         """Return an array with these values in this arena; as `Device.asarray`."""
         plain = np.asarray(what, dtype)
         if self.contains(plain):
             return plain
-        with self._allocating(plain.shape, plain.dtype):
-            return np.array(plain, copy=True)
+        fortran = plain.flags.f_contiguous and not plain.flags.c_contiguous
+        array = self.empty(plain.shape, plain.dtype, "F" if fortran else "C")
+        array[...] = plain
+        return array
 
     @contextlib.contextmanager
     def numpy_memory(self) -> Iterator[None]:
@@ -211,17 +211,18 @@ class Arena(DeviceObject):
             return False
         return True
 
-    @contextlib.contextmanager
-    def _allocating(self, shape: Any, dtype: DTypeLike) -> Iterator[None]:
+    def _make(
+        self, function: Callable[[Any, DTypeLike, Order], NDArray[Any]], shape: Any, dtype: DTypeLike, order: Order
+    ) -> NDArray[Any]:
         self._require_open()
-        if np.dtype(dtype).hasobject:
+        kind = np.dtype(dtype)
+        if kind.hasobject:
             raise UsageError("an array of Python objects holds addresses of this process, not values; use numpy's own")
         try:
-            with self._handler.active():
-                yield
+            return self._handler.call(function, shape, kind, order)
         except MemoryError:
             raise ArenaFull(
-                f"{self!r} has no room for an array of {np.dtype(dtype)}, shape {shape}; let go of arrays, or make an "
+                f"{self!r} has no room for an array of {kind}, shape {shape}; let go of arrays, or make an "
                 "arena with a larger capacity: dev.arena(capacity=...)"
             ) from None
 

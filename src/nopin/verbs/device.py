@@ -174,9 +174,13 @@ class Device(DeviceObject):
     @property
     def default_arena(self) -> Arena:
         """The arena of `zeros`, `empty`, `asarray` and `numpy_memory`, made when it is first needed."""
+        found = self._default_arena
+        if found is not None and (not found.closed or self.closed):
+            return found
         with self._making_arena:
-            if self._default_arena is None or (self._default_arena.closed and not self.closed):
+            if self._default_arena is found:  # nobody else has made one meanwhile
                 self._default_arena = self.arena()
+            assert self._default_arena is not None
             return self._default_arena
 
     def zeros(self, shape: Any, dtype: DTypeLike = np.float64, order: Order = "C") -> NDArray[Any]:

@@ -15,14 +15,17 @@ import atexit
 import contextlib
 import ctypes
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ctypes import c_char, c_char_p, c_size_t, c_uint8, c_void_p, py_object
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from nopin.linux.libc import FAST_LIBC
 from nopin.verbs.heap import Heap
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _SET_HANDLER_SLOT = 304
 _HANDLER_VERSION = 1
@@ -79,6 +82,14 @@ class NumpyHandler:
         before = _set_handler(self._capsule)
         try:
             yield
+        finally:
+            _set_handler(before)
+
+    def call(self, function: Callable[P, R], *args: P.args, **named: P.kwargs) -> R:
+        """Call a function while it is active; quicker than a `with` block."""
+        before = _set_handler(self._capsule)
+        try:
+            return function(*args, **named)
         finally:
             _set_handler(before)
 
