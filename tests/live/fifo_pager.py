@@ -17,6 +17,7 @@ from nopin.mm.effects import (
     MapIn,
     Mapper,
     Open,
+    Outcome,
     PageRun,
     Pause,
     Poison,
@@ -142,6 +143,12 @@ class FifoPager:
         return 0
 
     wants_reclaim = False
+
+    def first_touch(self, mapper: Mapper, page: int) -> Zero | None:
+        return None
+
+    def first_touched(self, effect: Zero, outcome: Outcome) -> bool:
+        return False
 
     def give_back(self, n_pages: int) -> Procedure[int]:
         return self.reclaim()

@@ -20,6 +20,8 @@ from nopin.mm.residency import Budget, Pages, Residency
 from nopin.mm.swap import SwapSpace, n_units
 from nopin.units import US_NS
 
+_RESIDENT = int(PageState.RESIDENT)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagerSettings:
@@ -184,7 +186,10 @@ class ArenaPages:
 
     def arrived(self, run: PageRun) -> None:
         """Pages are in the file now. They were charged before."""
-        self.table.states[run.first : run.end] = PageState.RESIDENT
+        if run.n == 1:
+            self.state[run.first] = _RESIDENT
+        else:
+            self.table.states[run.first : run.end] = _RESIDENT
         self.residency.admit(run)
 
     def gave_up(self, pages: Pages) -> None:

@@ -46,7 +46,42 @@ from nopin.mm.readahead import Ahead
 from nopin.mm.residency import BATCH_PAGES
 from nopin.mm.space import Reason
 
-_EMPTY, _RESIDENT, _SWAPPED, _LOST = PageState
+_EMPTY, _RESIDENT, _LOST = (
+    int(PageState.EMPTY),
+    int(PageState.RESIDENT),
+    int(PageState.LOST),
+)  # plain integers compare quicker
+
+
+def first_touch(arena: ArenaPages, mapper: Mapper, page: int) -> Zero | None:
+    """Return the effect that answers a missing page, if it is the first touch and there is room; else None.
+
+    The most common fault of all needs one effect, and no procedure around it. Requires: when it was carried out,
+    `first_touched` is told, before anything else happens.
+    """
+    room = arena.budget.room
+    if arena.state[page] != _EMPTY or room < 1:
+        return None
+    ahead = arena.readahead.advise(mapper, page)
+    n = 1
+    if ahead.n > 1 and ahead.stride == 1:
+        n = arena.table.run_length(page, min(ahead.n, room))
+        if n < ahead.n:
+            arena.readahead.brought(mapper, page, ahead, n)
+    arena.budget.charge(n)
+    return Zero(PageRun(page, n), mapper)
+
+
+def first_touched(arena: ArenaPages, effect: Zero, outcome: Outcome) -> bool:
+    """Take note of what became of `first_touch`. False: it is no such simple case; answer it with `cpu_fault`."""
+    run = effect.pages
+    if outcome[1]:
+        arena.budget.charge(-run.n)
+        return False
+    arena.arrived(run)
+    arena.counts.faults_zero += 1
+    arena.counts.readahead += run.n - 1
+    return True
 
 
 def cpu_fault(
@@ -56,8 +91,6 @@ def cpu_fault(
     del minor  # what the kernel says may be out of date; the table is not
     state = arena.state
     ahead = arena.readahead.advise(mapper, page)
-    if state[page] == _EMPTY and not protected and (yield from _quick_zeros(arena, mapper, page, ahead)):
-        return
     while True:
         code = state[page]
         if code & BUSY:
@@ -80,29 +113,6 @@ def cpu_fault(
                 arena.counts.refused += 1
                 yield from _refuse(arena, mapper, page)
                 return
-
-
-def _quick_zeros(arena: ArenaPages, mapper: Mapper, page: int, ahead: Ahead) -> Generator[Effect, Any, bool]:
-    """Answer the most common fault, first touch with room left, in as few steps as can be; False if it needs more."""
-    budget = arena.budget
-    room = budget.room
-    if room < 1:
-        return False
-    n = 1
-    if ahead.n > 1 and ahead.stride == 1:
-        n = arena.table.run_length(page, min(ahead.n, room))
-        if n < ahead.n:
-            arena.readahead.brought(mapper, page, ahead, n)
-    run = PageRun(page, n)
-    budget.charge(n)
-    outcome: Outcome = yield Zero(run, mapper)
-    if outcome.errno:
-        budget.charge(-n)
-        return False  # the long way finds out what it is
-    arena.arrived(run)
-    arena.counts.faults_zero += 1
-    arena.counts.readahead += n - 1
-    return True
 
 
 def _bring_ahead(
@@ -133,7 +143,7 @@ def _bring_strided(arena: ArenaPages, mapper: Mapper, page: int, n: int, stride:
             return
         if arena.state[at] == _EMPTY:
             yield from bring_zeros(arena, PageRun(at, 1), mapper)
-        elif arena.state[at] == _SWAPPED:
+        elif arena.state[at] == PageState.SWAPPED:
             yield from bring_swapped(arena, PageRun(at, 1), mapper, write=False)
         arena.counts.readahead += 1
 

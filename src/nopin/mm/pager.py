@@ -29,7 +29,7 @@ from dataclasses import replace
 from nopin.mm import faults, giving_up, recovery
 from nopin.mm.arena_pages import ArenaPages, News, PagerSettings, PagerStatistics
 from nopin.mm.device_faults import FaultPages, Frames
-from nopin.mm.effects import Mapper, PageRun, Procedure
+from nopin.mm.effects import Mapper, Outcome, PageRun, Procedure, Zero
 from nopin.mm.eviction import batch_pages, evict
 from nopin.mm.notifier import Notifiers
 from nopin.mm.page_table import PageTable
@@ -72,6 +72,14 @@ class Pager:
             minor: the page was in the file and not mapped. protected: it was, and write-protected.
         """
         return faults.cpu_fault(self._arena, mapper, page, write=write, minor=minor, protected=protected)
+
+    def first_touch(self, mapper: Mapper, page: int) -> Zero | None:
+        """Return the one effect that answers a missing page, if one does: the quick way; see `faults.first_touch`."""
+        return faults.first_touch(self._arena, mapper, page)
+
+    def first_touched(self, effect: Zero, outcome: Outcome) -> bool:
+        """Say what became of it; False: `cpu_fault` must answer after all."""
+        return faults.first_touched(self._arena, effect, outcome)
 
     def device_fault(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
         """Bring pages into the file and hold them; see `DeviceFaults`."""

@@ -1,15 +1,15 @@
 """Readahead: how many pages a fault brings, by what the faults before it were.
 
-Each fault leaves an expectation: where the next one will be if this is a stream. A fault that was expected confirms its
-stream, whose window doubles, up to a limit; the next expectation lies behind the window, because what lies inside will
-be there. A fault nobody expected begins two streams: to the next page, and with the stride from the fault before it.
+A fault at the page after one of the last few begins a stream, and so does one as far from the last as that was from
+the one before. A stream expects its next fault behind the pages it brings, because those will be there; where that
+comes true its window doubles, up to a limit. Anything else brings a single page.
 
-CPU and device faults are told apart by who faults: several streams of several programs do not disturb one another, and
-a random access pattern brings single pages.
+CPU and device faults are told apart by who faults, and several streams of one program do not disturb one another.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ STRIDE_MAX = 4096
 STRIDE_WINDOW_MAX = 32
 """Pages brought ahead of a stride: each is an operation of its own."""
 STREAMS_MAX = 64
+RECENT = 8
+"""Faults of one process that are remembered as possible beginnings of streams."""
 
 
 class Ahead(NamedTuple):
@@ -34,40 +36,38 @@ _JUST_THIS = Ahead(1, 1)
 
 
 class Readahead:
-    """Expectations of one arena."""
+    """Streams of one arena."""
 
     def __init__(self) -> None:
         self._expected: dict[tuple[Hashable, int], Ahead] = {}
-        self._last: dict[Hashable, int] = {}
-        self.n_hits = 0
-        self.n_misses = 0
+        self._recent: dict[Hashable, deque[int]] = {}
 
     def advise(self, who: Hashable, page: int) -> Ahead:
-        """Tell what to bring for a fault of `who` at `page`, and expect the next."""
-        found = self._expected.pop((who, page), None)
+        """Tell what to bring for a fault of `who` at `page`, and expect the next if it is part of a stream."""
+        recent = self._recent.get(who)
+        if recent is None:
+            recent = self._recent[who] = deque(maxlen=RECENT)
+        found = self._expected.pop((who, page), None) if self._expected else None
         if found is not None:
-            self.n_hits += 1
             most = WINDOW_MAX if found.stride == 1 else STRIDE_WINDOW_MAX
-            ahead = Ahead(min(most, max(WINDOW_FIRST, found.n * 2)), found.stride)
-            self._expect(who, page + ahead.n * ahead.stride, ahead)
-            self._last[who] = page
-            return ahead
-        self.n_misses += 1
-        stride = page - self._last.get(who, page)
-        if 1 < abs(stride) <= STRIDE_MAX:
-            self._expect(who, page + stride, Ahead(1, stride))
-        self._expect(who, page + 1, _JUST_THIS)
-        self._last[who] = page
-        return _JUST_THIS
+            ahead = Ahead(min(most, found.n * 2), found.stride)
+        elif page - 1 in recent:
+            ahead = Ahead(WINDOW_FIRST, 1)
+        elif (
+            len(recent) > 1 and 1 < abs(stride := page - recent[-1]) <= STRIDE_MAX and recent[-1] - recent[-2] == stride
+        ):
+            ahead = Ahead(WINDOW_FIRST, stride)
+        else:
+            recent.append(page)
+            return _JUST_THIS
+        recent.append(page)
+        self._expect(who, page + ahead.n * ahead.stride, ahead)
+        return ahead
 
     def brought(self, who: Hashable, page: int, asked: Ahead, n: int) -> None:
         """Say that only `n` pages could be brought: the next fault of the stream comes earlier."""
         if n < asked.n and self._expected.pop((who, page + asked.n * asked.stride), None) is not None:
             self._expect(who, page + n * asked.stride, asked)
-
-    def forget(self, who: Hashable) -> None:
-        """Who faulted is gone."""
-        self._last.pop(who, None)
 
     def _expect(self, who: Hashable, page: int, ahead: Ahead) -> None:
         if len(self._expected) >= STREAMS_MAX:

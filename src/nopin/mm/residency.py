@@ -58,14 +58,19 @@ class Budget:
     def room(self) -> int:
         """Pages that may still be charged; negative when too many are."""
         room = self.n_pages - self.n_used
-        return room if self.parent is None else min(room, self.parent.room)
+        parent = self.parent
+        while parent is not None:
+            room = min(room, parent.n_pages - parent.n_used)
+            parent = parent.parent
+        return room
 
     def charge(self, n: int) -> None:
         """Count pages that became resident (negative: that left)."""
-        self.n_used += n
-        assert self.n_used >= 0
-        if self.parent is not None:
-            self.parent.charge(n)
+        budget: Budget | None = self
+        while budget is not None:
+            budget.n_used += n
+            assert budget.n_used >= 0
+            budget = budget.parent
 
 
 class Residency:
@@ -81,6 +86,8 @@ class Residency:
         self._states = states
         self._where = np.zeros(len(states), np.uint8)
         self._shadow = np.zeros(len(states), np.uint64)
+        self._where_one: memoryview = self._where.data  # the same, for single pages
+        self._shadow_one: memoryview = self._shadow.data
         self._holds = np.zeros(len(states), np.uint16)
         self._probation: deque[PageRun] = deque()
         self._protected: deque[PageRun] = deque()
@@ -96,8 +103,8 @@ class Residency:
     def admit(self, run: PageRun) -> None:
         """Pages of a run have become resident."""
         first, n = run
-        if n == 1 and not self._shadow[first]:  # the common case
-            self._where[first] = _ON_PROBATION
+        if n == 1 and not self._shadow_one[first]:  # the common case
+            self._where_one[first] = _ON_PROBATION
             self._probation.append(run)
             return
         shadows = self._shadow[first : first + n]

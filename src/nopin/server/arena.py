@@ -27,7 +27,7 @@ from nopin.linux.pidfd import PidFd
 from nopin.linux.uffd_handshake import EventKind
 from nopin.mm.device_faults import DeviceFaults, FaultPages
 from nopin.mm.effects import Mapper as MapperNumber
-from nopin.mm.effects import PageRun, Procedure
+from nopin.mm.effects import Outcome, PageRun, Procedure, Zero
 from nopin.ranges import Range, subtract
 from nopin.server.arena_machine import ArenaMachine
 from nopin.server.arena_maker import ArenaParts
@@ -62,6 +62,14 @@ class ArenaPager(DeviceFaults, Protocol):
         self, mapper: MapperNumber, page: int, *, write: bool, minor: bool, protected: bool
     ) -> Procedure[None]:
         """Answer a process's fault."""
+        ...
+
+    def first_touch(self, mapper: MapperNumber, page: int) -> Zero | None:
+        """Return the one effect that answers a missing page, if one does."""
+        ...
+
+    def first_touched(self, effect: Zero, outcome: Outcome) -> bool:
+        """Take note of what became of it; False: it must be answered by `cpu_fault`."""
         ...
 
     def prefetch(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
@@ -294,12 +302,20 @@ class Arena:
                     mapper.uffd.wake(address & ~PAGE_MASK, PAGE_BYTES)
                     continue
                 page = found
+            if flags <= FAULT_WRITE and self._first_touch(number, page):
+                self._latency[flags][(self._clock() - began_ns).bit_length()] += 1
+                continue
             write, protected, minor = _FLAGS[flags & 7]
             task = start(cpu_fault(number, page, write=write, minor=minor, protected=protected))
             if task is None:
                 self._latency[flags & 7][(self._clock() - began_ns).bit_length()] += 1
             else:
                 task.done = partial(self._answered, flags & 7, began_ns)
+
+    def _first_touch(self, number: MapperNumber, page: int) -> bool:
+        """Answer a missing page the quick way, if there is one."""
+        touch = self.pager.first_touch(number, page)
+        return touch is not None and self.pager.first_touched(touch, self._machine.zero(touch))
 
     def _answered(self, flags: int, began_ns: int, _result: None) -> None:
         self._latency[flags][(self._clock() - began_ns).bit_length()] += 1
