@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from nopin.cli.histogram import quantile_ns
 from nopin.cli.output import put, put_json
 from nopin.control.paths import default_socket_path
 from nopin.errors import UsageError
 from nopin.verbs.device import Device
 
-KINDS = ("dev", "mr", "qp", "cq", "link", "client")
+KINDS = ("dev", "arena", "mr", "qp", "cq", "link", "client")
 KIND_KEY = "kind"
+LATENCY_KEY = "latency_ns"
 
 
 @click.command
@@ -23,7 +26,7 @@ KIND_KEY = "kind"
 def command(filters: tuple[str, ...], socket_path: Path | None, as_json: bool) -> None:
     """Show objects of a running server: all, or those that match.
 
-    KIND is dev, mr, qp, cq, link or client; KEY VALUE pairs select by value: nopin stat mr pid 4711.
+    KIND is dev, arena, mr, qp, cq, link or client; KEY VALUE pairs select by value: nopin stat mr pid 4711.
     """
     kind, wanted = parse_filters(filters)
     with Device(server=str(socket_path or default_socket_path())) as device:
@@ -58,6 +61,18 @@ def matches(row: dict[str, Any], kind: str | None, wanted: dict[str, str]) -> bo
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """Write a row as `rdma stat` does: its kind, then keys and values."""
-    pairs = [f"{key} {value}" for key, value in row.items() if key != KIND_KEY]
+    """Write a row as `rdma stat` does: its kind, then keys and values; of histograms the median and 99th percentile."""
+    pairs = [f"{key} {value}" for key, value in _flat(row) if key != KIND_KEY]
     return " ".join([str(row[KIND_KEY]), *pairs])
+
+
+def _flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in row.items():
+        if key != LATENCY_KEY:
+            yield key, value
+            continue
+        for kind, counts in value.items():
+            for name, share in (("p50", 0.5), ("p99", 0.99)):
+                bound = quantile_ns(counts, share)
+                if bound is not None:
+                    yield f"{kind}_{name}_ns", bound

@@ -81,6 +81,8 @@ def _client(session: Session) -> Iterator[Row]:
             "page_invalidations_handled": meter.page_invalidations_handled,
         }
     for number, arena in session.arenas.rows():
+        counts = asdict(arena.pager.statistics())
+        del counts["resident"]  # in pages, and by the pager's books; the row's is in bytes, by the kernel's
         yield {
             "kind": "arena",
             "dev": DEVICE,
@@ -93,7 +95,7 @@ def _client(session: Session) -> Iterator[Row]:
             "pid": pid,
             "comm": comm,
             "latency_ns": arena.latency,
-            **asdict(arena.pager.statistics()),
+            **counts,
         }
     for cq in objects.cqs.values():
         yield {
