@@ -303,3 +303,17 @@ def test_an_accelerator_computes_on_managed_arrays(device: nopin.Device) -> None
         out = device.empty(array.shape)
         accelerator.launch("numpy.add", array, 1.0, out=out).result(30)
     assert np.array_equal(out, array + 1)
+
+
+def test_a_device_budget_below_an_arenas_own_starves_nobody(device: nopin.Device) -> None:
+    arena = device.arena(64 * MIB, "32MiB")
+    array = arena.zeros(MIB, np.uint8)
+    for n_pages in (1, 3, 16):
+        device.set_budget(n_pages * PAGE)
+        for value in (1, 2):
+            array[:] = value
+            assert (array == value).all()
+        assert resident_bytes(arena.memory_fd) <= n_pages * PAGE
+    device.set_budget("16MiB")
+    array[:] = 3
+    assert resident_bytes(arena.memory_fd) >= MIB

@@ -50,7 +50,7 @@ def make_room(arena: ArenaPages, n: int, *, hot: bool = True) -> Generator[Effec
     budget = arena.budget
     waited_ns, wait_ns = 0, _FIRST_WAIT_NS
     while budget.room < n:
-        wanted = max(n - budget.room, batch_pages(budget.n_pages))
+        wanted = max(n - budget.room, batch_pages(budget.limit))
         if (yield from evict(arena, wanted, hot=hot)):
             continue
         if budget.room >= n:
@@ -98,7 +98,7 @@ def _placed(arena: ArenaPages, run: PageRun, outcome: Outcome) -> Generator[Effe
     arena.n_short_in_a_row += 1
     if arena.n_short_in_a_row * _LAST_WAIT_NS > arena.settings.patience_ns:
         return Came(0, Reason.NO_ROOM)
-    yield from evict(arena, batch_pages(arena.budget.n_pages))
+    yield from evict(arena, batch_pages(arena.budget.limit))
     yield Backoff(_LAST_WAIT_NS)
     return Came(0)
 

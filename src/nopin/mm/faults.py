@@ -119,7 +119,7 @@ def _bring_ahead(
     arena: ArenaPages, mapper: Mapper, page: int, ahead: Ahead, *, write: bool
 ) -> Generator[Effect, Any, Came]:
     """Bring a page that is out, and what a stream will want next."""
-    n_most = min(ahead.n if ahead.stride == 1 else 1, max(1, arena.budget.n_pages // 8))
+    n_most = min(ahead.n if ahead.stride == 1 else 1, max(1, arena.budget.limit // 8))
     run = PageRun(page, arena.table.run_length(page, n_most))
     if run.n < ahead.n and ahead.stride == 1:
         arena.readahead.brought(mapper, page, ahead, run.n)
@@ -233,7 +233,7 @@ def device_fault(arena: ArenaPages, pages: PageRun, *, write: bool) -> Procedure
 def _bring_for_device(
     arena: ArenaPages, wanted: PageRun, *, write: bool, hot: bool = True
 ) -> Generator[Effect, Any, Came]:
-    n_most = min(wanted.n, BATCH_PAGES, max(1, arena.budget.n_pages // 4))
+    n_most = min(wanted.n, BATCH_PAGES, max(1, arena.budget.limit // 4))
     run = PageRun(wanted.first, arena.table.run_length(wanted.first, n_most))
     arena.counts.faults_device += run.n
     if arena.state[run.first] == _EMPTY:

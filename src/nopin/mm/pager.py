@@ -110,14 +110,15 @@ class Pager:
     def wants_reclaim(self) -> bool:
         """True while `reclaim` has something to do: residency is above the high mark."""
         budget = self._arena.budget
-        return budget.n_pages - budget.room > HIGH_SHARE * budget.n_pages and not self._arena.swap_is_full
+        limit = budget.limit
+        return limit - budget.room > HIGH_SHARE * limit and not self._arena.swap_is_full
 
     def reclaim(self) -> Procedure[int]:
         """Bring residency below the low mark, as far as it goes; returns the pages that left."""
         budget = self._arena.budget
         n_left = 0
-        while budget.n_pages - budget.room > LOW_SHARE * budget.n_pages:
-            n = yield from evict(self._arena, batch_pages(budget.n_pages))
+        while (limit := budget.limit) - budget.room > LOW_SHARE * limit:
+            n = yield from evict(self._arena, batch_pages(limit))
             if not n:
                 break
             n_left += n
@@ -131,7 +132,7 @@ class Pager:
         """Change the budget; ends once no more is resident, or no more can leave."""
         self._arena.budget.n_pages = n_pages
         while self._arena.budget.room < 0:
-            if not (yield from evict(self._arena, batch_pages(n_pages))):
+            if not (yield from evict(self._arena, batch_pages(self._arena.budget.limit))):
                 break
 
     def recover(self) -> Procedure[None]:

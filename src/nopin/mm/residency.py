@@ -55,6 +55,16 @@ class Budget:
         self.parent = parent
 
     @property
+    def limit(self) -> int:
+        """The tightest limit that holds here: its own, or one of those above. Sizes of batches go by it."""
+        limit = self.n_pages
+        parent = self.parent
+        while parent is not None:
+            limit = min(limit, parent.n_pages)
+            parent = parent.parent
+        return limit
+
+    @property
     def room(self) -> int:
         """Pages that may still be charged; negative when too many are."""
         room = self.n_pages - self.n_used
@@ -109,7 +119,7 @@ class Residency:
             return
         shadows = self._shadow[first : first + n]
         distances = self._n_evicted + 1 - shadows.astype(np.int64)
-        refaulted = (shadows != 0) & (distances <= self.budget.n_pages)
+        refaulted = (shadows != 0) & (distances <= self.budget.limit)
         shadows[:] = 0
         if not refaulted.any():
             self._where[first : first + n] = _ON_PROBATION
@@ -211,7 +221,7 @@ class Residency:
         self._where[run.first : run.end] = _PROTECTED
         self._protected.append(run)
         self._n_protected += run.n
-        while self._n_protected > PROTECTED_SHARE * self.budget.n_pages and len(self._protected) > 1:
+        while self._n_protected > PROTECTED_SHARE * self.budget.limit and len(self._protected) > 1:
             self._demote()
 
     def _demote(self) -> bool:

@@ -177,7 +177,7 @@ class Arena:
     @property
     def budget_bytes(self) -> int:
         """What may be resident."""
-        return self.parts.budget.n_pages * PAGE_BYTES
+        return self.parts.budget.limit * PAGE_BYTES
 
     @property
     def mappers(self) -> list[Mapper]:

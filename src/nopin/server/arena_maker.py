@@ -81,7 +81,7 @@ class ArenaMaker:
         return Budget(self.budget.n_pages, self.budget)
 
     def make(self, n_pages: int, n_budget_pages: int | None, parent: Budget) -> ArenaParts:
-        """Make the parts of an arena of `n_pages`, with a budget of its own or all that its parent has.
+        """Make the parts of an arena of `n_pages`, with a budget of its own, or none but its parent's.
 
         Raises:
             OSError, HostLacks: the host does not allow it; nothing is kept.
@@ -110,7 +110,7 @@ class ArenaMaker:
         """
         frames = ServerMapping(memory_fd, n_pages)
         table = PageTable(n_pages, memfd.map_array(table_fd))
-        budget = Budget(parent.n_pages if n_budget_pages is None else n_budget_pages, parent)
+        budget = Budget(n_pages if n_budget_pages is None else n_budget_pages, parent)
         notifiers, news = Notifiers(), News()
         space = SwapSpace(self.settings.swap_limit_bytes)
         pager = Pager(table, space, budget, notifiers, frames, self.settings, news)
