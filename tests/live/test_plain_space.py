@@ -11,7 +11,8 @@ import pytest
 from owner_process import MADV_DONTNEED, MADV_PAGEOUT, PROT_NONE, Owner
 from zram_swap import zram_swap
 
-from nopin.iommu.iommu import PARKED, Iommu
+from nopin.iommu.access import PARKED
+from nopin.iommu.iommu import Iommu
 from nopin.iommu.page_requests import Meter
 from nopin.linux.pidfd import PidFd
 from nopin.linux.proc import Maps, memory_use

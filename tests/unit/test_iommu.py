@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nopin.iommu.iommu import PARKED, Access, Iommu, Span
+from nopin.iommu.access import PARKED, Access, Span
+from nopin.iommu.iommu import Iommu
 from nopin.iommu.page_requests import PARKS_MAX, Meter
 from nopin.mm.space import Absent, FaultResult, IoVec, Staging
 from nopin.units import PAGE_BYTES

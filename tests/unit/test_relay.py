@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from nopin.iommu.iommu import Iommu, Span
+from nopin.iommu.access import Span
+from nopin.iommu.iommu import Iommu
 from nopin.iommu.page_requests import PARKS_MAX, Meter
 from nopin.iommu.relay import SLOW_BYTES, Copy, Place, Relayed, after, relay_in_turn, start_of
 from nopin.mm.space import Staging

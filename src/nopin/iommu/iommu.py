@@ -1,23 +1,24 @@
 """The device's view of process memory: copies by (PASID, address), parking where pages are slow to come.
 
-Nothing is cached here. Translation is the owner's page table at the moment of the copy; what this adds is the
-look at residency before it, so that a page in swap parks one piece of work instead of stopping the device.
+Of plain memory nothing is cached here. Translation is the owner's page table at the moment of the copy; what this adds
+is the look at residency before it, so that a page in swap parks one piece of work instead of stopping the device.
+Managed memory lies in windows over some addresses of a process and is reached through its arena's mirror
+(`managed.py`); a process without windows does not pay for there being such.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from typing import NamedTuple
 
+from nopin.iommu.access import PARKED, Access, Span
+from nopin.iommu.managed import Fault, ManagedAccess
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
 from nopin.iommu.pasid import PasidTable
 from nopin.iommu.relay import Copy, Place, Relay, Relayed, relay_in_turn, relay_once
+from nopin.iommu.windows import DeviceArena, Window
 from nopin.mm.space import Absent, AddressSpace, FaultResult, IoVec, Staging
 from nopin.ranges import Range, coalesce
 from nopin.units import U64_MAX
-
-PARKED = -1
-"""Returned instead of a byte count: nothing was moved, and the waiter will be in `take_wakeups`."""
 
 _SPAN_LIMIT = 2 << 20
 """Scatter lists within this span are looked up in one scan, the gaps included: a scan of 512 present pages
@@ -25,23 +26,6 @@ costs about as much as two small scans."""
 
 _SHORT_BYTES = 64 << 10
 """Not worth a relay. Every staging buffer holds as much."""
-
-
-class Span(NamedTuple):
-    """Where a copy begins, and who waits (None: nobody) when pages there are slow to come."""
-
-    pasid: int
-    address: int
-    meter: Meter
-    waiter: Hashable | None
-
-
-class Access(NamedTuple):
-    """A range that is going to be copied, one of several that wait together."""
-
-    span: Span
-    length: int
-    write: bool
 
 
 class Iommu:
@@ -59,7 +43,10 @@ class Iommu:
     def __init__(self, *, queue_limit: int = 4096, relay: Relay = relay_in_turn) -> None:
         self._relay = relay
         self._pasids = PasidTable()
+        self._plain: dict[int, AddressSpace] = {}  # those without windows; looked up on every access
         self._requests = PageRequests(queue_limit)
+        self._managed = ManagedAccess(self._requests, self._passes)
+        self._faults: list[Fault] = []
 
     def bind(self, space: AddressSpace) -> int:
         """Give a space a PASID. The caller keeps owning the space.
@@ -67,15 +54,45 @@ class Iommu:
         Raises:
             OverflowError: all PASIDs are in use.
         """
-        return self._pasids.bind(space)
+        pasid = self._pasids.bind(space)
+        self._plain[pasid] = space
+        return pasid
 
     def unbind(self, pasid: int) -> None:
         """Later accesses return 0; open page requests are dropped and their waiters woken. Twice is fine."""
         self._pasids.unbind(pasid)
+        self._plain.pop(pasid, None)
+        self._managed.forget_space(pasid)
         self._requests.drop_space(pasid)
 
+    def attach(self, arena: DeviceArena) -> None:
+        """Take in an arena that windows will show. The caller keeps owning it."""
+        self._managed.attach(arena)
+
+    def detach(self, arena: DeviceArena) -> None:
+        """Take an arena out, with its windows; who waits for its pages is woken. Twice is fine."""
+        self._managed.detach(arena)
+
+    def map_window(self, pasid: int, where: Range, arena: DeviceArena, offset: int) -> None:
+        """From here on addresses `where` of a process are bytes of an attached arena, from `offset` on.
+
+        Requires: whole pages, inside the arena, and a bound PASID.
+        """
+        space = self._pasids.get(pasid)
+        assert space is not None, "a window for a process that is not here"
+        self._plain.pop(pasid, None)
+        self._managed.map(pasid, space, where, arena, offset)
+
+    def unmap_window(self, pasid: int, where: Range) -> None:
+        """From here on addresses `where` of a process are plain. Requires: whole pages."""
+        self._managed.unmap(pasid, where)
+
+    def windows(self, pasid: int) -> list[Window]:
+        """The windows of a process, by address."""
+        return self._managed.windows(pasid)
+
     def space(self, pasid: int) -> AddressSpace | None:
-        """The space bound to a PASID."""
+        """The space bound to a PASID: its plain memory, where it has windows."""
         return self._pasids.get(pasid)
 
     def read(
@@ -89,9 +106,9 @@ class Iommu:
         waiter: Hashable | None,
     ) -> int:
         """Copy process memory into staging at `offset`."""
-        space = self._pasids.get(pasid)
+        space = self._plain.get(pasid)
         if space is None:
-            return 0
+            return self._managed.copy(pasid, address, length, staging, offset, meter, waiter, write=False)
         if waiter is not None and not self._admit(space, pasid, address, length, meter, waiter, write=False):
             return PARKED
         return space.read(address, length, staging, offset)
@@ -107,9 +124,9 @@ class Iommu:
         waiter: Hashable | None,
     ) -> int:
         """Copy staging at `offset` into process memory."""
-        space = self._pasids.get(pasid)
+        space = self._plain.get(pasid)
         if space is None:
-            return 0
+            return self._managed.copy(pasid, address, length, staging, offset, meter, waiter, write=True)
         if waiter is not None and not self._admit(space, pasid, address, length, meter, waiter, write=True):
             return PARKED
         return space.write(address, length, staging, offset)
@@ -124,9 +141,9 @@ class Iommu:
         waiter: Hashable | None,
     ) -> int:
         """Copy process segments into staging segments, in order; totals are equal."""
-        space = self._pasids.get(pasid)
+        space = self._plain.get(pasid)
         if space is None:
-            return 0
+            return self._managed.copy_v(pasid, remote, staging, local, meter, waiter, write=False)
         if waiter is not None and not self._admit_v(space, pasid, remote, meter, waiter, write=False):
             return PARKED
         return space.read_v(remote, staging, local)
@@ -141,22 +158,20 @@ class Iommu:
         waiter: Hashable | None,
     ) -> int:
         """Copy staging segments into process segments, in order; totals are equal."""
-        space = self._pasids.get(pasid)
+        space = self._plain.get(pasid)
         if space is None:
-            return 0
+            return self._managed.copy_v(pasid, remote, staging, local, meter, waiter, write=True)
         if waiter is not None and not self._admit_v(space, pasid, remote, meter, waiter, write=True):
             return PARKED
         return space.write_v(remote, staging, local)
 
     def relay(self, source: Span, target: Span, length: int, staging: Staging, grain: int) -> Relayed | None:
         """Copy `length` bytes from space to space; see `Relay`. None: parked, nothing was moved."""
-        source_space, target_space = self._pasids.get(source.pasid), self._pasids.get(target.pasid)
-        if source_space is None:
-            return Relayed(0, 0)
-        if target_space is None:
-            return Relayed(length, 0)
-        passes = self._passes(source_space, source, length, write=False)
-        if not self._passes(target_space, target, length, write=True) or not passes:
+        source_space, target_space = self._plain.get(source.pasid), self._plain.get(target.pasid)
+        if source_space is None or target_space is None:
+            return self._managed.relay((source, source_space), (target, target_space), length, staging, grain)
+        passes = self._passes(source_space, source, length, False)
+        if not self._passes(target_space, target, length, True) or not passes:
             return None  # both were looked at, so both are waited for together
         unseen = self._requests.lets_through(source.waiter) or self._requests.lets_through(target.waiter)
         self._requests.settle(source.waiter)
@@ -189,9 +204,10 @@ class Iommu:
         """
         looks = [self._look(*access) for access in accesses]
         if not all(looks):
+            self._managed.put_off({span.waiter for span, _length, _write in accesses})
             return False
         for span, _length, _write in accesses:
-            self._requests.settle(span.waiter)
+            self.settle(span.waiter)
         return True
 
     def prepare(self, accesses: Iterable[Access], waiter: Hashable) -> bool:
@@ -204,13 +220,26 @@ class Iommu:
         looks = [self._look(*access) for access in accesses]
         return all(looks)
 
-    def settle(self, waiter: Hashable) -> None:
+    def settle(self, waiter: Hashable | None) -> None:
         """Say that the waiter goes on without a copy of its own: what was prepared is for others."""
         self._requests.settle(waiter)
+        self._managed.settle(waiter)
 
     def take_requests(self) -> list[PageRequest]:
-        """Page requests for whoever runs faults; each is to be answered by `respond`."""
-        return self._requests.take()
+        """Page requests for plain memory, for whoever runs faults; each is to be answered by `respond`."""
+        taken = self._requests.take()
+        plain = [request for request in taken if request.pasid > 0]
+        if len(plain) < len(taken):
+            self._faults += self._managed.faults(taken)
+        return plain
+
+    def take_faults(self) -> list[Fault]:
+        """Page requests for managed memory, for whoever runs the procedures of each arena. They answer themselves.
+
+        Call it after `take_requests`, which sorts.
+        """
+        faults, self._faults = self._faults, []
+        return faults
 
     def respond(self, request: PageRequest, result: FaultResult) -> None:
         """A request has been dealt with. Bad memory wakes the waiters too: their copies find the byte."""
@@ -218,28 +247,32 @@ class Iommu:
         self._requests.answer(request)
 
     def take_wakeups(self) -> list[Hashable]:
-        """Waiters to resume, each once. Each tries again, and may park again."""
+        """Waiters to resume, each once. Each tries again, and may park again. Call it once a turn."""
+        self._managed.turn()
         return self._requests.take_wakeups()
 
     def forget(self, waiter: Hashable) -> None:
         """The waiter is gone: it will not be woken, and starts anew if it comes again."""
         self._requests.forget(waiter)
+        self._managed.settle(waiter)
 
     def _present(self, span: Span, length: int) -> Place | None:
         """Return the place of a span whose pages are all there."""
-        space = self._pasids.get(span.pasid)
+        space = self._plain.get(span.pasid)
         if space is None or space.absent(span.address, span.address + length) is not None:
             return None
         return Place(space, span.address)
 
     def _look(self, span: Span, length: int, write: bool) -> bool:
         """Decide whether one of several ranges may be copied now."""
-        space = self._pasids.get(span.pasid)
-        return space is None or length <= 0 or self._passes(space, span, length, write=write)
+        space = self._plain.get(span.pasid)
+        if space is None:
+            return self._managed.admits(span, length, write=write)
+        return self._passes(space, span, length, write)
 
-    def _passes(self, space: AddressSpace, span: Span, length: int, *, write: bool) -> bool:
-        """Decide whether a range may be copied now, leaving its waiter's count of parks alone."""
-        if span.waiter is None:
+    def _passes(self, space: AddressSpace, span: Span, length: int, write: bool) -> bool:
+        """Decide the same about plain memory, leaving its waiter's count of parks alone."""
+        if span.waiter is None or length <= 0:
             return True
         absent = space.absent(span.address, span.address + length)
         return absent is None or not self._parks(absent, span, length, write=write)

@@ -49,7 +49,8 @@ class PageRequest:
     """Pages somebody waits for. Whoever runs faults reads it and answers with `Iommu.respond`.
 
     Attributes:
-        start, end: page aligned.
+        pasid: whose; negative for managed memory: the `key` of an arena (`windows.py`).
+        start, end: page aligned addresses; for managed memory page numbers.
         write: at least one waiter is going to write.
     """
 
@@ -137,16 +138,21 @@ class PageRequests:
             request._taken = True
         return taken
 
-    def answer(self, request: PageRequest) -> None:
-        """A request has been dealt with, well or badly. One that was dropped meanwhile is ignored."""
+    def answer(self, request: PageRequest) -> list[Hashable]:
+        """A request has been dealt with, well or badly. One that was dropped meanwhile is ignored.
+
+        Returns:
+            Who waited for it; they may have to wait for others still.
+        """
         peers = self._outstanding.get(request.pasid, [])
         if request not in peers:
-            return
+            return []
         self._remove(request, peers)
         for waiter, meter in request._waiters.items():
             meter.page_faults_handled += 1
             self._await_one_less(waiter)
         self._refill()
+        return list(request._waiters)
 
     def take_wakeups(self) -> list[Hashable]:
         """Waiters that may go on, each once, in the order they became ready."""

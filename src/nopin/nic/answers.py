@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nopin.iommu.iommu import PARKED
+from nopin.iommu.access import PARKED
 from nopin.mm.space import IoVec
 from nopin.nic.abi import AsyncEventType, QpState
 from nopin.nic.core import Core, fail, waiter_for

@@ -6,7 +6,7 @@ They are atomic with respect to every other RDMA atomic of this device, because 
 
 from __future__ import annotations
 
-from nopin.iommu.iommu import PARKED
+from nopin.iommu.access import PARKED, Access, Span
 from nopin.nic.core import Core, Waiter
 from nopin.nic.mr import Region
 from nopin.nic.work import ATOMIC_BYTES
@@ -26,10 +26,10 @@ def execute(
         The original value, PARKED when the page is on its way, None when the memory cannot be written.
     """
     scratch, meter = core.scratch, region.meter
-    done = core.iommu.read(region.pasid, va, ATOMIC_BYTES, scratch, 0, meter, waiter)
-    if done == PARKED:
+    where = Access(Span(region.pasid, va, meter, waiter), ATOMIC_BYTES, write=True)
+    if waiter is not None and not core.iommu.admit_all((where,)):
         return PARKED
-    if done != ATOMIC_BYTES:
+    if core.iommu.read(region.pasid, va, ATOMIC_BYTES, scratch, 0, meter, None) != ATOMIC_BYTES:
         return None
     original = int.from_bytes(scratch.view[:ATOMIC_BYTES], "little")
     value = original

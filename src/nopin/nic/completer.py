@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nopin.iommu.iommu import PARKED
+from nopin.iommu.access import PARKED
 from nopin.nic.abi import AsyncEventType, QpState, WcStatus, WrOpcode
 from nopin.nic.core import Core, fail, send_done
 from nopin.nic.packets import HELD_PACKETS_MAX, Packet, Packets, first_true

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nopin.iommu.iommu import Span
+from nopin.iommu.access import Span
 from nopin.iommu.relay import Relayed
 from nopin.nic.core import Core, Waiter, waiter_for
 from nopin.nic.qp import QueuePair

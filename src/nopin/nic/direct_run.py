@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import accumulate
 
-from nopin.iommu.iommu import Span
+from nopin.iommu.access import Span
 from nopin.nic.abi import SendFlags, WrOpcode
 from nopin.nic.core import Core
 from nopin.nic.qp import QueuePair

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nopin.iommu.iommu import PARKED
+from nopin.iommu.access import PARKED
 from nopin.nic.abi import WcFlags, WcOpcode, WcStatus
 from nopin.nic.core import Core, recv_done, take_recv, waiter_for
 from nopin.nic.packets import Packets, first_true

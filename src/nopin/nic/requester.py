@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nopin.iommu.iommu import PARKED
+from nopin.iommu.access import PARKED
 from nopin.nic.abi import Discipline, QpState, SendFlags, WcStatus, WrOpcode
 from nopin.nic.core import Core, available, take_send, waiter_for
 from nopin.nic.mr import Region

@@ -22,7 +22,7 @@ from collections import deque
 
 import numpy as np
 
-from nopin.iommu.iommu import PARKED
+from nopin.iommu.access import PARKED
 from nopin.nic import atomics
 from nopin.nic.abi import AsyncEventType, QpState
 from nopin.nic.core import Core, waiter_for

@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
-from nopin.iommu.iommu import PARKED, Access, Span
+from nopin.iommu.access import PARKED, Access, Span
 from nopin.mm.space import IoVec, Staging
 from nopin.nic.abi import Discipline
 from nopin.nic.core import Core, Waiter, waiter_for

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nopin.iommu.iommu import PARKED
+from nopin.iommu.access import PARKED
 from nopin.mm.space import IoVec
 from nopin.nic.abi import Discipline
 from nopin.nic.core import Core, waiter_for
