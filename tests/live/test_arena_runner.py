@@ -13,6 +13,8 @@ import pytest
 from fifo_pager import FifoPager
 from owner_process import MADV_DONTNEED, MADV_REMOVE, Owner
 
+from nopin.iommu.mirror import Mirror
+from nopin.iommu.windows import DeviceArena
 from nopin.linux import memfd
 from nopin.linux.paging_uffd import PagingUffd
 from nopin.linux.pidfd import PidFd
@@ -47,8 +49,10 @@ class Rig:
         self.pager = FifoPager(frames, 32)
         self.swap = SwapFile(directory)
         table = memfd.create("table", PAGE)
+        notifiers = Notifiers()
+        device = DeviceArena(Mirror(notifiers, self.pager, N_PAGES), frames.memory)
         self.arena: Arena = self.arenas.create(
-            "test", ArenaParts(frames, table, self.swap, Budget(32), Notifiers(), self.pager, News())
+            "test", ArenaParts(frames, table, self.swap, Budget(32), notifiers, self.pager, News(), device)
         )
         self.address, number, _ = owner.do("map_paged", file, N_PAGES * PAGE)
         process = PidFd.open(owner.pid)

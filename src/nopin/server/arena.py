@@ -25,6 +25,7 @@ from nopin.linux.madvise_spy import MadviseSpy
 from nopin.linux.paging_uffd import FAULT_MINOR, FAULT_WP, FAULT_WRITE, Message, PagingUffd
 from nopin.linux.pidfd import PidFd
 from nopin.linux.uffd_handshake import EventKind
+from nopin.mm.causes import Cause
 from nopin.mm.device_faults import DeviceFaults, FaultPages
 from nopin.mm.effects import Mapper as MapperNumber
 from nopin.mm.effects import Outcome, PageRun, Procedure, Zero
@@ -32,6 +33,7 @@ from nopin.ranges import Range, subtract
 from nopin.server.arena_machine import ArenaMachine
 from nopin.server.arena_maker import ArenaParts
 from nopin.server.mapper import Mapper, Placed
+from nopin.server.owner_view import OwnerView
 from nopin.server.pager_runner import Clockwork, Runner
 from nopin.units import PAGE_BYTES, PAGE_MASK, PAGE_SHIFT, US_NS
 
@@ -191,13 +193,18 @@ class Arena:
 
     # Mappers
 
-    def map(self, uffd: PagingUffd, place: Placed, process: PidFd | None, *, worker: bool) -> Mapper:
+    def map(
+        self, uffd: PagingUffd, place: Placed, process: PidFd | None, *, worker: bool, view: OwnerView | None = None
+    ) -> Mapper:
         """Serve a process that has mapped pages. Owns the descriptors.
 
         A process that maps a second part brings a second userfaultfd, and is a second mapper.
         """
         mapper = Mapper(self._next_mapper, uffd, [place], process, worker=worker)
+        mapper.view = view
         self._add(mapper)
+        if view is not None:
+            view.show(place)
         return mapper
 
     def _add(self, mapper: Mapper) -> None:
@@ -215,6 +222,8 @@ class Arena:
         if mapper.worker:
             return
         for place in mapper.places:
+            if mapper.view is not None:
+                mapper.view.hide(place.where)
             self._free_unmapped(place)
         self.close_if_unused()
 
@@ -345,8 +354,14 @@ class Arena:
         self._add(Mapper(self._next_mapper, PagingUffd(uffd_fd), list(mapper.places), None, worker=mapper.worker))
 
     def _moved(self, mapper: Mapper, source: Range, target: int) -> None:
-        for place in mapper.cut(source):
-            mapper.add(Placed(place.first, place.n, place.address - source.start + target))
+        moved = [Placed(each.first, each.n, each.address - source.start + target) for each in mapper.cut(source)]
+        for place in moved:
+            mapper.add(place)
+        if mapper.view is not None:
+            mapper.view.hide(source)
+            for place in moved:
+                mapper.view.show(place)
+            mapper.view.tell(source, Cause.REMAP)
 
     def _removed(self, mapper: Mapper, where: Range) -> None:
         removing = self._removing
@@ -355,9 +370,14 @@ class Arena:
             part = place.part(where)
             if part is not None:
                 self.runner.start(self.pager.removed(PageRun(part.first, part.n), dropped=dropped))
+        if mapper.view is not None:
+            mapper.view.tell(where, Cause.REMOVE)
 
     def _unmapped(self, mapper: Mapper, where: Range) -> None:
         gone = mapper.cut(where)
+        if mapper.view is not None and gone:
+            mapper.view.hide(where)
+            mapper.view.tell(where, Cause.UNMAP)
         for place in gone:
             mapper.uffd.wake(place.address, place.n * PAGE_BYTES)
             self._free_unmapped(place)

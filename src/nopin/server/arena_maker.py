@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nopin.iommu.mirror import Mirror
+from nopin.iommu.windows import DeviceArena
 from nopin.linux import memfd
 from nopin.linux.swap_file import SwapFile
 from nopin.mm.arena_pages import News, PagerSettings
@@ -35,6 +37,7 @@ class ArenaParts:
     Attributes:
         table_fd: the file of the page table.
         news: what its pager has to tell; the arena sets it.
+        device: the arena as the NIC reaches it: a mirror, and the server's mapping.
     """
 
     frames: ServerMapping
@@ -44,6 +47,7 @@ class ArenaParts:
     notifiers: Notifiers
     pager: ArenaPager
     news: News
+    device: DeviceArena
 
     def close(self) -> None:
         """Tell who holds translations that it is over, and let go of everything."""
@@ -114,7 +118,8 @@ class ArenaMaker:
         notifiers, news = Notifiers(), News()
         space = SwapSpace(self.settings.swap_limit_bytes)
         pager = Pager(table, space, budget, notifiers, frames, self.settings, news)
-        return ArenaParts(frames, table_fd, swap, budget, notifiers, pager, news)
+        device = DeviceArena(Mirror(notifiers, pager, n_pages), frames.memory)
+        return ArenaParts(frames, table_fd, swap, budget, notifiers, pager, news, device)
 
 
 def _memory_bytes() -> int:

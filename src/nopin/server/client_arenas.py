@@ -31,10 +31,12 @@ from nopin.linux.uffd_handshake import Feature
 from nopin.mm.effects import PageRun
 from nopin.nic.abi import AsyncEventType
 from nopin.server.arena import Arena
+from nopin.server.client_memory import ClientMemory
 from nopin.server.core import Core
 from nopin.server.limits import Usage
 from nopin.server.mapper import Placed
 from nopin.server.objects import find
+from nopin.server.owner_view import OwnerView
 from nopin.server.prefetches import Prefetch, pages_of
 from nopin.server.refusal import refuse
 from nopin.units import PAGE_BYTES, PAGE_MASK
@@ -58,6 +60,7 @@ class ClientArenas:
         usage: counts against its limits.
         new_handle: numbers for its objects.
         emit: sends it an event.
+        memory: its address space, where devices are to find its arenas.
     """
 
     def __init__(
@@ -67,12 +70,14 @@ class ClientArenas:
         usage: Usage,
         new_handle: Callable[[], int],
         emit: Callable[[Event], None],
+        memory: ClientMemory,
     ) -> None:
         self._core = core
         self._process = process
         self._usage = usage
         self._new_handle = new_handle
         self._emit = emit
+        self._memory = memory
         self._owned: dict[int, _Owned] = {}
         self._prefetches: dict[int, Prefetch] = {}
         self._budget = core.arena_maker.client_budget()
@@ -115,6 +120,7 @@ class ClientArenas:
         parts.news.pages_lost = partial(self._lost, handle)
         parts.news.swap_full = partial(self._swap_full, handle)
         self._owned[handle] = _Owned(arena)
+        self._core.iommu.attach(parts.device)
         copies: list[int] = []
         try:
             for fd in (parts.frames.fd, parts.table_fd):
@@ -148,8 +154,18 @@ class ClientArenas:
             stack.callback(uffd.close)
             self._usage.take(descriptors=_MAPPER_DESCRIPTORS)
             owned.n_descriptors += _MAPPER_DESCRIPTORS
+            view = None if worker else self._view(owned.arena)
             stack.pop_all()
-            return owned.arena.map(uffd, place, process, worker=worker).number
+            return owned.arena.map(uffd, place, process, worker=worker, view=view).number
+
+    def _view(self, arena: Arena) -> OwnerView:
+        """Return how the arena shows in the client's own address space.
+
+        Raises:
+            ServerRefused: that address space cannot be reached.
+        """
+        memory = self._memory
+        return OwnerView(self._core.iommu, memory.plain_pasid(), arena.parts.device, memory.tell)
 
     def destroy(self, handle: int) -> None:
         """Give an arena up.

@@ -13,6 +13,7 @@ from nopin.linux.proc import Maps
 from nopin.linux.process_memory import ProcessMemory
 from nopin.linux.uffd_handshake import LINK
 from nopin.linux.userfaultfd import Userfaultfd
+from nopin.mm.causes import Cause
 from nopin.mm.notifier import Notifiers, Subscription
 from nopin.mm.pinned import PinnedSpace
 from nopin.mm.plain import PlainSpace
@@ -109,6 +110,10 @@ class ClientMemory:
         complete = self._watcher.watch(where)
         self._rearm_later()
         return self._notifiers.subscribe(where, subscriber), complete
+
+    def tell(self, where: Range, cause: Cause) -> None:
+        """Tell who watches that the process did something to its mappings there."""
+        self._notifiers.invalidate(where, cause)
 
     def unwatch(self, subscription: Subscription) -> None:
         """End a watch."""

@@ -97,7 +97,7 @@ class Loop:
         core.timers.run(now)
 
     def _page_requests(self, now: int) -> bool:
-        """Hand new requests to the workers, and resume whose pages have come; tell whether somebody was resumed.
+        """Hand new requests to the workers and to pagers, and resume whose pages have come; True if there was one.
 
         Resumed work may park again, so the next turn must come before any sleep.
         """
@@ -106,6 +106,8 @@ class Loop:
             space = core.iommu.space(request.pasid)
             if space is not None:  # otherwise it was unbound meanwhile, and its waiters are awake
                 core.workers.submit(request, space)
+        for fault in core.iommu.take_faults():
+            core.arenas.run(fault)
         woken = core.iommu.take_wakeups()
         core.nic.resume(woken, now)
         return bool(woken)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from nopin.linux.paging_uffd import Message, PagingUffd
 from nopin.linux.pidfd import PidFd
 from nopin.mm.effects import PageRun
 from nopin.ranges import Range
 from nopin.units import PAGE_BYTES, PAGE_SHIFT
+
+if TYPE_CHECKING:  # a view shows places
+    from nopin.server.owner_view import OwnerView
 
 
 class Placed(NamedTuple):
@@ -47,6 +50,7 @@ class Mapper:
         unread: messages that were read in order to go on, still to be dealt with.
         to_wake: addresses of threads to be woken once the process can be served again.
         gone: its address space has ended.
+        view: the arena in its address space, where devices reach that.
         low, high, bias: where all is in one place, pages [low, high) lie at bias + page * 4096; else no page is in
             [low, high).
     """
@@ -62,6 +66,7 @@ class Mapper:
         "to_wake",
         "uffd",
         "unread",
+        "view",
         "worker",
     )
 
@@ -75,6 +80,7 @@ class Mapper:
         self.unread: list[Message] = []
         self.to_wake: list[Range] = []
         self.gone = False
+        self.view: OwnerView | None = None
         self._set_places(places)
 
     def _set_places(self, places: list[Placed]) -> None:

@@ -57,6 +57,7 @@ def serve(config: ServeConfig) -> None:
     with contextlib.ExitStack() as stack:
         core, exchange_socket, client_socket = _put_together(config, stack)
         core.arenas.on_broken = partial(_note_broken, core)
+        core.arenas.on_gone = lambda arena: core.iommu.detach(arena.parts.device)
         exchange = Exchange(core, exchange_socket)
         clients = Clients(core, client_socket)
         loop = Loop(core, config.spin_us * US_NS if _has_cpus() else 0)

@@ -71,7 +71,7 @@ class Session:
         self.name = name
         self.objects = ClientObjects(core.limits)
         self.memory = ClientMemory(core, process, self.misbehaved)
-        self.arenas = ClientArenas(core, process, self.objects.usage, self.objects.new_handle, self.emit)
+        self.arenas = ClientArenas(core, process, self.objects.usage, self.objects.new_handle, self.emit, self.memory)
         self.greeted = False
         self.alive = True
         self._sock = sock
