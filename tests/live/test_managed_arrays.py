@@ -317,3 +317,34 @@ def test_a_device_budget_below_an_arenas_own_starves_nobody(device: nopin.Device
     device.set_budget("16MiB")
     array[:] = 3
     assert resident_bytes(arena.memory_fd) >= MIB
+
+
+def test_a_lost_page_is_an_event_with_its_address_and_a_failed_prefetch(
+    server: LocalServer, device: nopin.Device
+) -> None:
+    array = device.zeros((16, PAGE), np.uint8)
+    array[:] = np.random.default_rng(3).integers(0, 256, array.shape, np.uint8)
+    device.set_budget(2 * PAGE)
+    damage_swap(server.pid)
+    problems = [problem for row in range(16) if (problem := device.prefetch(array, row).exception(10))]
+    assert len(problems) >= 14
+    for problem in problems:
+        assert isinstance(problem, nopin.PrefetchFailed)
+        assert (problem.reason, problem.bytes_done) == ("lost", 0)
+        assert "a page is lost" in str(problem)
+    events = [event for event in device.events(1.0) if event.kind is nopin.AsyncEventType.ARENA_PAGES_LOST]
+    assert len(events) == len(problems)
+    for event in events:
+        assert event.target is device.default_arena
+        assert array.ctypes.data <= event.start < event.end <= array.ctypes.data + array.nbytes
+        assert event.end - event.start == PAGE
+
+
+def damage_swap(pid: int) -> None:
+    """Overwrite what a server has in its swap files."""
+    folder = Path(f"/proc/{pid}/fd")
+    files = [each for each in folder.iterdir() if "/var/tmp/" in os.readlink(each)]
+    assert files
+    for file in files:
+        length = file.stat().st_size
+        file.write_bytes(b"\xa5" * length)

@@ -1,7 +1,7 @@
 """Messages about managed memory: arenas, who maps them, budgets, prefetches.
 
 An arena is a number of one client. Places in it are byte offsets from its first byte, so that they mean the same in
-every process that maps it, wherever it maps it; only events speak of the owner's addresses.
+every process that maps it, wherever it maps it.
 """
 
 from __future__ import annotations

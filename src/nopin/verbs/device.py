@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from nopin.control.arena_messages import SetBudget
-from nopin.control.messages import GetStat, Stat
+from nopin.control.messages import Event, GetStat, Stat
 from nopin.control.paths import default_socket_path
 from nopin.errors import NopinError
 from nopin.nic.abi import Access, AsyncEventType, Discipline
@@ -254,18 +254,7 @@ class Device(DeviceObject):
             ServerGone: the server went away.
         """
         self._require_open()
-        return [
-            AsyncEvent(
-                AsyncEventType(event.kind),
-                self._target(AsyncEventType(event.kind), event.object_id),
-                event.object_id,
-                event.cause,
-                event.start,
-                event.end,
-                event.generation,
-            )
-            for event in self.session.control.take_events(timeout)
-        ]
+        return [self._event(each) for each in self.session.control.take_events(timeout)]
 
     @property
     def info(self) -> DeviceInfo:
@@ -292,19 +281,13 @@ class Device(DeviceObject):
         """The whole process as a region for local use: nothing needs registering for a transfer."""
         return self.default_pd.register(access=Access.LOCAL_WRITE)
 
-    def _target(self, kind: AsyncEventType, object_id: int) -> DeviceObject | None:
-        for found in _descendants(self):
-            if kind is AsyncEventType.REGION_INVALIDATED:
-                hit = isinstance(found, MemoryRegion) and found.handle == object_id
-            elif kind is AsyncEventType.CQ_ERR:
-                hit = isinstance(found, CompletionQueue) and found.handle == object_id
-            elif kind < AsyncEventType.REGION_INVALIDATED:
-                hit = isinstance(found, QueuePair) and found.qpn == object_id
-            else:
-                hit = False
-            if hit:
-                return found
-        return None
+    def _event(self, told: Event) -> AsyncEvent:
+        kind = AsyncEventType(told.kind)
+        wanted = _ABOUT.get(kind, QueuePair)
+        alike = (found for found in _descendants(self) if type(found) is wanted)
+        target = next((found for found in alike if _number_of(found) == told.object_id), None)
+        base = target.where.start if isinstance(target, Arena) else 0  # the server speaks of places in the arena
+        return AsyncEvent(kind, target, told.object_id, told.cause, base + told.start, base + told.end, told.generation)
 
     def _hold(self, held: DeviceObject) -> None:
         """Keep an object alive until it is closed."""
@@ -336,6 +319,23 @@ def default_device() -> Device:
     if not _default:
         _default.append(Device())
     return _default[0]
+
+
+_ABOUT: dict[AsyncEventType, type[DeviceObject] | None] = {
+    AsyncEventType.REGION_INVALIDATED: MemoryRegion,
+    AsyncEventType.CQ_ERR: CompletionQueue,
+    AsyncEventType.PREFETCH_DONE: None,
+    AsyncEventType.ARENA_PAGES_LOST: Arena,
+    AsyncEventType.ARENA_SWAP_FULL: Arena,
+}
+"""What events are about that are not about a queue pair."""
+
+
+def _number_of(found: DeviceObject) -> int | None:
+    """What the server calls an object that events can be about."""
+    if isinstance(found, QueuePair):
+        return found.qpn
+    return found.handle if isinstance(found, MemoryRegion | CompletionQueue | Arena) else None
 
 
 def _descendants(root: DeviceObject) -> set[DeviceObject]:

@@ -14,7 +14,7 @@ class AsyncEvent:
 
     Attributes:
         kind: what happened.
-        target: the queue pair, completion queue or region; None when it is closed already.
+        target: the queue pair, completion queue, region or arena; None when it is closed already, and for a prefetch.
         object_id: the QPN of a queue pair, the handle of another.
         cause: for REGION_INVALIDATED: "unmap", "remap", "remove" or "fork".
         start: first byte concerned; `end` one past the last.
