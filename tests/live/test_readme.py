@@ -81,6 +81,18 @@ def test_the_ten_lines_run_in_two_processes(tmp_path: Path, environment: dict[st
     assert owner.returncode == 0
 
 
+def test_the_managed_memory_example_runs(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "managed.py").write_text(program("managed.py"))
+    command = [sys.executable, "managed.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    right, prefetched = done.stdout.splitlines()
+    assert right == "True"
+    assert int(prefetched.split()[0]) == (1 << 18) * 8
+
+
 @pytest.mark.parametrize("words", commands(README), ids=" ".join)
 def test_commands_of_the_readme_exist_with_their_options(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ import msgspec
 
 from nopin.cli import perftest
 from nopin.cli.output import put, put_json, say
+from nopin.cli.sizes import size
 from nopin.errors import UsageError
 from nopin.lab.bench import Bench, Floors, local_benches, measure, remote_bench
 from nopin.lab.bench_peer import attend
@@ -27,7 +28,6 @@ from nopin.lab.bench_spec import (
 from nopin.lab.figures import Figure, ratio
 from nopin.lab.floor import measure_floors
 from nopin.lab.rendezvous import DEFAULT_PORT, accept
-from nopin.units import parse_bytes
 
 EPILOG = """
 Examples: nopin bench floor | nopin bench write_bw -s 1m | nopin bench read_lat --direct |
@@ -36,17 +36,10 @@ nopin bench write_bw --listen 192.0.2.1 on one host and nopin bench write_bw 192
 """
 
 
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    try:
-        return None if value is None else parse_bytes(value)
-    except ValueError as wrong:
-        raise click.BadParameter(str(wrong)) from None
-
-
 @click.command(epilog=EPILOG)
 @click.argument("test", type=click.Choice(["floor", *TESTS]))
 @click.argument("host", required=False)
-@click.option("-s", "--size", callback=_size, metavar="SIZE", help="Message size: 65536, 64k, 1m.")
+@click.option("-s", "--size", callback=size, metavar="SIZE", help="Message size: 65536, 64k, 1m.")
 @click.option("-a", "--all", "all_sizes", is_flag=True, help="All sizes from 2 bytes to 8 MiB.")
 @click.option("-n", "--iters", "n_iterations", type=int, help="Messages of each size and queue pair.")
 @click.option("-D", "--duration", "duration_s", type=float, help="Seconds for each size, instead of -n.")

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from nopin.cli.output import say
+from nopin.cli.sizes import size
 from nopin.control.paths import default_socket_path
-from nopin.server.config import ServeConfig
+from nopin.server.config import SWAP_LIMIT_BYTES, ServeConfig
 from nopin.server.service import serve
 
 SPIN_US = 50
@@ -27,6 +28,16 @@ SPIN_US = 50
     show_default=True,
     help="Longest look for work before sleeping.",
 )
+@click.option(
+    "--swap-dir",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default="/var/tmp",
+    show_default=True,
+    help="Where managed memory goes that may not stay; on a disk.",
+)
+@click.option("--swap-limit", callback=size, metavar="SIZE", help="The most swap one arena may take; default: 1 TiB.")
+@click.option("--swap-compress/--no-swap-compress", default=True, show_default=True, help="Store pages compressed.")
+@click.option("--memory", callback=size, metavar="SIZE", help="Most that is resident; default: half the machine's.")
 @click.option("--child-of", type=int, metavar="PID", help="End when this process ends.")
 @click.option("--ready-fd", type=int, metavar="FD", help="Write one byte here once clients can connect.")
 def command(
@@ -36,6 +47,10 @@ def command(
     chaos: str | None,
     raw: bool,
     spin_us: int,
+    swap_dir: Path,
+    swap_limit: int | None,
+    swap_compress: bool,
+    memory: int | None,
     child_of: int | None,
     ready_fd: int | None,
 ) -> None:
@@ -57,5 +72,9 @@ def command(
             chaos=chaos,
             raw=raw,
             spin_us=spin_us,
+            swap_dir=swap_dir,
+            swap_limit_bytes=swap_limit or SWAP_LIMIT_BYTES,
+            swap_compress=swap_compress,
+            memory_bytes=memory,
         )
     )

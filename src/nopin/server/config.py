@@ -7,6 +7,8 @@ from pathlib import Path
 
 from nopin.server.limits import Limits
 
+SWAP_LIMIT_BYTES = 1 << 40
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
@@ -40,6 +42,6 @@ class ServeConfig:
     n_workers: int = 8
     limits: Limits = field(default_factory=Limits)
     swap_dir: Path = Path("/var/tmp")
-    swap_limit_bytes: int = 1 << 40
+    swap_limit_bytes: int = SWAP_LIMIT_BYTES
     swap_compress: bool = True
     memory_bytes: int | None = None

@@ -1,0 +1,14 @@
+"""Compute on an array four times larger than the memory it may take, in another process, without copying it."""
+
+import numpy as np
+
+import nopin
+
+with nopin.Device(budget="64MiB") as device:
+    numbers = device.empty(1 << 25, np.float64)  # 256 MiB
+    accelerator = device.accelerator(workers=2)
+    accelerator.launch("fill", numbers, 0.5).result()
+    jobs = [accelerator.launch("sum", half) for half in np.split(numbers, 2)]
+    print("The sum is", sum(job.result() for job in jobs))
+    for job in jobs:
+        print(f"{job.usage.n_faults} page faults in {job.usage.run_ns / 1e6:.0f} ms")
