@@ -6,14 +6,17 @@ import asyncio
 import gc
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from serving import eventually
 
 import nopin
+from nopin.lab.child import Child
+from nopin.lab.line import Line
 from nopin.lab.servers import LocalServer
 from nopin.linux.arena_file import present, resident_bytes
 from nopin.units import PAGE_BYTES
@@ -348,3 +351,28 @@ def damage_swap(pid: int) -> None:
     for file in files:
         length = file.stat().st_size
         file.write_bytes(b"\xa5" * length)
+
+
+def stripe(line: Line[Any], server: str, url: str) -> None:
+    """Be a peer: read everything, then write every other row."""
+    with nopin.Device(server) as device:
+        remote = nopin.attach(url, device=device)
+        total = 0
+        for row in range(0, 1024, 32):
+            data = remote[row : row + 32]
+            remote[row : row + 32 : 2] = data[::2] + 1
+            total += int(data.sum())
+        line.send(total)
+
+
+def test_a_peer_reads_and_writes_an_overcommitted_array(
+    server: LocalServer, device: nopin.Device, peer_process: Callable[..., Child]
+) -> None:
+    array = device.zeros((1024, 512), np.int64)
+    array[:] = np.arange(1024)[:, None]
+    with device.share(array) as share:
+        peer = peer_process(stripe, str(server.socket_path), share.url)
+        assert peer.line.receive(30) == array.shape[1] * 1023 * 512
+    assert np.array_equal(array[::2, 7], np.arange(0, 1024, 2) + 1)
+    assert np.array_equal(array[1::2, 511], np.arange(1, 1024, 2))
+    assert resident_bytes(device.default_arena.memory_fd) <= MIB + 512 * PAGE
