@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -376,3 +378,54 @@ def test_a_peer_reads_and_writes_an_overcommitted_array(
     assert np.array_equal(array[::2, 7], np.arange(0, 1024, 2) + 1)
     assert np.array_equal(array[1::2, 511], np.arange(1, 1024, 2))
     assert resident_bytes(device.default_arena.memory_fd) <= MIB + 512 * PAGE
+
+
+_ENDING = """
+import builtins, sys
+import numpy as np, nopin
+
+device = nopin.Device(sys.argv[1], budget="1MiB")
+kept = [device.zeros(10) for _ in range(1000)]
+cycle = [device.zeros(300_000)]
+cycle.append(cycle)
+builtins.late = np.late = device.zeros(100)
+
+class Late:
+    def __init__(self, array):
+        self.array = array
+    def __del__(self):
+        print("late", self.array.sum(), flush=True)
+
+last = Late(device.zeros(100) + 1)
+block = nopin.numpy_memory(device)
+block.__enter__()
+inside = np.ones(1000)
+print("end", inside.sum(), flush=True)
+"""
+
+
+def test_a_program_ends_with_arrays_everywhere(server: LocalServer) -> None:
+    command = [sys.executable, "-c", _ENDING, str(server.socket_path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines() == ["end 1000.0", "late 100.0"]
+    with nopin.Device(str(server.socket_path)) as device:
+        assert eventually(lambda: not [row for row in device.stat() if row["kind"] == "arena"]), "its arena is gone"
+
+
+def test_a_child_forked_inside_a_block_gets_ordinary_memory(device: nopin.Device) -> None:
+    with nopin.numpy_memory(device):
+        inherited = np.full(100_000, 2.0)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                made = np.ones(100_000) * inherited
+                inside = device.default_arena.contains(made)
+                made.resize(200_000, refcheck=False)
+                os._exit(int(inside or made[:100_000].sum() != 200_000 or made[100_000:].any()))
+            finally:
+                os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert device.default_arena.contains(inherited)
+    assert inherited.sum() == 200_000
