@@ -14,6 +14,8 @@ from typing import Protocol
 from nopin.mm.space import Absent, FaultResult, IoVec, Reason, Staging
 from nopin.units import U64_MAX, page_ceil, page_floor
 
+_LAST_PAGE = page_floor(U64_MAX)
+
 
 class MemoryPort(Protocol):
     """Mechanism under a plain space: how this host reaches the memory of one process.
@@ -102,7 +104,7 @@ class PlainSpace:
         """Pages not present in [start, end), rounded out to pages. Of an owner that is gone, none."""
         if start >= end or self._closed:
             return None
-        return self._port.absent(page_floor(start), min(page_ceil(end), page_floor(U64_MAX)))
+        return self._port.absent(page_floor(start), min(page_ceil(end), _LAST_PAGE))
 
     def fault(self, start: int, end: int, *, write: bool) -> FaultResult:
         """Make the pages of [start, end) present.

@@ -157,7 +157,8 @@ def _progress(core: Core, qp: QueuePair, psn: int, now: int) -> None:
     side.retries_left = qp.attr.retry_cnt or 0
     side.rnr_left = qp.attr.rnr_retry or 0
     restart_timer(qp, now)
-    core.ready[qp] = None
+    if side.works:
+        core.ready[qp] = None
 
 
 def _grow(qp: QueuePair, n_new: int) -> None:

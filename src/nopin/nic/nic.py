@@ -32,6 +32,8 @@ _FIRST_QPN = 2
 _N_QPNS = (1 << 24) - 3
 """QPN 0 and 1 are management queue pairs, 0xffffff is multicast."""
 
+_NEVER = 1 << 63
+
 
 class Nic:
     """One RoCEv2 device.
@@ -49,6 +51,7 @@ class Nic:
         self._draw = draw
         self._core = Core(iommu, RegionTable(draw), endpoint)
         self._timed: dict[QueuePair, None] = {}
+        self._due = _NEVER  # no timer fires before, though the one this was for may be gone by then
         self._ingress = Ingress(self._core)
 
     @property
@@ -260,7 +263,15 @@ class Nic:
                 del self._timed[qp]
             elif soonest is None or at < soonest:
                 soonest = at
+        self._due = _NEVER if soonest is None else soonest
         return soonest
+
+    def is_due(self, now: int) -> bool:
+        """Say whether `on_deadline` is to be called now: for every turn, where `next_deadline` is too much."""
+        if now < self._due:
+            return False
+        due = self.next_deadline()
+        return due is not None and due <= now
 
     def on_deadline(self, now: int) -> None:
         """Fire every timer that is due."""
@@ -293,6 +304,8 @@ class Nic:
 
     def take_notices(self) -> list[Cq]:
         """Return the armed completion queues that got a completion: their channels are to be kicked."""
+        if not self._core.dirty:
+            return []
         dirty = list(self._core.dirty)
         self._core.dirty.clear()
         return [cq for cq in dirty if cq.ring.fired()]
@@ -318,8 +331,10 @@ class Nic:
             yield self._counted(requests)
 
     def _counted(self, batch: TxBatch) -> TxBatch:
-        self._core.counters.sent_pkts += self._core.plan.n
-        self._core.counters.sent_bytes += sum(segment.length for segment in batch.segments)
+        counters = self._core.counters
+        counters.sent_pkts += self._core.plan.n
+        for segment in batch.segments:
+            counters.sent_bytes += segment.length
         return batch
 
     def _after(self, qp: QueuePair) -> None:
@@ -327,8 +342,10 @@ class Nic:
         completer.settle(self._core, qp)
         if qp.send_cq.broken or qp.recv_cq.broken:
             fail(self._core, qp)
-        if _deadline(qp) is not None:
+        at = _deadline(qp)
+        if at is not None:
             self._timed[qp] = None
+            self._due = min(self._due, at)
 
 
 def _enter_rts(qp: QueuePair) -> None:
@@ -339,5 +356,8 @@ def _enter_rts(qp: QueuePair) -> None:
 
 
 def _deadline(qp: QueuePair) -> int | None:
+    send, recv = qp.send, qp.recv
+    if send.deadline is None and send.wait_until is None and recv.parked_at is None and recv.stream_parked_at is None:
+        return None  # by far the most often, and asked after each step
     timers = responder.park_deadline(qp), answers.park_deadline(qp), completer.deadline(qp)
     return min((at for at in timers if at is not None), default=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nopin.nic.abi import AsyncEventType, WcStatus
+from nopin.nic.abi import AsyncEventType, Discipline, WcStatus
 from nopin.nic.core import Core, Waiter, fail, recv_done
 from nopin.nic.mr import LENGTH_BYTES_MAX, Region
 from nopin.nic.qp import QueuePair
@@ -72,6 +72,8 @@ def prepare(core: Core, region: Region, va: int, length: int, waiter: Waiter, *,
     Raises:
         Parked: pages are on their way.
     """
+    if region.discipline is not Discipline.SHORT_TERM:
+        return
     if not prepare_pieces(core, [Piece(region, va, length)], waiter, write=write):
         raise Parked
 

@@ -90,6 +90,8 @@ def can_fetch(qp: QueuePair) -> bool:
 
 def fetch(core: Core, qp: QueuePair) -> None:
     """Take posted work from the ring and give it PSNs."""
+    if not qp.send_ring.has_work:
+        return
     side = qp.send
     n_new = min(available(core, qp, qp.send_ring), WORKS_MAX - len(side.works))
     for _ in range(n_new):

@@ -122,7 +122,9 @@ def _copy_region(
 def prepare_pieces(core: Core, pieces: list[Piece], waiter: Waiter, *, write: bool) -> bool:
     """Make the pages of short-term pieces present; False when they are on their way."""
     short = [piece for piece in pieces if piece.region.discipline is Discipline.SHORT_TERM]
-    return not short or core.iommu.prepare(accesses(short, waiter, write=write), waiter)
+    if not short:
+        return True
+    return core.iommu.prepare(accesses(short, waiter, write=write), waiter)
 
 
 def accesses(pieces: Iterable[Piece], waiter: Waiter, *, write: bool) -> list[Access]:

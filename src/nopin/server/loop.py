@@ -91,8 +91,7 @@ class Loop:
 
     def _meet_deadlines(self, now: int) -> None:
         core = self._core
-        due = core.nic.next_deadline()
-        if due is not None and due <= now:
+        if core.nic.is_due(now):
             core.nic.on_deadline(now)
         core.timers.run(now)
 

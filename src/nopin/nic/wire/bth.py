@@ -63,17 +63,17 @@ class Bth(NamedTuple):
             struct.error: fewer than 12 bytes there.
         """
         opcode, flags, pkey, qpn, psn = _BTH.unpack_from(buffer, offset)
-        return cls(
-            opcode=opcode,
-            qpn=qpn & QPN_MASK,
-            psn=psn & PSN_MASK,
-            ack_req=bool(psn & ACK_REQ_BIT),
-            solicited=bool(flags & SOLICITED_BIT),
-            pad=flags >> PAD_SHIFT & 3,
-            pkey=pkey,
-            version=flags & VERSION_MASK,
-            fecn=bool(qpn & FECN_BIT),
-            becn=bool(qpn & BECN_BIT),
+        return cls(  # in order, which costs half as much as by name
+            opcode,
+            qpn & QPN_MASK,
+            psn & PSN_MASK,
+            psn >= ACK_REQ_BIT,
+            flags >= SOLICITED_BIT,
+            flags >> PAD_SHIFT & 3,
+            pkey,
+            flags & VERSION_MASK,
+            qpn >= FECN_BIT,
+            qpn & BECN_BIT != 0,
         )
 
     def emit(self, buffer: memoryview | bytearray, offset: int = 0) -> None:
