@@ -429,3 +429,14 @@ def test_a_child_forked_inside_a_block_gets_ordinary_memory(device: nopin.Device
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert device.default_arena.contains(inherited)
     assert inherited.sum() == 200_000
+
+
+def test_a_budget_too_small_for_one_step_of_a_transfer_is_a_clear_error(device: nopin.Device) -> None:
+    array = device.zeros((8 * MIB) // 8)
+    array[:] = np.arange(array.size)
+    device.set_budget("64KiB")
+    with device.share(array) as share, nopin.attach(share.url, device=device) as remote:
+        assert np.array_equal(remote[1000:3000], array[1000:3000])
+        with pytest.raises(nopin.WorkError, match="its budget is smaller than one step"):
+            remote[:]
+    assert array.sum() == array.size * (array.size - 1) / 2, "nothing was lost"

@@ -10,7 +10,10 @@ _HINTS = {
     WcStatus.LOC_LEN_ERR: "the message is longer than its receive buffer, or than 2 GiB",
     WcStatus.LOC_QP_OP_ERR: "the request makes no sense to the queue pair",
     WcStatus.WR_FLUSH_ERR: "an earlier request on this connection failed; attach again",
-    WcStatus.REM_ACCESS_ERR: "the owner unmapped, protected or withdrew this memory, or does not grant this access",
+    WcStatus.REM_ACCESS_ERR: (
+        "the owner unmapped, protected or withdrew this memory, or does not grant this access; or it is managed "
+        "memory, and a page is lost, or its budget is smaller than one step of a transfer (up to 4 MiB)"
+    ),
     WcStatus.REM_INV_REQ_ERR: "the peer refuses such a request; atomics need an address that is a multiple of 8",
     WcStatus.REM_OP_ERR: "the peer could not carry it out",
     WcStatus.RETRY_EXC_ERR: "the peer does not answer: its server ended, or the network is cut",
