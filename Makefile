@@ -46,6 +46,8 @@ bench: setup
 	@$(BIN)/nopin bench read_bw -s 1m --direct
 	@$(BIN)/nopin bench write_bw -s 8
 	@$(BIN)/nopin bench read_lat -s 8
+	@$(BIN)/nopin bench fault
+	@$(BIN)/nopin bench overcommit
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 
 import nopin
+from nopin.cli.bench_managed import row
+from nopin.lab.bench_fault import FaultBench
+from nopin.lab.bench_overcommit import run_overcommit, scan_pages
 from nopin.lab.servers import LocalServer
+from nopin.lab.touch import one_cpu
 
 pytestmark = pytest.mark.needs_userfaultfd
 MIB = 1 << 20
@@ -81,3 +85,28 @@ def test_top_on_a_terminal_goes_on_until_it_is_told_to_stop(busy: LocalServer) -
         assert process.stderr is not None
         assert process.stderr.read() == b""
     os.close(ours)
+
+
+def test_each_kind_of_fault_is_held_against_its_floor(server: LocalServer) -> None:
+    with nopin.Device(str(server.socket_path)) as device, one_cpu():
+        results = list(FaultBench(device, n_pages=2048, n_rounds=2).all())
+    assert [each.name for each in results] == ["cpu_fault", "first_touch", "reread", "device_minor", "device_major"]
+    for each in results:
+        line = row(each)
+        assert each.name in line
+        assert (" no " in line) is not each.reached
+        assert each.as_json()["ratio_to_floor"] == each.figure.ratio_to_floor
+
+
+def test_a_working_set_stays_while_a_scan_runs_through_the_rest() -> None:
+    n_scanned: list[int] = []
+    figure = run_overcommit(n_scanned.append, budget_bytes=2 * MIB)
+    assert sum(n_scanned) == scan_pages(2 * MIB)
+    assert figure.as_promised, figure
+    assert figure.scan_faults > 0
+    assert figure.hot_accesses == figure.scan_accesses == 2 * (4 * 512 - 256)
+
+
+def test_a_budget_that_tells_nothing_is_refused() -> None:
+    with pytest.raises(nopin.UsageError, match="whole MiB"):
+        run_overcommit(lambda n: None, budget_bytes=MIB + 1)

@@ -38,7 +38,7 @@ from nopin.ranges import Range
 _REGISTER = 0xC020AA00
 _UNREGISTER = 0x8010AA01
 _WAKE = 0x8010AA02
-_COPY = 0xC028AA03
+UFFDIO_COPY = 0xC028AA03
 _ZEROPAGE = 0xC020AA04
 _WRITEPROTECT = 0xC018AA06
 _CONTINUE = 0xC020AA07
@@ -104,6 +104,11 @@ def register_paging(fd: int, where: Range) -> None:
             opened read-only.
     """
     _register(fd, where, _MODE_MISSING | _MODE_WP | _MODE_MINOR)
+
+
+def register_missing(fd: int, where: Range) -> None:
+    """Have only touches of holes told. Raises as `register_paging`."""
+    _register(fd, where, _MODE_MISSING)
 
 
 def register_for_filling(fd: int, where: Range) -> None:
@@ -197,7 +202,7 @@ class PagingUffd:
         argument = self._copy
         _pack_copy(argument, 0, target, source, length, _COPY_MODE_WP if protect else 0, 0)
         try:
-            fcntl.ioctl(self._fd, _COPY, argument, True)
+            fcntl.ioctl(self._fd, UFFDIO_COPY, argument, True)
         except OSError as error:
             return _progress(_done_at_32(argument)[0], error)
         return length, 0
