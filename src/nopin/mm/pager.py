@@ -33,7 +33,7 @@ from nopin.mm.effects import Mapper, Outcome, PageRun, Procedure, Zero
 from nopin.mm.eviction import batch_pages, evict
 from nopin.mm.notifier import Notifiers
 from nopin.mm.page_table import PageTable
-from nopin.mm.residency import Budget
+from nopin.mm.residency import BATCH_PAGES, Budget
 from nopin.mm.swap import SwapSpace
 
 LOW_SHARE, HIGH_SHARE = 0.94, 0.98
@@ -131,8 +131,8 @@ class Pager:
     def set_budget(self, n_pages: int) -> Procedure[None]:
         """Change the budget; ends once no more is resident, or no more can leave."""
         self._arena.budget.n_pages = n_pages
-        while self._arena.budget.room < 0:
-            if not (yield from evict(self._arena, batch_pages(self._arena.budget.limit))):
+        while (room := self._arena.budget.room) < 0:
+            if not (yield from evict(self._arena, min(BATCH_PAGES, -room))):
                 break
 
     def recover(self) -> Procedure[None]:
