@@ -175,7 +175,7 @@ def test_memory_outlives_the_connection_and_ends_with_its_mapping(server: Server
     assert mapped.array().min() == 3, "nobody is connected, and every byte is served"
     mapped.close()
     with client(server):
-        assert eventually(lambda: server.n_descriptors() == before)
+        assert eventually(lambda: server.n_descriptors() <= before)
 
 
 @pytest.mark.parametrize(
