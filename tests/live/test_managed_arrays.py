@@ -440,3 +440,15 @@ def test_a_budget_too_small_for_one_step_of_a_transfer_is_a_clear_error(device: 
         with pytest.raises(nopin.WorkError, match="its budget is smaller than one step"):
             remote[:]
     assert array.sum() == array.size * (array.size - 1) / 2, "nothing was lost"
+
+
+def test_pages_that_a_device_has_just_used_leave_when_the_budget_wants_it(device: nopin.Device) -> None:
+    device.set_budget("16MiB")
+    array = device.zeros((2048, PAGE), np.uint8)
+    array[:] = 3
+    with device.share(array) as share, nopin.attach(share.url, device=device) as remote:
+        for n_pages in (2000, 300, 16):
+            assert (remote[:] == 3).all()
+            device.set_budget(n_pages * PAGE)
+            assert resident_bytes(device.default_arena.memory_fd) <= n_pages * PAGE
+            device.set_budget("16MiB")

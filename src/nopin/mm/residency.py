@@ -166,14 +166,16 @@ class Residency:
         """
         chosen: list[Pages] = []
         n_left = n_most
-        n_looks = len(self._probation) + len(self._protected) + 1
+        # Each page is looked at twice at most, spared for being young and then taken, whatever runs it is in.
+        n_looks = 2 * self.budget.n_used + len(self._probation) + len(self._protected) + 1
         while n_left > 0 and n_looks > 0:
-            n_looks -= 1
             if not self._probation and not (hot and self._demote()):
                 break
             if not self._probation:  # what was demoted had left long ago
+                n_looks -= 1
                 continue
-            part = self._look(self._probation.popleft(), n_left, young)
+            part, n_looked = self._look(self._probation.popleft(), n_left, young)
+            n_looks -= max(1, n_looked)
             n_left -= len(part)
             if len(part):
                 chosen.append(part)
@@ -185,14 +187,14 @@ class Residency:
             self._where[run.first : run.end] = _ON_PROBATION
             self._probation.append(run)
 
-    def _look(self, run: PageRun, n_most: int, young: Young) -> Pages:
-        """Take victims out of a run whose turn has come; what stays is queued again."""
+    def _look(self, run: PageRun, n_most: int, young: Young) -> tuple[Pages, int]:
+        """Take victims out of a run whose turn has come; what stays is queued again. Also returns how many it saw."""
         pages = run.first + np.flatnonzero(
             (self._states[run.first : run.end] == PageState.RESIDENT)
             & (self._where[run.first : run.end] & _ON_PROBATION != 0)
         )
         if not len(pages):
-            return pages
+            return pages, 0
         held = self._holds[pages] > 0
         for part in runs_of(pages[held]):
             self._probation.append(part)
@@ -201,11 +203,12 @@ class Residency:
             for part in reversed(runs_of(pages[n_most:])):
                 self._probation.appendleft(part)
             pages = pages[:n_most]
+        n_looked = int(held.sum()) + len(pages)
         used = young([Range(part.first, part.end) for part in runs_of(pages)]) if len(pages) else ()
         if used:
             pages = self._spare_young(pages, np.isin(pages, np.fromiter(used, np.int64)))
         self._where[pages] = 0
-        return pages
+        return pages, n_looked
 
     def _spare_young(self, pages: Pages, used: NDArray[np.bool_]) -> Pages:
         again = used & (self._where[pages] & _RECYCLED != 0)
