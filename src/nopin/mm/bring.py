@@ -22,7 +22,7 @@ from nopin.mm.eviction import batch_pages, evict
 from nopin.mm.page_table import PageState
 from nopin.mm.residency import Pages
 from nopin.mm.space import Bytes, Reason
-from nopin.mm.swap import UNIT_BYTES, decode, n_units
+from nopin.mm.swap import UNIT_BYTES, decode, n_intact, n_units
 from nopin.units import PAGE_BYTES, US_NS
 
 
@@ -156,13 +156,31 @@ def _read(arena: ArenaPages, pages: Pages) -> Generator[Effect, Any, tuple[Bytes
             arena.counts.swap_errors += 1
             return whole, at
         arena.counts.swap_read_bytes += length
-        for index in range(at, end):
-            start = (units[index] - units[at]) * UNIT_BYTES
-            into = whole[index * PAGE_BYTES : (index + 1) * PAGE_BYTES]
-            if not decode(found[start:], stored[index], crcs[index], into):
-                return whole, index
+        n_good, whole = _decode(found, whole, at, stored[at:end], crcs[at:end])
+        if n_good < end - at:
+            return whole, at + n_good
         at = end
     return whole, len(pages)
+
+
+def _decode(found: Bytes, whole: Bytes, at: int, stored: list[int], crcs: list[int]) -> tuple[int, Bytes]:
+    """Bring copies that lie one behind the other into place, from page `at` on, until one is damaged.
+
+    Returns:
+        How many are good, and `whole`; `found` itself instead when it is just that.
+    """
+    if min(stored) == PAGE_BYTES:
+        if found.nbytes == whole.nbytes:
+            return n_intact(found, crcs), found
+        part = whole[at * PAGE_BYTES :][: found.nbytes]
+        part[:] = found
+        return n_intact(part, crcs), whole
+    start = 0
+    for index, (n_bytes, crc) in enumerate(zip(stored, crcs, strict=True)):
+        if not decode(found[start:], n_bytes, crc, whole[(at + index) * PAGE_BYTES :][:PAGE_BYTES]):
+            return index, whole
+        start += n_units(n_bytes) * UNIT_BYTES
+    return len(stored), whole
 
 
 def _adjoining(units: list[int], stored: list[int], at: int) -> int:

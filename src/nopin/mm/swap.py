@@ -27,7 +27,7 @@ WORTH_IT_BYTES = PAGE_BYTES - UNIT_BYTES
 _LOOKS = 64
 """Free extents looked at before the file grows instead."""
 
-page_crc: Callable[[Bytes], int] = isal_zlib.crc32
+page_crc: Callable[[Bytes | memoryview], int] = isal_zlib.crc32
 
 
 def n_units(n_bytes: int) -> int:
@@ -136,6 +136,15 @@ def encode(page: Bytes, *, compress: bool) -> Encoded:
             padded = packed.ljust(n_units(len(packed)) * UNIT_BYTES, b"\0")
             return Encoded(np.frombuffer(padded, np.uint8), len(packed), crc)
     return Encoded(page, PAGE_BYTES, crc)
+
+
+def n_intact(pages: Bytes, crcs: Sequence[int]) -> int:
+    """Return how many pages of (n * 4096,) uint8 come before the first that is damaged."""
+    view = pages.data
+    for index, crc in enumerate(crcs):
+        if page_crc(view[index * PAGE_BYTES : (index + 1) * PAGE_BYTES]) != crc:
+            return index
+    return len(crcs)
 
 
 def decode(data: Bytes, stored: int, crc: int, into: Bytes) -> bool:
