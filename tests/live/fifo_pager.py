@@ -158,5 +158,8 @@ class FifoPager:
         while len(self.resident) > n_pages:
             yield from self._evict(next(iter(self.resident)))
 
+    def recover(self) -> Procedure[None]:
+        raise AssertionError("this pager keeps nothing that could be recovered")
+
     def statistics(self) -> Statistics:
         return self.counts

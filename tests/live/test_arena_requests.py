@@ -70,7 +70,7 @@ class Mapped:
         self.connection = connection
         self.length = N_PAGES * PAGE
         request = CreateArena(seq=0, capacity_bytes=self.length, budget_bytes=budget_pages * PAGE, name="mine")
-        created, (self.file, self.table) = connection.request(request)
+        created, (self.file, self.table, *self.store) = connection.request(request)
         assert isinstance(created, ArenaCreated)
         self.number = created.arena
         self.address = map_somewhere(self.file, self.length)
@@ -89,7 +89,7 @@ class Mapped:
         if self.address:
             unmap(self.address, self.length)
             self.address = 0
-        for fd in (self.file, self.table, self.uffd):
+        for fd in (self.file, self.table, *self.store, self.uffd):
             with contextlib.suppress(OSError):
                 os.close(fd)
 

@@ -16,6 +16,7 @@ from owner_process import MADV_DONTNEED, MADV_REMOVE, Owner
 from nopin.iommu.mirror import Mirror
 from nopin.iommu.windows import DeviceArena
 from nopin.linux import memfd
+from nopin.linux.fd_store import FdStore
 from nopin.linux.paging_uffd import PagingUffd
 from nopin.linux.pidfd import PidFd
 from nopin.linux.swap_file import SwapFile
@@ -26,6 +27,7 @@ from nopin.mm.residency import Budget
 from nopin.server.arena import Arena
 from nopin.server.arena_machine import ServerMapping
 from nopin.server.arena_maker import ArenaParts
+from nopin.server.arena_store import ArenaStore
 from nopin.server.arenas import Arenas
 from nopin.server.mapper import Mapper, Placed
 from nopin.server.poller import Poller
@@ -52,7 +54,18 @@ class Rig:
         notifiers = Notifiers()
         device = DeviceArena(Mirror(notifiers, self.pager, N_PAGES), frames.memory)
         self.arena: Arena = self.arenas.create(
-            "test", ArenaParts(frames, table, self.swap, Budget(32), notifiers, self.pager, News(), device)
+            "test",
+            ArenaParts(
+                frames,
+                table,
+                self.swap,
+                Budget(32),
+                notifiers,
+                self.pager,
+                News(),
+                device,
+                ArenaStore(FdStore.create()),
+            ),
         )
         self.address, number, _ = owner.do("map_paged", file, N_PAGES * PAGE)
         process = PidFd.open(owner.pid)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nopin.server import keeper
+from nopin.verbs import keeper
 
 SERVER = """
 import os, signal, sys

@@ -21,10 +21,11 @@ class MapperKind(StrEnum):
 
 
 class CreateArena(Request, tag="create_arena"):
-    """Make an arena. Answered by ArenaCreated; beside it the memfd of its bytes, then that of its page table.
+    """Make an arena. Answered by ArenaCreated; beside it the memfd of its bytes, that of its page table,
+    and the two ends of a store of descriptors.
 
-    The client keeps both open, mapped or not, for as long as it wants the arena: they are what a new server starts
-    from when this one dies.
+    The client keeps all of them open, mapped or not, for as long as it wants the arena: they are what a new server
+    starts from when this one dies.
 
     Attributes:
         capacity_bytes: whole pages; costs nothing until touched.
@@ -61,6 +62,7 @@ class MapArena(Request, tag="map_arena"):
         offset: first byte of the arena that is mapped, whole pages.
         length: bytes mapped, whole pages.
         uffd_features: bits of the userfaultfd's handshake.
+        store: of the OWNER, the numbers that the two ends of the arena's store have in that process.
     """
 
     arena: int
@@ -69,6 +71,7 @@ class MapArena(Request, tag="map_arena"):
     length: int
     uffd_features: int
     kind: MapperKind = MapperKind.OWNER
+    store: tuple[int, int] | None = None
 
 
 class DestroyArena(Request, tag="destroy_arena"):

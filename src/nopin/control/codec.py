@@ -66,7 +66,7 @@ AnyReply = (
     Done | Refused | Welcome | Handle | Registered | Published | QpCreated | QpAttributes | Stat | Event | ArenaReply
 )
 
-REPLY_DESCRIPTORS: dict[type[Request], int] = {Hello: 2, CreateChannel: 1, CreateCq: 1, CreateQp: 1, CreateArena: 2}
+REPLY_DESCRIPTORS: dict[type[Request], int] = {Hello: 2, CreateChannel: 1, CreateCq: 1, CreateQp: 1, CreateArena: 4}
 """How many descriptors travel beside the positive reply to a request; none where it is not listed."""
 
 REQUEST_DESCRIPTORS_MAX = 2

@@ -25,6 +25,11 @@ def lock_path(socket_path: Path) -> Path:
     return socket_path.with_name(socket_path.name + ".lock")
 
 
+def registry_path(socket_path: Path) -> Path:
+    """Return the file that tells a server's successor where its arenas are."""
+    return socket_path.with_name(socket_path.name + ".arenas")
+
+
 def log_path(socket_path: Path) -> Path:
     """Return the file that takes the standard error of a server started as a child."""
     return socket_path.with_name(socket_path.name + ".log")

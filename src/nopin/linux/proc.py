@@ -113,6 +113,16 @@ class Maps:
             )
 
 
+def start_time(pid: int) -> int:
+    """Return when a process started, in clock ticks since boot: with its number, this names it for good.
+
+    Raises:
+        OSError: the process is gone.
+    """
+    text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    return int(text.rpartition(")")[2].split()[19])  # field 22 of proc_pid_stat(5); the name may hold anything
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
     """Memory of a process, in bytes, by the names of /proc/PID/status."""

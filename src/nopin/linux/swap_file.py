@@ -32,6 +32,13 @@ class SwapFile:
         self._fd = _open_nameless(directory)
         self._nowait = True
 
+    @classmethod
+    def adopt(cls, fd: int) -> SwapFile:
+        """Go on with a swap file that is open already; owns the descriptor."""
+        file = cls.__new__(cls)
+        file._fd, file._nowait = fd, True
+        return file
+
     def fileno(self) -> int:
         """The descriptor."""
         return self._fd

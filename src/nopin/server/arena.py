@@ -32,9 +32,11 @@ from nopin.mm.effects import Outcome, PageRun, Procedure, Zero
 from nopin.ranges import Range, subtract
 from nopin.server.arena_machine import ArenaMachine
 from nopin.server.arena_maker import ArenaParts
+from nopin.server.arena_store import MapperEntry
 from nopin.server.mapper import Mapper, Placed
 from nopin.server.owner_view import OwnerView
 from nopin.server.pager_runner import Clockwork, Runner
+from nopin.server.registry import Record
 from nopin.units import PAGE_BYTES, PAGE_MASK, PAGE_SHIFT, US_NS
 
 FAULT_KINDS = ("missing", "minor", "protect")
@@ -103,6 +105,10 @@ class ArenaPager(DeviceFaults, Protocol):
         """Change the budget."""
         ...
 
+    def recover(self) -> Procedure[None]:
+        """Take over from a predecessor that was killed."""
+        ...
+
     def statistics(self) -> Any:
         """Return a dataclass of counts."""
         ...
@@ -155,12 +161,14 @@ class Arena:
 
     Attributes:
         wanted: its client has not given it up.
+        record: where a successor finds it.
     """
 
     def __init__(self, host: Host, number: int, name: str, parts: ArenaParts) -> None:
         self.number = number
         self.name = name
         self.wanted = True
+        self.record: Record | None = None
         self.parts = parts
         self.pager = parts.pager
         self.n_pages = parts.frames.n_pages
@@ -201,16 +209,39 @@ class Arena:
         A process that maps a second part brings a second userfaultfd, and is a second mapper.
         """
         mapper = Mapper(self._next_mapper, uffd, [place], process, worker=worker)
-        mapper.view = view
         self._add(mapper)
         if view is not None:
-            view.show(place)
+            self.show(mapper, view)
         return mapper
 
+    def adopt(
+        self, number: int, uffd: PagingUffd, places: list[Placed], process: PidFd | None, *, worker: bool
+    ) -> Mapper:
+        """Serve a process that a predecessor served, under the number it had. Owns the descriptors."""
+        self._next_mapper = max(self._next_mapper, number)
+        mapper = Mapper(number, uffd, places, process, worker=worker)
+        self._add(mapper)
+        return mapper
+
+    def show(self, mapper: Mapper, view: OwnerView) -> None:
+        """Have devices find the arena in the address space of a process, by one more of its connections."""
+        mapper.views = [each for each in mapper.views if not each.dead] + [view]
+        for place in mapper.places:
+            view.show(place)
+
     def _add(self, mapper: Mapper) -> None:
+        """Remember it for a successor before it is served: once it is, its bytes may depend on us."""
         self._next_mapper += 1
         self._machine.mappers[mapper.number] = mapper
+        self._remember(mapper)
         self._host.serve(self, mapper)
+
+    def _remember(self, mapper: Mapper) -> None:
+        process = mapper.process
+        places = [(place.first, place.n, place.address) for place in mapper.places]
+        entry = MapperEntry(mapper.number, places, mapper.worker, process.pid if process is not None else None)
+        fds = [mapper.uffd.fileno()] + ([process.fileno()] if process is not None else [])
+        self.parts.store.put_mapper(entry, fds)
 
     def unmap(self, mapper: Mapper) -> None:
         """A process has gone, or maps nothing any more; free what nobody maps now. Twice is fine."""
@@ -222,8 +253,8 @@ class Arena:
         if mapper.worker:
             return
         for place in mapper.places:
-            if mapper.view is not None:
-                mapper.view.hide(place.where)
+            for view in mapper.views:
+                view.hide(place.where)
             self._free_unmapped(place)
         self.close_if_unused()
 
@@ -357,11 +388,12 @@ class Arena:
         moved = [Placed(each.first, each.n, each.address - source.start + target) for each in mapper.cut(source)]
         for place in moved:
             mapper.add(place)
-        if mapper.view is not None:
-            mapper.view.hide(source)
+        self._remember(mapper)
+        for view in mapper.views:
+            view.hide(source)
             for place in moved:
-                mapper.view.show(place)
-            mapper.view.tell(source, Cause.REMAP)
+                view.show(place)
+            view.tell(source, Cause.REMAP)
 
     def _removed(self, mapper: Mapper, where: Range) -> None:
         removing = self._removing
@@ -370,14 +402,16 @@ class Arena:
             part = place.part(where)
             if part is not None:
                 self.runner.start(self.pager.removed(PageRun(part.first, part.n), dropped=dropped))
-        if mapper.view is not None:
-            mapper.view.tell(where, Cause.REMOVE)
+        for view in mapper.views:
+            view.tell(where, Cause.REMOVE)
 
     def _unmapped(self, mapper: Mapper, where: Range) -> None:
         gone = mapper.cut(where)
-        if mapper.view is not None and gone:
-            mapper.view.hide(where)
-            mapper.view.tell(where, Cause.UNMAP)
+        if gone:
+            self._remember(mapper)
+        for view in mapper.views if gone else ():
+            view.hide(where)
+            view.tell(where, Cause.UNMAP)
         for place in gone:
             mapper.uffd.wake(place.address, place.n * PAGE_BYTES)
             self._free_unmapped(place)

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nopin.errors import UsageError
 from nopin.iommu.mirror import Mirror
 from nopin.iommu.windows import DeviceArena
 from nopin.linux import memfd
+from nopin.linux.fd_store import FdStore
 from nopin.linux.swap_file import SwapFile
 from nopin.mm.arena_pages import News, PagerSettings
 from nopin.mm.notifier import Notifiers
@@ -23,6 +25,7 @@ from nopin.mm.pager import Pager
 from nopin.mm.residency import Budget
 from nopin.mm.swap import SwapSpace
 from nopin.server.arena_machine import ServerMapping
+from nopin.server.arena_store import VERSION, ArenaEntry, ArenaStore
 from nopin.server.config import ServeConfig
 from nopin.units import PAGE_BYTES
 
@@ -37,6 +40,7 @@ class ArenaParts:
     Attributes:
         table_fd: the file of the page table.
         news: what its pager has to tell; the arena sets it.
+        store: what a successor finds.
         device: the arena as the NIC reaches it: a mirror, and the server's mapping.
     """
 
@@ -48,6 +52,7 @@ class ArenaParts:
     pager: ArenaPager
     news: News
     device: DeviceArena
+    store: ArenaStore
 
     def close(self) -> None:
         """Tell who holds translations that it is over, and let go of everything."""
@@ -56,6 +61,7 @@ class ArenaParts:
         self.swap.close()
         self.frames.close()
         os.close(self.frames.fd)
+        self.store.close()
         os.close(self.table_fd)
 
 
@@ -84,7 +90,7 @@ class ArenaMaker:
         """Make the budget of a new client: at first, all there is."""
         return Budget(self.budget.n_pages, self.budget)
 
-    def make(self, n_pages: int, n_budget_pages: int | None, parent: Budget) -> ArenaParts:
+    def make(self, name: str, n_pages: int, n_budget_pages: int | None, parent: Budget) -> ArenaParts:
         """Make the parts of an arena of `n_pages`, with a budget of its own, or none but its parent's.
 
         Raises:
@@ -98,20 +104,32 @@ class ArenaMaker:
             undo.append(lambda: os.close(table_fd))
             swap = SwapFile(self.swap_dir)
             undo.append(swap.close)
-            return self.assemble(memory_fd, table_fd, swap, n_pages, n_budget_pages, parent)
+            store = ArenaStore(FdStore.create())
+            undo.append(store.close)
+            entry = ArenaEntry(VERSION, name, n_pages, n_budget_pages)
+            store.put_arena(entry, memory_fd, table_fd, swap.fileno())
+            return self._assemble(entry, memory_fd, table_fd, swap, store, parent)
         except BaseException:
             for each in reversed(undo):
                 each()
             raise
 
-    def assemble(
-        self, memory_fd: int, table_fd: int, swap: SwapFile, n_pages: int, n_budget_pages: int | None, parent: Budget
-    ) -> ArenaParts:
-        """Put parts together around files that are there, new or a predecessor's; owns them if it does not raise.
+    def adopt(self, entry: ArenaEntry, fds: list[int], store: ArenaStore, parent: Budget) -> ArenaParts:
+        """Put parts together around a predecessor's files: bytes, page table, swap. Owns them if it does not raise.
 
         Raises:
-            OSError, HostLacks: as `make`.
+            OSError, HostLacks, UsageError: they are not what they should be.
         """
+        memory_fd, table_fd, swap_fd = fds
+        sizes = entry.n_pages * PAGE_BYTES, PageTable.bytes_needed(entry.n_pages)
+        if entry.n_pages <= 0 or (os.fstat(memory_fd).st_size, os.fstat(table_fd).st_size) != sizes:
+            raise UsageError("its files are of another size")
+        return self._assemble(entry, memory_fd, table_fd, SwapFile.adopt(swap_fd), store, parent)
+
+    def _assemble(
+        self, entry: ArenaEntry, memory_fd: int, table_fd: int, swap: SwapFile, store: ArenaStore, parent: Budget
+    ) -> ArenaParts:
+        n_pages, n_budget_pages = entry.n_pages, entry.budget_pages
         frames = ServerMapping(memory_fd, n_pages)
         table = PageTable(n_pages, memfd.map_array(table_fd))
         budget = Budget(n_pages if n_budget_pages is None else n_budget_pages, parent)
@@ -119,7 +137,7 @@ class ArenaMaker:
         space = SwapSpace(self.settings.swap_limit_bytes)
         pager = Pager(table, space, budget, notifiers, frames, self.settings, news)
         device = DeviceArena(Mirror(notifiers, pager, n_pages), frames.memory)
-        return ArenaParts(frames, table_fd, swap, budget, notifiers, pager, news, device)
+        return ArenaParts(frames, table_fd, swap, budget, notifiers, pager, news, device, store)
 
 
 def _memory_bytes() -> int:

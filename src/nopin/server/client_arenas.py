@@ -27,6 +27,7 @@ from nopin.control.packets import close_all
 from nopin.errors import HostLacks, UsageError
 from nopin.linux.paging_uffd import NEEDED, PagingUffd
 from nopin.linux.pidfd import PidFd
+from nopin.linux.proc import start_time
 from nopin.linux.uffd_handshake import Feature
 from nopin.mm.effects import PageRun
 from nopin.nic.abi import AsyncEventType
@@ -39,6 +40,7 @@ from nopin.server.objects import find
 from nopin.server.owner_view import OwnerView
 from nopin.server.prefetches import Prefetch, pages_of
 from nopin.server.refusal import refuse
+from nopin.server.registry import Record
 from nopin.units import PAGE_BYTES, PAGE_MASK
 
 _ARENA_DESCRIPTORS = 5
@@ -108,14 +110,15 @@ class ClientArenas:
         self._usage.take(**taken)
         try:
             own = None if request.budget_bytes is None else request.budget_bytes // PAGE_BYTES
-            parts = self._core.arena_maker.make(request.capacity_bytes // PAGE_BYTES, own, self._budget)
+            name = request.name or f"pid {self._process.pid}"
+            parts = self._core.arena_maker.make(name, request.capacity_bytes // PAGE_BYTES, own, self._budget)
         except HostLacks as problem:
             self._usage.give(**taken)
             raise refuse(str(problem), errno.EOPNOTSUPP, "host") from problem
         except OSError:
             self._usage.give(**taken)
             raise
-        arena = self._core.arenas.create(request.name or f"pid {self._process.pid}", parts)
+        arena = self._core.arenas.create(name, parts)
         handle = self._new_handle()
         parts.news.pages_lost = partial(self._lost, handle)
         parts.news.swap_full = partial(self._swap_full, handle)
@@ -123,7 +126,7 @@ class ClientArenas:
         self._core.iommu.attach(parts.device)
         copies: list[int] = []
         try:
-            for fd in (parts.frames.fd, parts.table_fd):
+            for fd in (parts.frames.fd, parts.table_fd, *parts.store.ends):
                 copies.append(os.dup(fd))
         except OSError:  # out of descriptors
             close_all(copies)
@@ -156,7 +159,22 @@ class ClientArenas:
             owned.n_descriptors += _MAPPER_DESCRIPTORS
             view = None if worker else self._view(owned.arena)
             stack.pop_all()
+            if request.store is not None and not worker:
+                self._note(owned.arena, *request.store)
             return owned.arena.map(uffd, place, process, worker=worker, view=view).number
+
+    def find_all(self) -> None:
+        """Show devices the arenas that this process has mapped already, by another connection or a dead server."""
+        for arena in self._core.arenas.all.values():
+            for mapper in arena.mappers:
+                if not mapper.worker and mapper.process is not None and mapper.process.pid == self._process.pid:
+                    arena.show(mapper, self._view(arena))
+
+    def _note(self, arena: Arena, inbox: int, outbox: int) -> None:
+        """Note where a successor finds an arena; of a process that is gone there is nothing to note."""
+        with contextlib.suppress(OSError):
+            arena.record = Record(self._process.pid, start_time(self._process.pid), inbox, outbox)
+            self._core.registry.add(arena.record)
 
     def _view(self, arena: Arena) -> OwnerView:
         """Return how the arena shows in the client's own address space.

@@ -28,6 +28,7 @@ class ServeConfig:
         swap_dir: where pages of managed memory go that may not stay; a directory on a disk.
         swap_limit_bytes: the most of it that one arena may take.
         swap_compress: store pages compressed where that saves space.
+        takeover: go on with the managed memory of a server that was killed.
         memory_bytes: what all arenas together may keep resident; None: half of the machine's memory.
     """
 
@@ -45,3 +46,4 @@ class ServeConfig:
     swap_limit_bytes: int = SWAP_LIMIT_BYTES
     swap_compress: bool = True
     memory_bytes: int | None = None
+    takeover: bool = False

@@ -14,6 +14,7 @@ from nopin.server.arena_maker import ArenaMaker
 from nopin.server.arenas import Arenas
 from nopin.server.limits import Limits
 from nopin.server.poller import Poller
+from nopin.server.registry import Registry
 from nopin.server.shares import ShareTable
 from nopin.server.state_page import StatePage
 from nopin.server.timers import Timers
@@ -68,6 +69,7 @@ class Core:
         clock: monotonic nanoseconds.
         arenas: managed memory.
         arena_maker: makes what an arena consists of.
+        registry: where a successor finds the arenas.
     """
 
     nic: Nic
@@ -83,6 +85,7 @@ class Core:
     clock: Callable[[], int]
     arenas: Arenas
     arena_maker: ArenaMaker
+    registry: Registry
     shares: ShareTable = field(default_factory=ShareTable)
     sessions: set[Session] = field(default_factory=set)
     responders: set[Responder] = field(default_factory=set)

@@ -96,6 +96,7 @@ def _hello(session: Session, request: Hello, fds: Sequence[int]) -> Answer:
     core = session.core
     shared = _copies(core.state_page.fd, session.doorbell)
     session.greeted = True
+    session.arenas.find_all()
     welcome = Welcome(
         version=PROTOCOL_VERSION,
         server_pid=os.getpid(),

@@ -50,7 +50,7 @@ class Mapper:
         unread: messages that were read in order to go on, still to be dealt with.
         to_wake: addresses of threads to be woken once the process can be served again.
         gone: its address space has ended.
-        view: the arena in its address space, where devices reach that.
+        views: the arena in its address space, for each connection of the process through which devices reach that.
         low, high, bias: where all is in one place, pages [low, high) lie at bias + page * 4096; else no page is in
             [low, high).
     """
@@ -66,7 +66,7 @@ class Mapper:
         "to_wake",
         "uffd",
         "unread",
-        "view",
+        "views",
         "worker",
     )
 
@@ -80,7 +80,7 @@ class Mapper:
         self.unread: list[Message] = []
         self.to_wake: list[Range] = []
         self.gone = False
-        self.view: OwnerView | None = None
+        self.views: list[OwnerView] = []
         self._set_places(places)
 
     def _set_places(self, places: list[Placed]) -> None:

@@ -30,9 +30,14 @@ class OwnerView:
         self._device = device
         self._changed = changed
 
+    @property
+    def dead(self) -> bool:
+        """True once the connection it was made for has ended."""
+        return self._iommu.space(self._pasid) is None
+
     def show(self, place: Placed) -> None:
         """Pages are mapped here from now on."""
-        if self._iommu.space(self._pasid) is not None:
+        if not self.dead:
             self._iommu.map_window(self._pasid, place.where, self._device, place.first * PAGE_BYTES)
 
     def hide(self, where: Range) -> None:

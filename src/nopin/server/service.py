@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from nopin.control.paths import registry_path
 from nopin.errors import ServerError, UsageError
 from nopin.iommu.iommu import Iommu
 from nopin.iommu.relay import Relay, relay_in_turn
@@ -33,7 +34,9 @@ from nopin.server.core import Core, log
 from nopin.server.exchange import Exchange
 from nopin.server.loop import Loop
 from nopin.server.poller import Poller
+from nopin.server.registry import Record, Registry
 from nopin.server.state_page import StatePage
+from nopin.server.takeover import take_over
 from nopin.server.timers import Timers
 from nopin.server.workers import Workers
 from nopin.units import US_NS
@@ -56,8 +59,11 @@ def serve(config: ServeConfig) -> None:
     """
     with contextlib.ExitStack() as stack:
         core, exchange_socket, client_socket = _put_together(config, stack)
+        orphans = _orphans(core, config)
         core.arenas.on_broken = partial(_note_broken, core)
-        core.arenas.on_gone = lambda arena: core.iommu.detach(arena.parts.device)
+        core.arenas.on_gone = partial(_arena_gone, core)
+        if orphans:
+            log.info("%d of %d arenas taken over", take_over(core, orphans), len(orphans))
         exchange = Exchange(core, exchange_socket)
         clients = Clients(core, client_socket)
         loop = Loop(core, config.spin_us * US_NS if _has_cpus() else 0)
@@ -71,12 +77,37 @@ def serve(config: ServeConfig) -> None:
         finally:
             exchange.close("server stopping")
             clients.close()
+            if len(core.registry):
+                text = "%d arenas stay behind; the programs that use them wait for: nopin serve --takeover --socket %s"
+                log.warning(text, len(core.registry), config.socket_path)
 
 
 def _note_broken(core: Core, arena: Arena, problem: Exception) -> None:
     """A pager's procedure raised: what waits for it waits for ever, all else goes on."""
     log.error("serving arena %d (%s) failed", arena.number, arena.name, exc_info=problem)
     core.counters.internal_errors += 1
+
+
+def _orphans(core: Core, config: ServeConfig) -> list[Record]:
+    """Return the arenas that a killed predecessor left, to be taken over.
+
+    Raises:
+        ServerError: there are some, and nobody asked for that.
+    """
+    orphans = core.registry.orphans()
+    if orphans and not config.takeover:
+        pids = ", ".join(str(pid) for pid in sorted({record.pid for record in orphans}))
+        raise ServerError(
+            f"a server at {config.socket_path} was killed, and its managed memory waits in process {pids}; "
+            "go on with it by --takeover, end those processes, or serve another --socket"
+        )
+    return orphans
+
+
+def _arena_gone(core: Core, arena: Arena) -> None:
+    core.iommu.detach(arena.parts.device)
+    if arena.record is not None:
+        core.registry.remove(arena.record)
 
 
 def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Core, socket.socket, socket.socket]:
@@ -88,6 +119,7 @@ def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Cor
     _raise_descriptor_limit()
     socket_file = SocketFile(config.socket_path)
     stack.callback(socket_file.close)
+    registry = Registry(registry_path(config.socket_path))
     link = _make_link(config)
     stack.callback(link.close)
     exchange_socket = _listen_tcp(config.bind or address_of(link.endpoint.gid), config.exchange_port)
@@ -117,6 +149,7 @@ def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Cor
         clock=clock,
         arenas=arenas,
         arena_maker=ArenaMaker.of(config),
+        registry=registry,
     )
     return core, exchange_socket, socket_file.socket
 

@@ -71,7 +71,7 @@ class Arena(DeviceObject):
         try:
             created, self._fds = self._session.request(request, ArenaCreated)
             self.handle, self.budget_bytes = created.arena, created.budget_bytes
-            self.memory_fd, self.table_fd = self._fds
+            self.memory_fd, self.table_fd, *self._store = self._fds
             self._map(request.capacity_bytes)
         except BaseException:
             self._dissolve()
@@ -91,7 +91,16 @@ class Arena(DeviceObject):
         register_paging(self.uffd, self.where)
         if not features & Feature.EVENT_FORK:
             keep_from_children(self.where)
-        request = MapArena(seq=0, arena=self.handle, base=start, offset=0, length=length, uffd_features=int(features))
+        inbox, outbox = self._store
+        request = MapArena(
+            seq=0,
+            arena=self.handle,
+            base=start,
+            offset=0,
+            length=length,
+            uffd_features=int(features),
+            store=(inbox, outbox),
+        )
         self._session.request(request, Handle, [self.uffd])
 
     def __repr__(self) -> str:

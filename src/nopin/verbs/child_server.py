@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nopin.control.paths import check_socket_path, ensure_private_directory, log_path
 from nopin.errors import ServerError, ServerGone
+from nopin.verbs import keeper
 from nopin.verbs.session import Session
 
 START_TIMEOUT_S = 20.0
@@ -50,7 +51,8 @@ def connect_or_start(path: Path) -> Session:
 
 def _start(path: Path) -> None:
     ready, theirs = os.pipe()
-    command = [sys.executable, "-m", "nopin", "serve", "--child-of", str(os.getpid())]
+    command = [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid())]
+    command += [sys.executable, "-m", "nopin", "serve", "--child-of", str(os.getpid())]
     command += ["--socket", str(path), "--ready-fd", str(theirs)]
     log = log_path(path)
     try:
@@ -79,7 +81,7 @@ def _await_ready(ready: int, child: subprocess.Popen[bytes], log: Path) -> None:
     waiter.register(ready, select.POLLIN)
     if waiter.poll(START_TIMEOUT_S * 1000) and os.read(ready, 1):
         return
-    child.kill()
+    child.terminate()  # the keeper, which passes it on
     child.wait()
     _children.remove(child)
     lines = log.read_text(errors="replace").strip().splitlines()

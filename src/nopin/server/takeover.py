@@ -1,0 +1,94 @@
+"""Takeover: a new server goes on with the arenas of one that was killed.
+
+What it needs is in the owners' processes, which may all be waiting at a page fault (`linux.fd_store`,
+`server.arena_store`); the registry says where. For each arena:
+
+1. Take the store's ends out of the owner (`pidfd_getfd`), and from it the files and every mapper's userfaultfd.
+2. Map the file, put a pager around the table, and have it recover (`mm.recovery`): what is in the file is right, the
+   table says what the holes are. Marks of write protection of a half-done eviction are lifted.
+3. Wake every thread that waits. Those whose fault the dead server had read raise it again; the others' messages are
+   still there.
+
+Connections, queue pairs and regions died with the old server. An arena that was taken over lives as long as a process
+maps it; its owner's next connection finds it in its address space.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nopin.errors import HostLacks, UsageError
+from nopin.linux.fd_store import FdStore
+from nopin.linux.paging_uffd import PagingUffd
+from nopin.linux.pidfd import PidFd
+from nopin.server.arena import Arena
+from nopin.server.arena_store import ArenaStore, Left, Mapped
+from nopin.server.core import Core, log
+from nopin.server.mapper import Mapper, Placed
+from nopin.server.registry import Record
+from nopin.units import PAGE_BYTES
+
+
+def take_over(core: Core, records: list[Record]) -> int:
+    """Go on with what a predecessor left; returns how many arenas. What cannot be taken over is logged."""
+    n_taken = 0
+    for record in records:
+        try:
+            n_taken += _take_over(core, record)
+        except (OSError, UsageError, HostLacks) as problem:
+            log.warning("the arena of process %d cannot be taken over: %s", record.pid, problem)
+    return n_taken
+
+
+def _take_over(core: Core, record: Record) -> bool:
+    """Go on with one arena.
+
+    Raises:
+        OSError, UsageError, HostLacks: it cannot be.
+    """
+    process = record.process()
+    if process is None:
+        return False
+    try:
+        store = ArenaStore(FdStore(process.take_fd(record.inbox), process.take_fd(record.outbox)))
+    finally:
+        process.close()
+    left = store.left()
+    if left is None:
+        store.close()
+        raise UsageError("its owner holds nothing that makes sense")
+    arena = _restore(core, left, store)
+    arena.record = record
+    core.registry.add(record)
+    log.info("took over the arena %r of process %d: %d pages", left.entry.name, record.pid, left.entry.n_pages)
+    return True
+
+
+def _restore(core: Core, left: Left, store: ArenaStore) -> Arena:
+    maker = core.arena_maker
+    parts = maker.adopt(left.entry, left.fds, store, maker.client_budget())
+    arena = core.arenas.create(left.entry.name, parts)
+    core.iommu.attach(parts.device)
+    arena.wanted = False  # nobody's connection is behind it
+    mappers = [_restore_mapper(arena, mapped) for mapped in left.mappers]
+    arena.runner.start(parts.pager.recover())
+    for mapper in mappers:
+        for place in mapper.places:
+            mapper.uffd.wake(place.address, place.n * PAGE_BYTES)
+    arena.close_if_unused()
+    return arena
+
+
+def _restore_mapper(arena: Arena, mapped: Mapped) -> Mapper:
+    """Serve a process that a predecessor served.
+
+    Raises:
+        UsageError: the descriptor is no userfaultfd.
+    """
+    entry, fds = mapped
+    os.set_blocking(fds[0], False)
+    process = PidFd(entry.pid, fds[1]) if entry.pid is not None else None
+    places = [
+        Placed(first, n, address) for first, n, address in entry.places if 0 <= first < first + n <= arena.n_pages
+    ]
+    return arena.adopt(entry.number, PagingUffd(fds[0]), places, process, worker=entry.worker)

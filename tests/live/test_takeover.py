@@ -1,0 +1,147 @@
+"""A device server that was killed: its successor goes on with managed memory, and every byte is right."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nopin import Device
+from nopin.lab.child import Child
+from nopin.lab.line import Line
+from nopin.lab.servers import LocalServer
+
+pytestmark = pytest.mark.needs_userfaultfd
+
+N_WORDS = 1 << 21  # 16 MiB
+BUDGET = 2 << 20
+
+
+def compute(line: Line[Any], socket_path: str, seed: int) -> None:
+    """An owner that never talks to its server: stores and loads at random for a while, and checks each load."""
+    device = Device(server=socket_path, budget=BUDGET)
+    array = device.zeros(N_WORDS, np.int64)
+    truth = np.zeros(N_WORDS, np.int64)
+    draw = np.random.default_rng(seed)
+    line.send("ready")
+    n_rounds = 0
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        start = int(draw.integers(0, N_WORDS - 5000))
+        part = slice(start, start + int(draw.integers(1, 5000)))
+        if n_rounds % 2:
+            truth[part] = array[part] = draw.integers(1, 1 << 40)
+        elif not np.array_equal(array[part], truth[part]):
+            line.send(f"wrong bytes at {part} in round {n_rounds}")
+            return
+        n_rounds += 1
+    line.send("right" if np.array_equal(array, truth) else "wrong bytes at the end")
+    line.send(n_rounds)
+    line.receive()  # stay until told
+
+
+def share_with_child(line: Line[Any], socket_path: str) -> None:
+    """An owner and its forked child work on one arena, by turns."""
+    device = Device(server=socket_path, budget=BUDGET)
+    array = device.zeros(N_WORDS, np.int64)
+    array[:] = np.arange(N_WORDS)
+    child = os.fork()
+    if child == 0:
+        time.sleep(1.0)  # the server is killed meanwhile
+        right = bool((array == np.arange(N_WORDS)).all())
+        array[::512] = -1
+        os._exit(0 if right else 1)
+    line.send("ready")
+    _, status = os.waitpid(child, 0)
+    line.send(os.waitstatus_to_exitcode(status))
+    expected = np.arange(N_WORDS)
+    expected[::512] = -1
+    line.send(bool((array == expected).all()))
+
+
+def kill(server: LocalServer) -> None:
+    os.kill(server.pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(server.pid, 0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "server.sock"
+
+
+@pytest.fixture
+def servers(path: Path) -> Iterator[list[LocalServer]]:
+    """The servers of a test, one after the other; all are ended."""
+    started: list[LocalServer] = [LocalServer(path)]
+    yield started
+    for server in started:
+        with contextlib.suppress(ProcessLookupError):
+            server.close()
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_an_owner_that_computes_while_servers_are_killed_finds_every_byte(
+    path: Path, servers: list[LocalServer], seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    with Child(compute, str(path), seed) as owner:
+        assert owner.line.receive() == "ready"
+        for _ in range(3):
+            time.sleep(float(draw.uniform(0.05, 0.8)))
+            kill(servers[-1])
+            time.sleep(float(draw.uniform(0, 0.2)))
+            servers.append(LocalServer(path, ["--takeover"]))
+        assert owner.line.receive() == "right"
+        assert int(owner.line.receive()) > 10
+        with Device(server=str(path)) as watcher:
+            (row,) = [row for row in watcher.stat() if row["kind"] == "dev"]
+            assert row["internal_errors"] == 0
+        owner.line.send("end")
+
+
+@pytest.mark.timeout(90)
+def test_a_forked_child_waits_for_the_successor_and_reads_no_zeros(path: Path, servers: list[LocalServer]) -> None:
+    with Child(share_with_child, str(path)) as owner:
+        assert owner.line.receive() == "ready"
+        kill(servers[-1])
+        time.sleep(1.2)
+        servers.append(LocalServer(path, ["--takeover"]))
+        assert owner.line.receive() == 0, "the child found other bytes"
+        assert owner.line.receive() is True
+
+
+def test_without_being_asked_to_a_new_server_leaves_them_alone_and_says_what_to_do(
+    path: Path, servers: list[LocalServer]
+) -> None:
+    with Child(compute, str(path), 7) as owner:
+        assert owner.line.receive() == "ready"
+        kill(servers[-1])
+        command = [sys.executable, "-m", "nopin", "serve", "--socket", str(path)]
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert refused.returncode == 1
+        assert "--takeover" in refused.stderr
+        assert str(owner.pid) in refused.stderr
+        servers.append(LocalServer(path, ["--takeover"]))
+        assert owner.line.receive() == "right"
+        owner.line.receive()
+        owner.line.send("end")
+
+
+def test_an_owner_that_is_gone_leaves_nothing_to_take_over(path: Path, servers: list[LocalServer]) -> None:
+    with Child(compute, str(path), 7) as owner:
+        assert owner.line.receive() == "ready"
+        kill(servers[-1])
+    servers.append(LocalServer(path))
+    with Device(server=str(path)) as device:
+        assert not [row for row in device.stat() if row["kind"] == "arena"]
