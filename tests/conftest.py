@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import platform
 import signal
@@ -92,11 +93,17 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def let_go_of_arenas() -> None:
+    """Free arrays that hang in a cycle, of a caught error for instance: with their server gone we could not fork."""
+    gc.collect()
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[LocalServer]:
     """A device server process of its own, on a temporary socket and its own loopback address."""
     with LocalServer(tmp_path / "server.sock") as running:
         yield running
+        let_go_of_arenas()
 
 
 @pytest.fixture
@@ -104,6 +111,7 @@ def two_servers(tmp_path: Path) -> Iterator[tuple[LocalServer, LocalServer]]:
     """Two device servers: their clients reach each other only by RoCEv2 over loopback."""
     with LocalServer(tmp_path / "one.sock") as one, LocalServer(tmp_path / "two.sock") as two:
         yield one, two
+        let_go_of_arenas()
 
 
 @pytest.fixture
