@@ -228,6 +228,8 @@ class Iommu:
     def take_requests(self) -> list[PageRequest]:
         """Page requests for plain memory, for whoever runs faults; each is to be answered by `respond`."""
         taken = self._requests.take()
+        if not taken:
+            return taken
         plain = [request for request in taken if request.pasid > 0]
         if len(plain) < len(taken):
             self._faults += self._managed.faults(taken)

@@ -52,6 +52,10 @@ class Tickets:
     def __len__(self) -> int:
         return sum(len(holds) for holds in self._of.values())
 
+    def __bool__(self) -> bool:
+        """True while anybody has one: asked at every access, where counting is too much."""
+        return bool(self._of)
+
     def issue(self, waiters: Iterable[Hashable], arena: DeviceArena, pages: PageRun, came: FaultPages) -> None:
         """Give each waiter of an answered request a ticket. Without waiters the pages are let go at once."""
         hold = _Hold(arena, pages, came, 1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from nopin.mm.space import Absent, FaultResult, IoVec, Reason, Staging
-from nopin.units import U64_MAX, page_ceil, page_floor
+from nopin.units import PAGE_MASK, U64_MAX, page_ceil, page_floor
 
 _LAST_PAGE = page_floor(U64_MAX)
 
@@ -104,7 +104,8 @@ class PlainSpace:
         """Pages not present in [start, end), rounded out to pages. Of an owner that is gone, none."""
         if start >= end or self._closed:
             return None
-        return self._port.absent(page_floor(start), min(page_ceil(end), _LAST_PAGE))
+        last = end - 1 | PAGE_MASK  # page_floor and page_ceil, written out: this is asked before every copy
+        return self._port.absent(start & ~PAGE_MASK, min(last + 1, _LAST_PAGE))
 
     def fault(self, start: int, end: int, *, write: bool) -> FaultResult:
         """Make the pages of [start, end) present.

@@ -41,6 +41,7 @@ class Loop:
         self._stopping = False
         self._packets_wait = False
         self._in_burst = False
+        self._woken = False
         for fd in core.link.filenos():
             core.poller.watch(fd, self._on_packets)
         core.poller.watch(core.workers.fd, self._on_fault_results)
@@ -67,7 +68,8 @@ class Loop:
         """Do what there is to do now; tell whether there was anything."""
         core = self._core
         self._in_burst = False
-        worked = core.poller.poll(0) > 0
+        worked = self._woken or core.poller.poll(0) > 0  # what woke us has been served
+        self._woken = False
         worked |= self._receive(now)
         worked |= core.nic.poll_rings(now)
         self._meet_deadlines(now)
@@ -133,7 +135,7 @@ class Loop:
         fence()
         began = core.clock()
         if not core.nic.poll_rings(began) and not core.nic.busy:
-            core.poller.poll(self._timeout_s(began))
+            self._woken = core.poller.poll(self._timeout_s(began)) > 0
             self._spin.waited(core.clock() - began)
         core.state_page.set_sleeping(False)
 
