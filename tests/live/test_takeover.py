@@ -68,6 +68,29 @@ def share_with_child(line: Line[Any], socket_path: str) -> None:
     line.send(bool((array == expected).all()))
 
 
+def compute_with_child(line: Line[Any], socket_path: str, seed: int) -> None:
+    """An owner and its forked child store and load at random at the same time, each in every other page."""
+    device = Device(server=socket_path, budget=BUDGET)
+    pages = device.zeros((N_WORDS // 512, 512), np.int64)
+    child = os.fork()
+    n_wrong, truth = 0, np.zeros(pages.shape, np.int64)
+    draw = np.random.default_rng(seed + (child == 0))
+    mine = range(1 if child == 0 else 0, len(pages), 2)
+    if child:
+        line.send("ready")
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        page = mine[int(draw.integers(len(mine)))]
+        n_wrong += not np.array_equal(pages[page], truth[page])
+        truth[page] = pages[page] = draw.integers(1, 1 << 40, 512)
+    n_wrong += int((pages[mine.start :: 2] != truth[mine.start :: 2]).any(axis=1).sum())
+    if child == 0:
+        os._exit(min(n_wrong, 99))
+    line.send(n_wrong)
+    line.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    line.receive()  # stay until told
+
+
 def kill(server: LocalServer) -> None:
     os.kill(server.pid, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
@@ -119,6 +142,23 @@ def test_a_forked_child_waits_for_the_successor_and_reads_no_zeros(path: Path, s
         servers.append(LocalServer(path, ["--takeover"]))
         assert owner.line.receive() == 0, "the child found other bytes"
         assert owner.line.receive() is True
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_forked_child_that_computes_too_while_servers_are_killed_finds_every_byte(
+    path: Path, servers: list[LocalServer], seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    with Child(compute_with_child, str(path), seed) as owner:
+        assert owner.line.receive() == "ready"
+        for _ in range(4):
+            time.sleep(float(draw.uniform(0.05, 0.6)))
+            kill(servers[-1])
+            servers.append(LocalServer(path, ["--takeover"]))
+        assert owner.line.receive() == 0, "the owner found wrong bytes"
+        assert owner.line.receive() == 0, "the child found wrong bytes"
+        owner.line.send("end")
 
 
 def test_without_being_asked_to_a_new_server_leaves_them_alone_and_says_what_to_do(
