@@ -216,6 +216,17 @@ class ArenaPages:
             self.swap.free(unit, n)
         self.swap_is_full = self.swap_is_full and not copies
 
+    def drop_spare_copies(self) -> bool:
+        """Give up the copies in swap of resident pages, which are spare as long as there is room; True if any were.
+
+        Their pages count as dirty from now on. That they stay write-protected costs a fault and changes nothing.
+        """
+        table = self.table
+        spare = np.flatnonzero((table.states == _RESIDENT) & (table.units != 0))
+        if len(spare):
+            self.drop_copies(spare)
+        return len(spare) > 0
+
     def clean(self, page: int) -> bool:
         """Tell whether a resident page has a valid copy in swap; then stores to it must be heard."""
         return self.table.unit[page] != 0

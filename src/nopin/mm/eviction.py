@@ -139,7 +139,7 @@ def _save(arena: ArenaPages, pages: Pages) -> Generator[Effect, Any, Pages]:
 
 
 def _allocate(arena: ArenaPages, encoded: Sequence[Encoded]) -> list[int]:
-    """Find space for as many as there is: all in a row, or one by one. Says so when it is full."""
+    """Find space for as many as there is: all in a row, or one by one; spare copies make way. Says when it is full."""
     swap = arena.swap
     sizes = [n_units(each.stored) for each in encoded]
     first = swap.allocate(sum(sizes))
@@ -148,6 +148,8 @@ def _allocate(arena: ArenaPages, encoded: Sequence[Encoded]) -> list[int]:
     units: list[int] = []
     for size in sizes:
         unit = swap.allocate(size)
+        if unit is None and arena.drop_spare_copies():
+            unit = swap.allocate(size)
         if unit is None:
             arena.counts.swap_full += 1
             if not arena.swap_is_full:

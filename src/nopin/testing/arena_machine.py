@@ -101,7 +101,15 @@ class ArenaMachine:
         n_most_resident: the most pages that were in the file at once.
     """
 
-    def __init__(self, n_pages: int, budget: int, n_mappers: int = 2, swap_limit_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        n_pages: int,
+        budget: int,
+        n_mappers: int = 2,
+        swap_limit_bytes: int = 1 << 30,
+        *,
+        compress: bool = True,
+    ) -> None:
         self.n_pages = n_pages
         self.memory = np.full(n_pages * PAGE_BYTES, GONE, np.uint8)
         self.present = np.zeros(n_pages, np.bool_)
@@ -114,6 +122,7 @@ class ArenaMachine:
         self.n_most_resident = 0
         self.lost: set[int] = set()
         self._swap_limit_bytes = swap_limit_bytes
+        self._compress = compress
         self._boot(budget)
 
     def _boot(self, budget: int) -> None:
@@ -126,7 +135,7 @@ class ArenaMachine:
         self.table = PageTable(self.n_pages, self.shared)
         self.swap = SwapSpace(self._swap_limit_bytes)
         news = News(pages_lost=self.lost.add)
-        settings = PagerSettings(patience_ns=0, fault_around_pages=4)
+        settings = PagerSettings(compress=self._compress, patience_ns=0, fault_around_pages=4)
         self.pager = Pager(self.table, self.swap, self.budget, self.notifiers, self, settings, news)
         self.mirror = Mirror(self.notifiers, self.pager, self.n_pages)
 
