@@ -112,6 +112,19 @@ def test_packets_arrive_whole_in_order_with_good_icrc(open_link: OpenLink, addre
     assert near.statistics()["bytes_sent"] == far.statistics()["bytes_received"] == sum(sizes)
 
 
+def test_many_that_wait_are_taken_together_after_some_that_came_alone(open_link: OpenLink) -> None:
+    near, far = open_link(), open_link()
+    path = Path(near.endpoint, far.endpoint)
+    for _ in range(3):
+        near.send(make_batch(path, [20]), 0)
+        assert collect(far, 1)[2] == [1]
+    near.send(make_batch(path, [20] * 40, per_segment=1), 0)
+    psns, _, batches = collect(far, 40)
+    assert psns == list(range(40))
+    assert batches[0] == 1
+    assert max(batches) > 20, "each was received by a call of its own"
+
+
 def test_last_packet_of_a_segment_may_be_shorter(open_link: OpenLink) -> None:
     near, far = open_link(), open_link()
     path = Path(near.endpoint, far.endpoint)
