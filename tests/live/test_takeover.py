@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nopin import Device
+from nopin import Device, attach
 from nopin.lab.child import Child
 from nopin.lab.line import Line
 from nopin.lab.servers import LocalServer
@@ -185,3 +185,51 @@ def test_an_owner_that_is_gone_leaves_nothing_to_take_over(path: Path, servers: 
     servers.append(LocalServer(path))
     with Device(server=str(path)) as device:
         assert not [row for row in device.stat() if row["kind"] == "arena"]
+
+
+def test_a_server_stopped_in_order_leaves_its_arenas_to_the_next_and_says_so(
+    path: Path, servers: list[LocalServer]
+) -> None:
+    with Child(compute, str(path), 7) as owner:
+        assert owner.line.receive() == "ready"
+        os.kill(servers[-1].pid, signal.SIGTERM)
+        os.waitpid(servers[-1].pid, 0)
+        assert "--takeover" in path.with_suffix(".log").read_text()
+        servers.append(LocalServer(path, ["--takeover"]))
+        assert owner.line.receive() == "right"
+        owner.line.receive()
+        owner.line.send("end")
+
+
+def own_server(line: Line[Any], runtime: str) -> None:
+    """The library starts the server; it is killed, and only its keeper can bring the next one."""
+    os.environ["XDG_RUNTIME_DIR"] = runtime
+    device = Device(budget=BUDGET)
+    array = device.zeros(N_WORDS, np.int64)
+    array[:] = np.arange(N_WORDS)
+    line.send(device.info.server_pid)
+    line.receive()  # it is killed now
+    line.send(bool((array == np.arange(N_WORDS)).all()))
+    again = Device()
+    share = again.share(array)
+    line.send([again.info.server_pid, share.url])
+    line.receive()
+
+
+@pytest.mark.timeout(90)
+def test_a_server_of_the_library_gets_a_successor_by_itself_and_the_array_can_be_shared_again(tmp_path: Path) -> None:
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    with Child(own_server, str(runtime)) as owner:
+        pid = owner.line.receive()
+        os.kill(pid, signal.SIGKILL)
+        owner.line.send("killed")
+        assert owner.line.receive(60.0) is True
+        next_pid, url = owner.line.receive(60.0)
+        assert next_pid != pid
+        with attach(url) as remote:
+            part = remote[12345:12845]
+            assert np.array_equal(part, np.arange(12345, 12845))
+            remote[7] = -7
+            assert remote[6:9].tolist() == [6, -7, 8]
+        owner.line.send("end")
