@@ -6,6 +6,7 @@ which others of its tree hold asks them to give back (`Pressure`).
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -124,6 +125,8 @@ class ArenaMaker:
         sizes = entry.n_pages * PAGE_BYTES, PageTable.bytes_needed(entry.n_pages)
         if entry.n_pages <= 0 or (os.fstat(memory_fd).st_size, os.fstat(table_fd).st_size) != sizes:
             raise UsageError("its files are of another size")
+        if not all(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK for fd in (memory_fd, table_fd)):
+            raise UsageError("its files can be cut short, which would end whoever has them mapped")
         return self._assemble(entry, memory_fd, table_fd, SwapFile.adopt(swap_fd), store, parent)
 
     def _assemble(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from nopin.linux.fd_store import FdStore
+from nopin.linux.fd_store import LABEL_BYTES_MAX, FdStore
 
 VERSION = 1
 
@@ -85,8 +85,12 @@ class ArenaStore:
 
     def put_mapper(self, entry: MapperEntry, fds: list[int]) -> None:
         """Say how a process maps it. Where there is no room, a successor will not know, which is counted."""
+        label = _encode(entry)
+        if len(label) > LABEL_BYTES_MAX:  # a process may cut its mapping into as many pieces as it likes
+            self.n_refused += 1
+            return
         try:
-            self._store.put(_encode(entry), fds)
+            self._store.put(label, fds)
         except OSError:
             self.n_refused += 1
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 
+from nopin.control.packets import close_all
 from nopin.errors import HostLacks, UsageError
 from nopin.linux.fd_store import FdStore
 from nopin.linux.paging_uffd import PagingUffd
@@ -66,7 +67,14 @@ def _take_over(core: Core, record: Record) -> bool:
 
 def _restore(core: Core, left: Left, store: ArenaStore) -> Arena:
     maker = core.arena_maker
-    parts = maker.adopt(left.entry, left.fds, store, maker.client_budget())
+    try:
+        parts = maker.adopt(left.entry, left.fds, store, maker.client_budget())
+    except BaseException:
+        close_all(left.fds)
+        for mapped in left.mappers:
+            close_all(mapped.fds)
+        store.close()
+        raise
     arena = core.arenas.create(left.entry.name, parts)
     core.iommu.attach(parts.device)
     arena.wanted = False  # nobody's connection is behind it
