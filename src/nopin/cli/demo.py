@@ -10,6 +10,7 @@ from rich.table import Table
 
 from nopin.cli.output import data, put, put_json, say, talk
 from nopin.lab.demo import COHERENT, DISCIPLINES, WORK_BYTES, DemoFigures, DisciplineFigures, run_demo
+from nopin.lab.demo_managed import ManagedFigures
 from nopin.lab.demo_owner import HAZARDS
 from nopin.units import format_bytes
 
@@ -57,7 +58,8 @@ def _run(seed: int | None) -> DemoFigures:
 
         figures = run_demo(advance, seed=seed)
         for name in figures.left_out:
-            bars.remove_task(tasks[name])
+            if name in tasks:
+                bars.remove_task(tasks[name])
     return figures
 
 
@@ -98,9 +100,19 @@ def _marked(outcome: str) -> str:
 
 
 def sentences(figures: DemoFigures) -> list[str]:
-    """Say in two sentences what was shown; they follow from the figures."""
+    """Say in a sentence each what was shown; they follow from the figures."""
     on_demand = figures.disciplines["on_demand"]
-    return [_work_sentence(on_demand, figures.disciplines.get("pinned")), _hazard_sentence(figures)]
+    said = [_work_sentence(on_demand, figures.disciplines.get("pinned")), _hazard_sentence(figures)]
+    return said if figures.managed is None else [*said, _managed_sentence(figures.managed)]
+
+
+def _managed_sentence(managed: ManagedFigures) -> str:
+    return (
+        f"Managed, an array of {format_bytes(managed.array_bytes)} was filled by its owner, read and written by a peer "
+        f"and added up by an accelerator with at most {format_bytes(managed.resident_bytes_max)} resident of "
+        f"{format_bytes(managed.budget_bytes)} allowed: {managed.page_faults} page faults, {managed.evicted_pages} "
+        f"pages evicted, {managed.bytes_wrong} of {managed.bytes_verified} bytes wrong."
+    )
 
 
 def _work_sentence(on_demand: DisciplineFigures, pinned: DisciplineFigures | None) -> str:

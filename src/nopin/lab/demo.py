@@ -8,6 +8,7 @@ the owner does to a few pages what any program may do to its memory at any time,
 from __future__ import annotations
 
 import math
+import os
 import secrets
 import tempfile
 import time
@@ -19,11 +20,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from nopin.errors import HostLacks
 from nopin.lab import demo_owner
 from nopin.lab.child import Child
+from nopin.lab.demo_managed import ManagedFigures, run_managed
 from nopin.lab.demo_owner import HAZARDS, OLD
 from nopin.lab.pattern import WORD_BYTES, count_wrong_bytes, pattern
 from nopin.lab.servers import LocalServer
+from nopin.linux.paging_uffd import open_paging
 from nopin.verbs.attach import attach
 from nopin.verbs.device import Device
 from nopin.verbs.remote import RemoteArray
@@ -65,20 +69,27 @@ class DisciplineFigures(msgspec.Struct, kw_only=True):
 
 
 class DemoFigures(msgspec.Struct, kw_only=True):
-    """What the demo shows; `left_out` names disciplines this host forbids, with its reason."""
+    """What the demo shows.
+
+    Attributes:
+        managed: the second part; None where the host forbids it.
+        left_out: names disciplines, or "managed", that this host forbids, with its reason.
+    """
 
     work_bytes: int
     seed: int
     seconds: float
     disciplines: dict[str, DisciplineFigures]
     left_out: dict[str, str]
+    managed: ManagedFigures | None = None
 
     @property
     def as_promised(self) -> bool:
-        """Whether no byte was wrong, and nothing stale on demand."""
+        """Whether no byte was wrong, nothing stale on demand, and managed memory kept to its budget."""
         on_demand = self.disciplines["on_demand"]
         n_wrong = sum(figures.bytes_wrong for figures in self.disciplines.values())
-        return n_wrong == 0 and set(on_demand.hazards.values()) == {COHERENT}
+        managed = self.managed is None or self.managed.as_promised
+        return n_wrong == 0 and set(on_demand.hazards.values()) == {COHERENT} and managed
 
 
 def run_demo(progress: Progress, *, work_bytes: int = WORK_BYTES, seed: int | None = None) -> DemoFigures:
@@ -108,8 +119,24 @@ def run_demo(progress: Progress, *, work_bytes: int = WORK_BYTES, seed: int | No
                 figures.left_out[name] = outcome
             else:
                 figures.disciplines[name] = outcome
+        try:
+            _try_paging()
+        except HostLacks as lacking:
+            figures.left_out["managed"] = str(lacking)
+        else:
+            figures.managed = run_managed(device, str(owner_server.socket_path), figures.seed)
     figures.seconds = time.perf_counter() - start
     return figures
+
+
+def _try_paging() -> None:
+    """Try whether this host lets a process have its faults served.
+
+    Raises:
+        HostLacks: it does not.
+    """
+    fd, _ = open_paging()
+    os.close(fd)
 
 
 def _one_discipline(
