@@ -123,12 +123,7 @@ class PagedArena:
 
     def run(self, procedure: Procedure[T]) -> T:
         """Carry a procedure out, start to end."""
-        try:
-            while True:
-                assert isinstance(next(procedure), ReadSwap | Quiesce | Backoff)
-        except StopIteration as end:
-            result: T = end.value
-            return result
+        return run_through(procedure)
 
     def evict_now(self, *pages: int) -> None:
         """Evict pages, or all that are resident."""
@@ -148,3 +143,13 @@ class PagedArena:
         self.resident.discard(page)
         self.dirty.discard(page)
         self.memory[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = GONE
+
+
+def run_through(procedure: Procedure[T]) -> T:
+    """Carry a procedure of a paged arena out, start to end."""
+    try:
+        while True:
+            assert isinstance(next(procedure), ReadSwap | Quiesce | Backoff)
+    except StopIteration as end:
+        result: T = end.value
+        return result

@@ -34,6 +34,7 @@ from nopin.nic.rings import CompletionConsumer, CompletionProducer, WorkConsumer
 from nopin.nic.wire.batch import Endpoint, PacketBatch, Path, TxBatch
 from nopin.nic.wire.gid import gid_of
 from nopin.testing.memory_space import MemorySpace
+from nopin.testing.paged_arena import run_through
 
 ALL_RIGHTS = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ | Access.REMOTE_ATOMIC
 
@@ -247,11 +248,13 @@ def batch_of(packets: list[bytes], path: Path) -> PacketBatch:
 
 
 def answer_faults(side: Side, now: int) -> bool:
-    """Do what the workers do: fault the pages in and resume who waited."""
+    """Do what workers and pagers do: fault the pages in and resume who waited."""
     for request in side.iommu.take_requests():
         space = side.iommu.space(request.pasid)
         assert space is not None
         side.iommu.respond(request, space.fault(request.start, request.end, write=request.write))
+    for fault in side.iommu.take_faults():
+        run_through(fault.procedure)
     woken = side.iommu.take_wakeups()
     side.nic.resume(woken, now)
     return bool(woken)
