@@ -227,7 +227,7 @@ def test_a_server_of_the_library_gets_a_successor_by_itself_and_the_array_can_be
         assert owner.line.receive(60.0) is True
         next_pid, url = owner.line.receive(60.0)
         assert next_pid != pid
-        with attach(url) as remote:
+        with Device(server=str(runtime / "nopin" / "server.sock")) as device, attach(url, device=device) as remote:
             part = remote[12345:12845]
             assert np.array_equal(part, np.arange(12345, 12845))
             remote[7] = -7
