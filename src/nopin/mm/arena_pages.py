@@ -2,6 +2,10 @@
 
 Procedures run one at a time and yield only at effects; between two yields everything here is consistent. A procedure
 that needs pages to stay as they are across a yield marks them busy, with a gate that it opens when it is done.
+
+Whoever gives pages up must have them at once: a process that said so goes on, and what it stores next must find the
+old bytes gone. So it *claims* them also where they are on their way already, waits for those before it, and has them
+busy without a gap. A claimed page on its way in is not put into the file any more.
 """
 
 from __future__ import annotations
@@ -154,17 +158,43 @@ class ArenaPages:
 
     def begin_transit(self, pages: Pages) -> Transit:
         """Mark pages busy. Requires: none is."""
-        states = self.table.states
-        assert not (states[pages] & BUSY).any()
-        states[pages] |= BUSY
+        assert not (self.table.states[pages] & BUSY).any()
+        return self.claim(pages)
+
+    def claim(self, pages: Pages) -> Transit:
+        """Mark pages busy; those that are so already are to be waited for: see `gate_before`."""
+        self.table.states[pages] |= BUSY
         transit = Transit(pages)
         self._transits.append(transit)
         return transit
 
+    def gate_before(self, transit: Transit) -> Gate | None:
+        """Return the gate of an earlier transit of some of the same pages; None: they are this one's now."""
+        for other in self._transits:
+            if other is transit:
+                break
+            if len(_common(other.pages, transit.pages)):
+                return other.gate
+        return None
+
+    def n_unclaimed(self, transit: Transit) -> int:
+        """Count the pages before the first that somebody waits to give up. Requires: the pages are one run."""
+        first, n = int(transit.pages[0]), len(transit.pages)
+        for other in self._transits:
+            if other is not transit:
+                at = int(np.searchsorted(other.pages, first))
+                n = min(n, int(other.pages[at]) - first) if at < len(other.pages) else n
+        return n
+
     def end_transit(self, transit: Transit) -> Gate:
-        """Take the mark off; returns the gate, to be opened by the caller's next effect."""
-        self.table.states[transit.pages] &= ~np.uint8(BUSY)
+        """Take the mark off what nobody else claims; returns the gate, to be opened by the caller's next effect."""
         self._transits.remove(transit)
+        settled = transit.pages
+        for other in self._transits:
+            claimed = _common(settled, other.pages)
+            if len(claimed):
+                settled = np.setdiff1d(settled, claimed, assume_unique=True)
+        self.table.states[settled] &= ~np.uint8(BUSY)
         return transit.gate
 
     def gate_of(self, page: int) -> Gate:
@@ -175,12 +205,9 @@ class ArenaPages:
                 return transit.gate
         raise AssertionError(f"page {page} is busy and nobody moves it")
 
-    def any_gate(self, run: PageRun | None = None) -> Gate | None:
-        """Return the gate of some transit, if there is one (that concerns the run, if given)."""
-        for transit in self._transits:
-            if run is None or _meets(transit.pages, run):
-                return transit.gate
-        return None
+    def any_gate(self) -> Gate | None:
+        """Return the gate of some transit, if there is one."""
+        return self._transits[0].gate if self._transits else None
 
     # Coming, going, changing
 
@@ -233,8 +260,10 @@ class ArenaPages:
 
     def lose(self, page: int) -> None:
         """The bytes of a page cannot be had any more. Its space in swap is given back."""
-        self.drop_copies(np.array([page]))
-        self.table.lose(page)
+        unit, n = self.table.unit[page], n_units(int(self.table.stored[page]))
+        self.table.lose(page)  # at once: with no entry at all, a successor would take the page for zeros
+        self.swap.free(unit, n)
+        self.swap_is_full = False
         self.counts.lost += 1
         self.news.pages_lost(page)
 
@@ -242,6 +271,8 @@ class ArenaPages:
         return self.table.units[pages].tolist(), self.table.stored[pages].tolist()
 
 
-def _meets(pages: Pages, run: PageRun) -> bool:
-    at = int(np.searchsorted(pages, run.first))
-    return at < len(pages) and int(pages[at]) < run.end
+def _common(some: Pages, others: Pages) -> Pages:
+    """Return the pages in both."""
+    if not len(some) or not len(others) or some[-1] < others[0] or others[-1] < some[0]:
+        return some[:0]
+    return np.intersect1d(some, others, assume_unique=True)

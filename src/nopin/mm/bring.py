@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Generator
+from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,20 +39,35 @@ class Came(NamedTuple):
     reason: Reason | None = None
 
 
+class Effort(Enum):
+    """What room is worth."""
+
+    DEMAND = "a thread waits at the page: try for as long as the settings say"
+    DEVICE = "pages are held for it, and perhaps for others that wait for these: better let go of all, and try again"
+    AHEAD = "nobody needs it yet: displace nothing that proved to be wanted, and do not wait"
+
+
 _FIRST_WAIT_NS = 200 * US_NS
 _LAST_WAIT_NS = 20_000 * US_NS
+_HOLDING_NS = 1_000 * US_NS
+"""How long a device fault waits with pages held while others hold pages too."""
 
 
-def make_room(arena: ArenaPages, n: int, *, hot: bool = True) -> Generator[Effect, Any, Reason | None]:
+def make_room(arena: ArenaPages, n: int, effort: Effort) -> Generator[Effect, Any, Reason | None]:
     """Evict until `n` more pages fit; returns why that cannot be, or None.
+
+    When nothing can leave, all is held for parked accesses, or refused by a device, or room is missing further up:
+    each of it passes. Only with swap full, and nothing to be dropped, waiting is no use.
 
     Requires: the caller charges them before its next effect.
     """
     budget = arena.budget
-    waited_ns, wait_ns = 0, _FIRST_WAIT_NS
+    waited_ns, wait_ns, n_tried = 0, _FIRST_WAIT_NS, 0
     while budget.room < n:
+        if n > budget.limit:
+            return Reason.NO_ROOM
         wanted = max(n - budget.room, batch_pages(budget.limit))
-        if (yield from evict(arena, wanted, hot=hot)):
+        if (yield from evict(arena, wanted, hot=effort is not Effort.AHEAD)):
             continue
         if budget.room >= n:
             break
@@ -59,19 +75,24 @@ def make_room(arena: ArenaPages, n: int, *, hot: bool = True) -> Generator[Effec
         if gate is not None:
             yield Pause(gate)
             continue
+        n_tried += wanted
         if arena.swap_is_full:
+            if n_tried < budget.n_used:
+                continue  # these need a copy; others may be clean, or zeros
             return Reason.SWAP_FULL
-        if budget.parent is None or budget.n_pages - budget.n_used < n or waited_ns >= arena.settings.patience_ns:
+        if effort is Effort.AHEAD or waited_ns >= arena.settings.patience_ns:
             return Reason.NO_ROOM
-        arena.news.pressure()  # other arenas hold what is missing
+        if effort is Effort.DEVICE and waited_ns >= _HOLDING_NS and arena.residency.n_held:
+            return Reason.BUSY
+        arena.news.pressure()  # perhaps other arenas hold what is missing
         yield Backoff(wait_ns)
         waited_ns, wait_ns = waited_ns + wait_ns, min(2 * wait_ns, _LAST_WAIT_NS)
     return None
 
 
-def bring_zeros(arena: ArenaPages, run: PageRun, mapper: Mapper, *, hot: bool = True) -> Generator[Effect, Any, Came]:
+def bring_zeros(arena: ArenaPages, run: PageRun, mapper: Mapper, effort: Effort) -> Generator[Effect, Any, Came]:
     """Make EMPTY pages resident and map them."""
-    reason = yield from make_room(arena, run.n, hot=hot)
+    reason = yield from make_room(arena, run.n, effort)
     if reason is not None:
         return Came(0, reason)
     if arena.state[run.first] != PageState.EMPTY:
@@ -104,13 +125,13 @@ def _placed(arena: ArenaPages, run: PageRun, outcome: Outcome) -> Generator[Effe
 
 
 def bring_swapped(
-    arena: ArenaPages, run: PageRun, mapper: Mapper, *, write: bool, hot: bool = True
+    arena: ArenaPages, run: PageRun, mapper: Mapper, effort: Effort, *, write: bool
 ) -> Generator[Effect, Any, Came]:
     """Make SWAPPED pages resident and map them.
 
     With `write` they count as dirty. Of damaged pages the first ends the run; itself the first, it is LOST afterwards.
     """
-    reason = yield from make_room(arena, run.n, hot=hot)
+    reason = yield from make_room(arena, run.n, effort)
     if reason is not None:
         return Came(0, reason)
     if arena.state[run.first] != PageState.SWAPPED:
@@ -120,16 +141,16 @@ def bring_swapped(
     arena.budget.charge(run.n)
     transit = arena.begin_transit(pages)
     data, n_good = yield from _read(arena, pages)
-    if n_good == 0:
-        arena.budget.charge(-run.n)
-        gate = arena.end_transit(transit)
+    n_wanted = arena.n_unclaimed(transit)
+    if n_wanted and not n_good:
         arena.lose(run.first)
-        yield Open(gate)
+    n_good = min(n_good, n_wanted)
+    arena.budget.charge(n_good - run.n)
+    if not n_good:
+        yield Open(arena.end_transit(transit))
         return Came(0)
     good = PageRun(run.first, n_good)
-    arena.budget.charge(n_good - run.n)
     outcome: Outcome = yield Fill(good, data[: n_good * PAGE_BYTES], mapper, not write)
-    gate = arena.end_transit(transit)
     came = yield from _placed(arena, good, outcome)
     if write or outcome.errno == errno.EEXIST:
         resident = pages[:n_good][arena.table.states[pages[:n_good]] == PageState.RESIDENT]
@@ -137,7 +158,7 @@ def bring_swapped(
         if len(written):
             arena.drop_copies(written)
     arena.counts.swapped_in += n_good
-    yield Open(gate)
+    yield Open(arena.end_transit(transit))
     return came
 
 
@@ -152,6 +173,9 @@ def _read(arena: ArenaPages, pages: Pages) -> Generator[Effect, Any, tuple[Bytes
         end = _adjoining(units, stored, at)
         length = (units[end - 1] + n_units(stored[end - 1]) - units[at]) * UNIT_BYTES
         found = yield ReadSwap(units[at] * UNIT_BYTES, length)
+        if isinstance(found, int) and end > at + 1:  # some of them cannot be read; the one needed first perhaps can
+            end, length = at + 1, n_units(stored[at]) * UNIT_BYTES
+            found = yield ReadSwap(units[at] * UNIT_BYTES, length)
         if isinstance(found, int):
             arena.counts.swap_errors += 1
             return whole, at

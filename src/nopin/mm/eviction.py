@@ -31,7 +31,7 @@ from nopin.mm.arena_pages import ArenaPages, Transit
 from nopin.mm.causes import Cause
 from nopin.mm.effects import Effect, Open, PageRun, Procedure, Punch, Quiesce, Unprotect, WriteProtect, WriteSwap
 from nopin.mm.notifier import Bracket
-from nopin.mm.page_table import PageState
+from nopin.mm.page_table import BUSY, PageState
 from nopin.mm.residency import BATCH_PAGES, Pages, runs_of
 from nopin.mm.space import Bytes
 from nopin.mm.swap import UNIT_BYTES, Encoded, encode, n_units
@@ -197,8 +197,8 @@ def _give_frames_back(arena: ArenaPages, pages: Pages) -> Generator[Effect, Any,
 def _settle(arena: ArenaPages, transit: Transit, stayed: Pages, gone: Pages) -> Generator[Effect, Any, None]:
     """Make the table say what is, let the pages that stayed be written again, open the gate."""
     table = arena.table
+    table.states[gone] = np.where(table.units[gone] != 0, PageState.SWAPPED, PageState.EMPTY) | BUSY
     gate = arena.end_transit(transit)
-    table.states[gone] = np.where(table.units[gone] != 0, PageState.SWAPPED, PageState.EMPTY)
     arena.residency.evicted(gone)
     arena.residency.spared(stayed)
     arena.budget.charge(-len(gone))

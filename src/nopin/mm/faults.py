@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from nopin.mm.arena_pages import ArenaPages
-from nopin.mm.bring import Came, bring_swapped, bring_zeros
+from nopin.mm.bring import Came, Effort, bring_swapped, bring_zeros
 from nopin.mm.device_faults import FaultPages
 from nopin.mm.effects import (
     SERVER,
@@ -43,7 +43,7 @@ from nopin.mm.effects import (
 )
 from nopin.mm.page_table import BUSY, PageState
 from nopin.mm.readahead import Ahead
-from nopin.mm.residency import BATCH_PAGES
+from nopin.mm.residency import BATCH_PAGES, runs_of
 from nopin.mm.space import Reason
 
 _EMPTY, _RESIDENT, _LOST = (
@@ -76,7 +76,10 @@ def first_touched(arena: ArenaPages, effect: Zero, outcome: Outcome) -> bool:
     """Take note of what became of `first_touch`. False: it is no such simple case; answer it with `cpu_fault`."""
     run = effect.pages
     if outcome[1]:
-        arena.budget.charge(-run.n)
+        n_done = outcome[0]
+        arena.budget.charge(n_done - run.n)
+        if n_done:
+            arena.arrived(PageRun(run.first, n_done))
         return False
     arena.arrived(run)
     arena.counts.faults_zero += 1
@@ -126,10 +129,10 @@ def _bring_ahead(
     counts = arena.counts
     if arena.state[page] == _EMPTY:
         counts.faults_zero += 1
-        came = yield from bring_zeros(arena, run, mapper)
+        came = yield from bring_zeros(arena, run, mapper, Effort.DEMAND)
     else:
         counts.faults_swap += 1
-        came = yield from bring_swapped(arena, run, mapper, write=write)
+        came = yield from bring_swapped(arena, run, mapper, Effort.DEMAND, write=write)
     counts.readahead += max(0, came.n - 1)
     if came.n and ahead.stride != 1:
         yield from _bring_strided(arena, mapper, page, ahead.n, ahead.stride)
@@ -142,9 +145,9 @@ def _bring_strided(arena: ArenaPages, mapper: Mapper, page: int, n: int, stride:
         if not 0 <= at < arena.table.n_pages or arena.budget.room <= 0:
             return
         if arena.state[at] == _EMPTY:
-            yield from bring_zeros(arena, PageRun(at, 1), mapper)
+            yield from bring_zeros(arena, PageRun(at, 1), mapper, Effort.AHEAD)
         elif arena.state[at] == PageState.SWAPPED:
-            yield from bring_swapped(arena, PageRun(at, 1), mapper, write=False)
+            yield from bring_swapped(arena, PageRun(at, 1), mapper, Effort.AHEAD, write=False)
         arena.counts.readahead += 1
 
 
@@ -205,40 +208,70 @@ def _refuse(arena: ArenaPages, mapper: Mapper, page: int) -> Generator[Effect, A
 
 
 def device_fault(arena: ArenaPages, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
-    """Bring pages into the file and hold them; see `DeviceFaults`."""
+    """Bring pages into the file and hold them; see `DeviceFaults`.
+
+    What is there is held at once, so that room for the others is not made among them.
+    """
     at, end, state = pages.first, pages.end, arena.state
-    counts = arena.counts
+    held = _Holds(arena, pages)
+    held.hold(pages.n)
     while at < end:
         code = state[at]
         if code & BUSY:
-            counts.coalesced += 1
+            arena.counts.coalesced += 1
             yield Pause(arena.gate_of(at))
             continue
-        if code == _LOST:
-            return FaultPages(at - pages.first, Reason.LOST)
         if code == _RESIDENT:
             run = PageRun(at, arena.table.run_length(at, end - at))
             if write:
                 arena.dirtied(run)
-            arena.residency.hold(run)
             at = run.end
+            held.hold(at - pages.first)
             continue
-        came = yield from _bring_for_device(arena, PageRun(at, end - at), write=write)
+        if code == _LOST:
+            return held.give_up(at, Reason.LOST)
+        came = yield from _bring_for_device(arena, PageRun(at, end - at), Effort.DEVICE, write=write)
+        if came.reason is Reason.BUSY and pages.n > arena.budget.limit:
+            return held.give_up(at, Reason.NO_ROOM)  # it is in its own way
         if came.reason is not None:
-            counts.refused += 1
-            return FaultPages(at - pages.first, came.reason)
+            return held.give_up(at, came.reason)
     return FaultPages(pages.n)
 
 
+class _Holds:
+    """What of a run one device fault holds: each page once, whatever happens to it meanwhile."""
+
+    def __init__(self, arena: ArenaPages, pages: PageRun) -> None:
+        self._arena = arena
+        self._pages = pages
+        self._is_held = np.zeros(pages.n, np.bool_)
+
+    def hold(self, n: int) -> None:
+        """Hold what is resident among the first `n` pages."""
+        first = self._pages.first
+        there = self._arena.table.states[first : first + n] == _RESIDENT
+        for run in runs_of(np.flatnonzero(there & ~self._is_held[:n])):
+            self._arena.residency.hold(PageRun(first + run.first, run.n))
+        self._is_held[:n] |= there
+
+    def give_up(self, at: int, reason: Reason) -> FaultPages:
+        """Let go of what lies behind page `at`, which cannot be had."""
+        first = self._pages.first
+        self._arena.counts.refused += reason is not Reason.BUSY
+        for run in runs_of(at - first + np.flatnonzero(self._is_held[at - first :])):
+            self._arena.residency.unhold(PageRun(first + run.first, run.n))
+        return FaultPages(at - first, reason)
+
+
 def _bring_for_device(
-    arena: ArenaPages, wanted: PageRun, *, write: bool, hot: bool = True
+    arena: ArenaPages, wanted: PageRun, effort: Effort, *, write: bool
 ) -> Generator[Effect, Any, Came]:
     n_most = min(wanted.n, BATCH_PAGES, max(1, arena.budget.limit // 4))
     run = PageRun(wanted.first, arena.table.run_length(wanted.first, n_most))
     arena.counts.faults_device += run.n
     if arena.state[run.first] == _EMPTY:
-        return (yield from bring_zeros(arena, run, SERVER, hot=hot))
-    return (yield from bring_swapped(arena, run, SERVER, write=write, hot=hot))
+        return (yield from bring_zeros(arena, run, SERVER, effort))
+    return (yield from bring_swapped(arena, run, SERVER, effort, write=write))
 
 
 def prefetch(arena: ArenaPages, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
@@ -257,7 +290,7 @@ def prefetch(arena: ArenaPages, pages: PageRun, *, write: bool) -> Procedure[Fau
             at = run.end
         else:
             before = arena.counts.faults_device
-            came = yield from _bring_for_device(arena, PageRun(at, end - at), write=write, hot=False)
+            came = yield from _bring_for_device(arena, PageRun(at, end - at), Effort.AHEAD, write=write)
             arena.counts.prefetched += came.n
             arena.counts.faults_device = before
             if came.reason is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from nopin.mm.arena_pages import ArenaPages, Transit
 from nopin.mm.causes import Cause
 from nopin.mm.effects import Backoff, Effect, Open, PageRun, Pause, Present, Procedure, Punch, Quiesce, Unprotect
-from nopin.mm.page_table import PageState
+from nopin.mm.page_table import BUSY, PageState
 from nopin.mm.residency import Pages, runs_of
 from nopin.ranges import Range
 from nopin.units import US_NS
@@ -26,11 +26,9 @@ _ZAPPED_WITHIN_NS = 20_000 * US_NS
 
 def discard(arena: ArenaPages, pages: PageRun) -> Procedure[None]:
     """Make pages read as zeros; frames and swap are free afterwards."""
-    yield from _wait_for_transits(arena, pages)
-    used = _used(arena, pages)
-    transit = arena.begin_transit(used)
+    transit = yield from _claim(arena, pages)
     yield from _let_go(arena, pages)
-    yield from _forget(arena, pages, transit)
+    yield from _forget(arena, transit)
 
 
 def removed(arena: ArenaPages, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
@@ -43,27 +41,28 @@ def removed(arena: ArenaPages, pages: PageRun, *, dropped: bool | None) -> Proce
     """
     if dropped is False:
         return
-    yield from _wait_for_transits(arena, pages)
-    used = _used(arena, pages)
-    resident = used[arena.table.states[used] == PageState.RESIDENT]
-    if dropped is None and not len(resident):
-        return
-    transit = arena.begin_transit(used)
-    yield from _let_go(arena, pages)
-    vanished = yield from _wait_for_zap(arena, pages, resident)
+    transit = yield from _claim(arena, pages)
+    resident = _resident(arena, transit)
+    if dropped or len(resident):
+        yield from _let_go(arena, pages)
+    vanished = yield from _wait_for_zap(resident)
     if dropped or vanished:
-        yield from _forget(arena, pages, transit)  # which punches what the kernel has not come to yet
+        yield from _forget(arena, transit)  # which punches what the kernel has not come to yet
     else:
         yield Open(arena.end_transit(transit))
 
 
-def _wait_for_transits(arena: ArenaPages, pages: PageRun) -> Generator[Effect, Any, None]:
-    while (gate := arena.any_gate(pages)) is not None:
+def _claim(arena: ArenaPages, pages: PageRun) -> Generator[Effect, Any, Transit]:
+    """Take the pages that are used now, and no others: what is touched from here on for the first time is new."""
+    transit = arena.claim(pages.first + np.flatnonzero(arena.table.states[pages.first : pages.end]))
+    while (gate := arena.gate_before(transit)) is not None:
         yield Pause(gate)
+    return transit
 
 
-def _used(arena: ArenaPages, pages: PageRun) -> Pages:
-    return pages.first + np.flatnonzero(arena.table.states[pages.first : pages.end])
+def _resident(arena: ArenaPages, transit: Transit) -> Pages:
+    resident: Pages = transit.pages[arena.table.states[transit.pages] == PageState.RESIDENT | BUSY]
+    return resident
 
 
 def _let_go(arena: ArenaPages, pages: PageRun) -> Generator[Effect, Any, None]:
@@ -73,8 +72,8 @@ def _let_go(arena: ArenaPages, pages: PageRun) -> Generator[Effect, Any, None]:
     bracket.end()  # pages are busy: nothing new can be learned of them
 
 
-def _forget(arena: ArenaPages, pages: PageRun, transit: Transit) -> Generator[Effect, Any, None]:
-    """Make the busy ones of `pages` EMPTY. Others, touched for the first time meanwhile, are none of ours."""
+def _forget(arena: ArenaPages, transit: Transit) -> Generator[Effect, Any, None]:
+    """Make pages EMPTY. Their protection is lifted, and not that of others beside them, which may be clean."""
     table, used = arena.table, transit.pages
     copied = used[table.units[used] != 0]
     if len(copied):
@@ -82,16 +81,17 @@ def _forget(arena: ArenaPages, pages: PageRun, transit: Transit) -> Generator[Ef
     table.forget(used)  # lost pages too
     for run in runs_of(used):
         yield Punch(run)
+    resident = _resident(arena, transit)
+    table.states[used] = PageState.EMPTY | BUSY
     gate = arena.end_transit(transit)
-    resident = used[table.states[used] == PageState.RESIDENT]
-    table.states[used] = PageState.EMPTY
     arena.gave_up(resident)
     arena.residency.forget(used)
-    yield Unprotect(pages)
+    for run in runs_of(used):
+        yield Unprotect(run)
     yield Open(gate)
 
 
-def _wait_for_zap(arena: ArenaPages, pages: PageRun, resident: Pages) -> Generator[Effect, Any, bool]:
+def _wait_for_zap(resident: Pages) -> Generator[Effect, Any, bool]:
     """Wait until pages that were there are gone, as long as it may take; tell whether they are."""
     if not len(resident):
         return False

@@ -35,6 +35,10 @@ BATCH_PAGES = 512
 Young = Callable[[list[Range]], set[int]]
 """Asks devices which of these pages they used since they were last asked."""
 
+QUEUE_RUNS = 4096
+"""Runs in a queue before it is looked through for pages that have left."""
+
+_NONE = np.empty(0, np.int64)
 _ON_PROBATION, _PROTECTED, _RECYCLED = 1, 2, 4
 
 Pages = NDArray[np.int64]
@@ -89,6 +93,10 @@ class Residency:
     Args:
         states: (n,) uint8 of the page table, which says what is resident and not on its way.
         budget: charged by the pager, not here.
+
+    Attributes:
+        n_held: holds outstanding, over all pages.
+        n_refaults: pages that came back soon after they had left.
     """
 
     def __init__(self, states: NDArray[np.uint8], budget: Budget) -> None:
@@ -103,7 +111,9 @@ class Residency:
         self._protected: deque[PageRun] = deque()
         self._n_protected = 0
         self._n_evicted = 0
+        self._tidy_at = QUEUE_RUNS
         self.n_refaults = 0
+        self.n_held = 0
 
     @property
     def n_protected(self) -> int:
@@ -113,6 +123,8 @@ class Residency:
     def admit(self, run: PageRun) -> None:
         """Pages of a run have become resident."""
         first, n = run
+        if len(self._probation) > self._tidy_at:
+            self._tidy()
         if n == 1 and not self._shadow_one[first]:  # the common case
             self._where_one[first] = _ON_PROBATION
             self._probation.append(run)
@@ -146,17 +158,14 @@ class Residency:
     def hold(self, run: PageRun) -> None:
         """Keep pages from being chosen. Counted."""
         self._holds[run.first : run.end] += 1
+        self.n_held += run.n
 
     def unhold(self, run: PageRun) -> None:
         """End one hold."""
         holds = self._holds[run.first : run.end]
         assert (holds > 0).all(), "released more often than held"
         holds -= 1
-
-    @property
-    def n_held(self) -> int:
-        """Holds outstanding, over all pages."""
-        return int(self._holds.sum(dtype=np.int64))
+        self.n_held -= run.n
 
     def victims(self, n_most: int, young: Young, *, hot: bool) -> Pages:
         """Choose up to `n_most` pages that are resident, settled and not held; fewer only when there are no more.
@@ -166,16 +175,16 @@ class Residency:
         """
         chosen: list[Pages] = []
         n_left = n_most
-        # Each page is looked at twice at most, spared for being young and then taken, whatever runs it is in.
-        n_looks = 2 * self.budget.n_used + len(self._probation) + len(self._protected) + 1
-        while n_left > 0 and n_looks > 0:
-            if not self._probation and not (hot and self._demote()):
-                break
-            if not self._probation:  # what was demoted had left long ago
-                n_looks -= 1
-                continue
-            part, n_looked = self._look(self._probation.popleft(), n_left, young)
-            n_looks -= max(1, n_looked)
+        n_looks, last_pass = len(self._probation), False
+        while n_left > 0:
+            if n_looks <= 0 or not self._probation:  # the rest of the queue is held, or was young a moment ago
+                n_looks = self._demote_to_front() if hot else 0
+            if not n_looks:
+                if last_pass or not self._probation:
+                    break
+                n_looks, last_pass = len(self._probation), True
+            n_looks -= 1
+            part = self._look(self._probation.popleft(), n_left, young)
             n_left -= len(part)
             if len(part):
                 chosen.append(part)
@@ -187,14 +196,14 @@ class Residency:
             self._where[run.first : run.end] = _ON_PROBATION
             self._probation.append(run)
 
-    def _look(self, run: PageRun, n_most: int, young: Young) -> tuple[Pages, int]:
-        """Take victims out of a run whose turn has come; what stays is queued again. Also returns how many it saw."""
+    def _look(self, run: PageRun, n_most: int, young: Young) -> Pages:
+        """Take victims out of a run whose turn has come; what stays is queued again."""
         pages = run.first + np.flatnonzero(
             (self._states[run.first : run.end] == PageState.RESIDENT)
             & (self._where[run.first : run.end] & _ON_PROBATION != 0)
         )
         if not len(pages):
-            return pages, 0
+            return pages
         held = self._holds[pages] > 0
         for part in runs_of(pages[held]):
             self._probation.append(part)
@@ -203,12 +212,11 @@ class Residency:
             for part in reversed(runs_of(pages[n_most:])):
                 self._probation.appendleft(part)
             pages = pages[:n_most]
-        n_looked = int(held.sum()) + len(pages)
         used = young([Range(part.first, part.end) for part in runs_of(pages)]) if len(pages) else ()
         if used:
             pages = self._spare_young(pages, np.isin(pages, np.fromiter(used, np.int64)))
         self._where[pages] = 0
-        return pages, n_looked
+        return pages
 
     def _spare_young(self, pages: Pages, used: NDArray[np.bool_]) -> Pages:
         again = used & (self._where[pages] & _RECYCLED != 0)
@@ -225,20 +233,34 @@ class Residency:
         self._protected.append(run)
         self._n_protected += run.n
         while self._n_protected > PROTECTED_SHARE * self.budget.limit and len(self._protected) > 1:
-            self._demote()
+            self._probation.extend(self._demote())
 
-    def _demote(self) -> bool:
-        """Send the oldest protected run back on probation; False when there is none."""
-        if not self._protected:
-            return False
+    def _demote_to_front(self) -> int:
+        """Have the oldest protected pages looked at next; returns how many runs they are, 0 when there are none."""
+        while self._protected:
+            parts = self._demote()
+            if parts:
+                self._probation.extendleft(reversed(parts))
+                return len(parts)
+        return 0
+
+    def _demote(self) -> list[PageRun]:
+        """Take the protection off the oldest protected run; returns what is left of it, to be queued."""
         run = self._protected.popleft()
-        where = self._where[run.first : run.end]
-        pages = run.first + np.flatnonzero(where == _PROTECTED)
+        pages = run.first + np.flatnonzero(self._where[run.first : run.end] == _PROTECTED)
         self._where[pages] = _ON_PROBATION
         self._n_protected -= len(pages)
-        for part in runs_of(pages):
-            self._probation.append(part)
-        return True
+        return runs_of(pages)
+
+    def _tidy(self) -> None:
+        """Drop what has left from the queues: a program that gives up and touches for ever evicts nothing."""
+        for queue, kind in ((self._probation, _ON_PROBATION), (self._protected, _PROTECTED)):
+            pages = np.concatenate([np.arange(run.first, run.end) for run in queue] or [_NONE])
+            pages = pages[self._where[pages] & kind != 0]
+            _, first_seen = np.unique(pages, return_index=True)
+            queue.clear()
+            queue.extend(runs_of(pages[np.sort(first_seen)]))
+        self._tidy_at = 2 * len(self._probation) + QUEUE_RUNS
 
     def _leave(self, pages: Pages) -> None:
         self._n_protected -= int((self._where[pages] == _PROTECTED).sum())
@@ -246,7 +268,7 @@ class Residency:
 
 
 def runs_of(pages: Pages) -> list[PageRun]:
-    """Join sorted page numbers to runs."""
+    """Join page numbers that follow one another to runs."""
     if not len(pages):
         return []
     cuts = np.flatnonzero(np.diff(pages) != 1) + 1
