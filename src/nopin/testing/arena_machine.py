@@ -1,31 +1,38 @@
-"""One arena on a machine made of numpy arrays: frames, processes' page tables, a swap file, and the real pager.
+"""A small machine for the pager: frames, several processes' page tables, a swap file and a scheduler that interleaves.
 
-Everything the pager relies upon is here as userfaultfd and memfd behave (and as `server/arena_machine.py` uses them):
-marks of write protection that outlive their page, faults of several mappers for one page, wake-ups that find nothing.
-Threads of processes run between any two effects, as real ones do; procedures of the pager take turns only where the
-live runner lets them, at effects that wait. Who goes next is the caller's choice, so a seed replays a run.
+It keeps to what Linux does with a memfd mapped by processes that registered a userfaultfd for missing, minor and
+write-protect faults, as far as a pager can tell:
 
-Every access is checked against what was stored last. A frame given back is filled with `GONE`.
+- A touch of a page that is not mapped, or a store to a protected one, makes a *message* and puts the thread to sleep at
+  that page. Nothing but a wake-up of that page lets it try again. A message may be read long after it was true.
+- Marks of write protection outlive the page: a page that is made or mapped later is protected again.
+- Filling fails with EEXIST at a page that is there, mapping with EFAULT at a hole, and ends at the first such page.
+
+Frames given back are filled with `GONE`, so that reading through a stale translation shows. The server may look at a
+hole, which makes a page of zeros that nobody asked for (`n_silent_zeros`).
+
+Effects that may not wait are carried out at once, but after each effect `between` is called: processes run on while the
+pager works; and `after_effect`, where a test may kill the server. Those that may wait are carried out when the test, or
+its random generator, says so.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from random import Random
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nopin.iommu.mirror import Mirror
-from nopin.mm.arena_pages import News, PagerSettings
 from nopin.mm.effects import (
     SERVER,
     Backoff,
     Effect,
     Fill,
-    Gate,
     MapIn,
     Open,
     Outcome,
@@ -43,346 +50,340 @@ from nopin.mm.effects import (
     WriteSwap,
     Zero,
 )
-from nopin.mm.notifier import Notifiers
-from nopin.mm.page_table import PageTable
-from nopin.mm.pager import Pager
-from nopin.mm.residency import Budget
 from nopin.mm.space import Bytes
-from nopin.mm.swap import SwapSpace
 from nopin.units import PAGE_BYTES
 
 GONE = 0xDB
-WAITING = ReadSwap | WriteSwap | Quiesce | Pause | Backoff
+"""What frames hold that were given back."""
 
 
-@dataclass(slots=True, eq=False)
-class Access:
-    """One load or store, by a thread of a process or (mapper SERVER) by a device.
-
-    Attributes:
-        value: stored; None for a load.
-        done, killed: it has been made; or it got SIGBUS, a device an access error.
-        asleep: it waits until somebody wakes it.
-    """
+class Fault(NamedTuple):
+    """What a touch met: a message of userfaultfd."""
 
     mapper: int
     page: int
-    value: int | None
-    done: bool = False
-    killed: bool = False
-    asleep: bool = False
+    write: bool
+    minor: bool
+    protected: bool
+
+
+class Killed(Exception):
+    """SIGBUS: the page's bytes are lost, or there is no room for it."""
 
 
 @dataclass(slots=True)
-class Process:
-    """The page table of one mapper: whether each mapped page is write-protected; marks of pages that are not mapped."""
+class Mapping:
+    """One process's page table of the arena.
 
-    mapped: dict[int, bool] = field(default_factory=dict)
-    marks: set[int] = field(default_factory=set)
+    Attributes:
+        writable: mapped pages, and whether stores pass. marked: pages whose protection outlived them.
+        asleep: threads that wait, by page.
+        alive: False: every operation fails with ESRCH.
+    """
+
+    writable: dict[int, bool] = field(default_factory=dict)
+    marked: set[int] = field(default_factory=set)
     poisoned: set[int] = field(default_factory=set)
+    asleep: dict[int, list[Callable[[], None]]] = field(default_factory=dict)
+    alive: bool = True
 
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """A procedure that has begun; `result` is sent to it when it goes on."""
+    """A procedure that waits.
 
-    procedure: Generator[Effect, Any, Any]
-    then: Callable[[Any], None]
-    result: Any = None
+    Attributes:
+        effect: what it waits for.
+    """
+
+    procedure: Procedure[Any]
+    done: Callable[[Any], None] | None
+    effect: Effect | None = None
 
 
 class ArenaMachine:
     """See above.
 
+    Args:
+        n_pages: size of the arena.
+        random: decides the order of what may happen in any order.
+
     Attributes:
-        truth: what was stored last in each page.
-        tasks: procedures that can go on.
-        fail_read, fail_write: called with (offset, length) of a swap access; an errno other than 0 makes it fail.
-        n_most_resident: the most pages that were in the file at once.
+        memory: (n_pages * 4096,) uint8, the frames; those of `present` pages count.
+        mappings: of processes, by number from 1.
+        messages: of faults, not yet read.
+        swap: the swap file's bytes; grows as it is written.
+        n_frames_left: pages that can be made before ENOMEM.
+        effects: how many were carried out, by name.
+        now_ns: grows with `Backoff` only.
     """
 
-    def __init__(
-        self,
-        n_pages: int,
-        budget: int,
-        n_mappers: int = 2,
-        swap_limit_bytes: int = 1 << 30,
-        *,
-        compress: bool = True,
-    ) -> None:
+    def __init__(self, n_pages: int, random: Random, *, n_mappings: int = 1) -> None:
         self.n_pages = n_pages
-        self.memory = np.full(n_pages * PAGE_BYTES, GONE, np.uint8)
-        self.present = np.zeros(n_pages, np.bool_)
-        self.processes = {number: Process() for number in range(1, n_mappers + 1)}
-        self.swap_file = bytearray()
-        self.shared: Bytes = np.zeros(PageTable.bytes_needed(n_pages), np.uint8)
-        self.truth: list[int] = [0] * n_pages
-        self.fail_read: Callable[[int, int], int] = lambda _offset, _length: 0
-        self.fail_write: Callable[[int, int], int] = lambda _offset, _length: 0
-        self.n_most_resident = 0
-        self.lost: set[int] = set()
-        self._swap_limit_bytes = swap_limit_bytes
-        self._compress = compress
-        self._boot(budget)
+        self.memory: Bytes = np.full(n_pages * PAGE_BYTES, GONE, np.uint8)
+        self.present: NDArray[np.bool_] = np.zeros(n_pages, np.bool_)
+        self.mappings = {number: Mapping() for number in range(1, n_mappings + 1)}
+        self.messages: deque[Fault] = deque()
+        self.swap = bytearray()
+        self.n_frames_left = 1 << 60
+        self.n_silent_zeros = 0
+        self.n_effects = 0
+        self.effects: dict[str, int] = {}
+        self.now_ns = 0
+        self.after_effect: Callable[[], None] = lambda: None
+        self.between: Callable[[], None] = lambda: None
+        self.read_error: Callable[[int, int], int] = lambda _offset, _length: 0
+        self.write_error: Callable[[int, int], int] = lambda _offset, _length: 0
+        self.waiting: list[Task] = []
+        self._random = random
+        self._ready: deque[tuple[Task, Any]] = deque()
+        self._stepping = False
 
-    def _boot(self, budget: int) -> None:
-        self.tasks: list[Task] = []
-        self._running: Task | None = None
-        self._effect: Effect | None = None
-        self.sleepers: list[Access] = []
-        self.budget = Budget(budget)
-        self.notifiers = Notifiers()
-        self.table = PageTable(self.n_pages, self.shared)
-        self.swap = SwapSpace(self._swap_limit_bytes)
-        news = News(pages_lost=self.lost.add)
-        settings = PagerSettings(compress=self._compress, patience_ns=0, fault_around_pages=4)
-        self.pager = Pager(self.table, self.swap, self.budget, self.notifiers, self, settings, news)
-        self.mirror = Mirror(self.notifiers, self.pager, self.n_pages)
+    # What processes do
 
-    def kill_server(self) -> None:
-        """The server ends between two effects, and a new one takes over; processes know nothing of it."""
-        budget, accesses = self.budget.n_pages, self.sleepers
-        self._boot(budget)
-        self.start(self.pager.recover())
-        while self.tasks or self._running:
-            self.step(0)
-        for access in accesses:
-            access.asleep = False  # the faults are raised again
+    def view(self, pages: PageRun) -> Bytes:
+        """Return (n * 4096,) uint8, the frames: what a device reaches."""
+        for page in range(pages.first, pages.end):
+            if not self.present[page]:
+                self.n_silent_zeros += 1
+                self._make(page, None)
+        return self.memory[pages.first * PAGE_BYTES : pages.end * PAGE_BYTES]
+
+    def touch(self, number: int, page: int, *, write: bool) -> Fault | None:
+        """Try an access of a process; None: it passes. Raises `Killed`."""
+        mapping = self.mappings[number]
+        if page in mapping.poisoned:
+            raise Killed(page)
+        writable = mapping.writable.get(page)
+        if writable is None:
+            return Fault(number, page, write, bool(self.present[page]), protected=False)
+        if write and not writable:
+            return Fault(number, page, write=True, minor=False, protected=True)
+        return None
+
+    def sleep(self, fault: Fault, again: Callable[[], None]) -> None:
+        """Put a thread to sleep at its page; `again` is called when it is woken."""
+        self.mappings[fault.mapper].asleep.setdefault(fault.page, []).append(again)
+        self.messages.append(fault)
+
+    def drop_mapping(self, number: int, pages: PageRun) -> None:
+        """Forget a process's translations: MADV_DONTNEED. Protection leaves marks."""
+        for page in range(pages.first, pages.end):
+            self._unmap(self.mappings[number], page)
+
+    def zap(self, pages: PageRun) -> None:
+        """Take pages out of the file as the kernel does for MADV_REMOVE, or a process for its own file."""
+        for page in range(pages.first, pages.end):
+            self.n_frames_left += int(self.present[page])
+            self.present[page] = False
+            self.memory[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = GONE
+            for mapping in self.mappings.values():
+                self._unmap(mapping, page)
 
     # Procedures
 
-    def start(self, procedure: Procedure[Any], then: Callable[[Any], None] = lambda _result: None) -> None:
-        """Begin a procedure; it takes its first step when it is chosen."""
-        self.tasks.append(Task(procedure, then))
+    def start(self, procedure: Procedure[Any], done: Callable[[Any], None] | None = None) -> None:
+        """Run a procedure as far as it goes without waiting."""
+        self._ready.append((Task(procedure, done), None))
+        self._run_ready()
+
+    def run(self, procedure: Procedure[Any]) -> Any:
+        """Run a procedure to its end, and all that waits besides it; returns its result."""
+        results: list[Any] = []
+        self.start(procedure, results.append)
+        while not results:
+            assert self.can_go_on, "it waits for something that nobody will do"
+            self.go_on()
+        return results[0]
 
     @property
-    def busy(self) -> bool:
-        """True while some procedure can go on."""
-        return bool(self.tasks or self._running)
+    def can_go_on(self) -> bool:
+        """True while some waiting effect can be carried out."""
+        return any(_possible(task.effect) for task in self.waiting)
 
-    def step(self, choice: int) -> None:
-        """Carry out one effect: of the procedure that runs, or of the one chosen among those that may."""
-        task = self._running
-        if task is None:
-            if not self.tasks:
-                return
-            task = self._running = self.tasks.pop(choice % len(self.tasks))
+    def go_on(self) -> None:
+        """Carry out one waiting effect, any that can be."""
+        task = self._random.choice([task for task in self.waiting if _possible(task.effect)])
+        self.waiting.remove(task)
+        self._ready.append((task, self._late(task.effect)))
+        self._run_ready()
+
+    def forget_tasks(self) -> None:
+        """The server was killed: what it was doing ends where it is. Messages it has not read stay."""
+        self.waiting.clear()
+        self._ready.clear()
+
+    def _run_ready(self) -> None:
+        if self._stepping:
+            return
+        self._stepping = True
         try:
-            effect = task.procedure.send(task.result)
-        except StopIteration as stop:
-            self._running = None
-            task.then(stop.value)
-            return
-        if isinstance(effect, WAITING):
-            self._running = None
-            if isinstance(effect, Pause) and not effect.gate.is_open:
-                effect.gate.waiting.append(task)
-                task.result = None
-                return
-            task.result = self._wait(effect)
-            self.tasks.append(task)
-            return
-        task.result = self._act(effect)
-        self.n_most_resident = max(self.n_most_resident, int(self.present.sum()))
+            while self._ready:
+                self._step(*self._ready.popleft())
+        finally:
+            self._stepping = False
 
-    def _wait(self, effect: Effect) -> Any:
-        if isinstance(effect, ReadSwap):
-            problem = self.fail_read(effect.offset_bytes, effect.length_bytes)
-            data = self.swap_file[effect.offset_bytes : effect.offset_bytes + effect.length_bytes]
-            return problem or (np.frombuffer(bytes(data), np.uint8) if len(data) == effect.length_bytes else errno.EIO)
-        if isinstance(effect, WriteSwap):
-            written = b"".join(piece.tobytes() for piece in effect.pieces)
-            problem = self.fail_write(effect.offset_bytes, len(written))
-            if problem:
-                return problem
-            end = effect.offset_bytes + len(written)
-            self.swap_file.extend(bytes(max(0, end - len(self.swap_file))))
-            self.swap_file[effect.offset_bytes : end] = written
-            return 0
+    def _step(self, task: Task, result: Any) -> None:
+        while True:
+            try:
+                effect = task.procedure.send(result)
+            except StopIteration as stop:
+                if task.done is not None:
+                    task.done(stop.value)
+                return
+            self.n_effects += 1
+            name = type(effect).__name__
+            self.effects[name] = self.effects.get(name, 0) + 1
+            if isinstance(effect, ReadSwap | WriteSwap | Quiesce | Pause | Backoff):
+                task.effect = effect
+                self.waiting.append(task)
+                self._after()
+                return
+            result = self._at_once(effect)
+            self._after()
+
+    def _after(self) -> None:
+        self.between()
+        self.after_effect()
+
+    # Effects
+
+    def _late(self, effect: Effect | None) -> Any:
+        match effect:
+            case ReadSwap(offset, length):
+                return self._read_swap(offset, length)
+            case WriteSwap(offset, pieces):
+                return self._write_swap(offset, pieces)
+            case Backoff(delay_ns):
+                self.now_ns += delay_ns
         return None
 
-    def _act(self, effect: Effect) -> Any:
-        if isinstance(effect, Zero | Fill):
-            return self._make(effect)
-        if isinstance(effect, MapIn):
-            return self._map_in(effect)
-        if isinstance(effect, WriteProtect | Unprotect):
-            return self._protect(effect)
-        if isinstance(effect, Wake):
-            return self._wake(effect.mapper, effect.pages)
-        if isinstance(effect, Poison):
-            process = self.processes[effect.mapper]
-            process.poisoned |= {p for p in _numbers(effect.pages) if p not in process.mapped}
-            self._wake(effect.mapper, effect.pages)
-            return Outcome(effect.pages.n, 0)
-        if isinstance(effect, Punch):
-            return self._punch(effect.pages)
-        if isinstance(effect, Present):
-            return self.present[effect.pages.first : effect.pages.end].copy()
-        assert isinstance(effect, Open)
-        return self._open(effect.gate)
+    def _at_once(self, effect: Effect) -> Any:
+        match effect:
+            case Zero(pages, mapper):
+                return self._fill(pages, mapper, None, protect=False)
+            case Fill(pages, data, mapper, protect):
+                assert len(data) == pages.n * PAGE_BYTES
+                return self._fill(pages, mapper, data, protect=protect)
+            case MapIn(pages, mapper, protect):
+                return self._map_in(pages, mapper, protect=protect)
+            case WriteProtect(pages, mapper):
+                for mapping in self._addressed(mapper):
+                    _protect(mapping, pages)
+            case Unprotect(pages, mapper):
+                for mapping in self._addressed(mapper):
+                    self._unprotect(mapping, pages)
+            case Wake(pages, mapper):
+                for mapping in self._addressed(mapper):
+                    self._wake(mapping, pages)
+            case Poison(pages, mapper):
+                return self._poison(pages, mapper)
+            case Punch(pages):
+                self.zap(pages)
+            case Present(pages):
+                return self.present[pages.first : pages.end].copy()
+            case Open(gate):
+                gate.is_open = True
+            case _:
+                raise AssertionError(effect)
+        return None
 
-    def _make(self, effect: Zero | Fill) -> Outcome:
-        for n_done, page in enumerate(_numbers(effect.pages)):
-            if self.present[page]:
-                return self._part_done(effect.mapper, effect.pages, n_done, errno.EEXIST)
-            frame = self.frame(page)
-            frame[:] = 0 if isinstance(effect, Zero) else effect.data[n_done * PAGE_BYTES :][:PAGE_BYTES]
-            self.present[page] = True
-            if effect.mapper != SERVER:
-                self._map(effect.mapper, page, protect=isinstance(effect, Fill) and effect.protect)
-        self._wake(effect.mapper, effect.pages)
-        return Outcome(effect.pages.n, 0)
+    def _fill(self, pages: PageRun, mapper: int, data: Bytes | None, *, protect: bool) -> Outcome:
+        mapping = self.mappings.get(mapper)
+        if mapper != SERVER and (mapping is None or not mapping.alive):
+            return Outcome(0, errno.ESRCH)
+        for at in range(pages.n):
+            page = pages.first + at
+            problem = errno.EEXIST if self.present[page] else 0 if self.n_frames_left > 0 else errno.ENOMEM
+            if problem:
+                return self._filled(mapping, PageRun(pages.first, at), problem)
+            self._make(page, None if data is None else data[at * PAGE_BYTES : (at + 1) * PAGE_BYTES])
+            if mapping is not None:
+                mapping.writable[page] = not (protect or page in mapping.marked)
+        return self._filled(mapping, pages, 0)
 
-    def _map_in(self, effect: MapIn) -> Outcome:
-        process = self.processes[effect.mapper]
-        for n_done, page in enumerate(_numbers(effect.pages)):
-            if not self.present[page]:
-                return self._part_done(effect.mapper, effect.pages, n_done, errno.EFAULT)
-            if page in process.mapped:
-                return self._part_done(effect.mapper, effect.pages, n_done, errno.EEXIST)
-            self._map(effect.mapper, page, protect=effect.protect)
-        self._wake(effect.mapper, effect.pages)
-        return Outcome(effect.pages.n, 0)
+    def _filled(self, mapping: Mapping | None, done: PageRun, problem: int) -> Outcome:
+        if mapping is not None:
+            self._wake(mapping, done)
+        return Outcome(done.n, problem)
 
-    def _part_done(self, mapper: int, pages: PageRun, n_done: int, problem: int) -> Outcome:
-        """End early; whoever waits at what is done is woken all the same."""
-        if n_done:
-            self._wake(mapper, PageRun(pages.first, n_done))
-        return Outcome(n_done, problem)
+    def _make(self, page: int, data: Bytes | None) -> None:
+        self.n_frames_left -= 1
+        self.memory[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = 0 if data is None else data
+        self.present[page] = True
 
-    def _map(self, mapper: int, page: int, *, protect: bool) -> None:
-        process = self.processes[mapper]
-        process.mapped[page] = protect or page in process.marks
-        process.marks.discard(page)
-        process.poisoned.discard(page)
+    def _map_in(self, pages: PageRun, mapper: int, *, protect: bool) -> Outcome:
+        mapping = self.mappings.get(mapper)
+        if mapping is None or not mapping.alive:
+            return Outcome(pages.n, 0) if mapper == SERVER else Outcome(0, errno.ESRCH)
+        for at, page in enumerate(range(pages.first, pages.end)):
+            taken = page in mapping.writable or page in mapping.poisoned
+            problem = errno.EEXIST if taken else 0 if self.present[page] else errno.EFAULT
+            if problem:
+                return self._filled(mapping, PageRun(pages.first, at), problem)
+            mapping.writable[page] = not (protect or page in mapping.marked)
+        return self._filled(mapping, pages, 0)
 
-    def _protect(self, effect: WriteProtect | Unprotect) -> None:
-        on = isinstance(effect, WriteProtect)
-        for number in self.processes if effect.mapper is None else [effect.mapper]:
-            process = self.processes[number]
-            for page in _numbers(effect.pages):
-                if page in process.mapped:
-                    process.mapped[page] = on
-                elif on:
-                    process.marks.add(page)
-                else:
-                    process.marks.discard(page)
-            if not on:
-                self._wake(number, effect.pages)
+    def _poison(self, pages: PageRun, mapper: int) -> Outcome:
+        mapping = self.mappings.get(mapper)
+        if mapping is None or not mapping.alive:
+            return Outcome(0, errno.ESRCH)
+        for at, page in enumerate(range(pages.first, pages.end)):
+            if page in mapping.writable:
+                return self._filled(mapping, PageRun(pages.first, at), errno.EEXIST)
+            mapping.poisoned.add(page)
+        return self._filled(mapping, pages, 0)
 
-    def _punch(self, pages: PageRun) -> None:
-        for page in _numbers(pages):
-            self.present[page] = False
-            self.frame(page)[:] = GONE
-            for process in self.processes.values():
-                if process.mapped.pop(page, False):
-                    process.marks.add(page)  # protection outlives the page
+    def _unprotect(self, mapping: Mapping, pages: PageRun) -> None:
+        for page in range(pages.first, pages.end):
+            mapping.marked.discard(page)
+            if page in mapping.writable:
+                mapping.writable[page] = True
+        self._wake(mapping, pages)
 
-    def _wake(self, mapper: int, pages: PageRun) -> None:
-        for access in self.sleepers:
-            if access.mapper == mapper and pages.first <= access.page < pages.end:
-                access.asleep = False
-        self.sleepers = [access for access in self.sleepers if access.asleep]
+    def _wake(self, mapping: Mapping, pages: PageRun) -> None:
+        for page in range(pages.first, pages.end):
+            for again in mapping.asleep.pop(page, ()):
+                again()
 
-    def _open(self, gate: Gate) -> None:
-        gate.is_open = True
-        self.tasks += gate.waiting
-        gate.waiting = []
+    def _unmap(self, mapping: Mapping, page: int) -> None:
+        if mapping.writable.pop(page, True) is False:
+            mapping.marked.add(page)
 
-    # Accesses
+    def _addressed(self, mapper: int | None) -> list[Mapping]:
+        if mapper is None:
+            return list(self.mappings.values())
+        return [self.mappings[mapper]] if mapper in self.mappings else []
 
-    @property
-    def may_use_device(self) -> bool:
-        """Devices copy between the steps of procedures, never inside one."""
-        return self._running is None
+    def _read_swap(self, offset: int, length: int) -> Bytes | int:
+        problem = self.read_error(offset, length)
+        if problem:
+            return problem
+        if offset + length > len(self.swap):
+            return errno.EIO
+        return np.frombuffer(bytes(self.swap[offset : offset + length]), np.uint8)
 
-    def attempt(self, access: Access) -> None:
-        """Have an access go on: it is made, or it faults and sleeps."""
-        assert not access.done
-        if access.mapper == SERVER:
-            self._attempt_of_device(access)
-            return
-        process, page = self.processes[access.mapper], access.page
-        protected = process.mapped.get(page)
-        if page in process.poisoned:
-            access.killed = access.done = True
-        elif protected is None or (protected and access.value is not None):
-            access.asleep = True
-            self.sleepers.append(access)
-            self.start(self._fault(access, protected=protected is not None))
-        else:
-            self._make_access(access)
-
-    def _fault(self, access: Access, *, protected: bool) -> Procedure[None]:
-        """Answer a fault as the server does: the quick way if there is one."""
-        minor = not protected and bool(self.present[access.page])
-        if not minor and not protected:
-            touch = self.pager.first_touch(access.mapper, access.page)
-            if touch is not None and self.pager.first_touched(touch, (yield touch)):
-                return
-        write = access.value is not None
-        yield from self.pager.cpu_fault(access.mapper, access.page, write=write, minor=minor, protected=protected)
-
-    def _attempt_of_device(self, access: Access) -> None:
-        write = access.value is not None
-        if self.mirror.use(access.page, 1, write=write):
-            self._make_access(access)
-            return
-        run = PageRun(access.page, 1)
-        access.asleep = True
-
-        def filled(came: Any) -> None:
-            if came.reason is not None and came.reason.name != "BUSY":
-                access.killed = access.done = True
-            elif came.reason is None:
-                if self.mirror.use(access.page, 1, write=write):
-                    self._make_access(access)
-                self.mirror.unhold(run, came)
-            access.asleep = False
-
-        self.start(self.mirror.fill(run, write=write), filled)
-
-    def _make_access(self, access: Access) -> None:
-        page = access.page
-        assert self.present[page], f"{access} reached page {page}, which is not there"
-        words: NDArray[np.uint64] = self.frame(page).view(np.uint64)
-        who = "a device" if access.mapper == SERVER else f"process {access.mapper}"
-        assert words[0] == words[-1] == self.truth[page], (
-            f"{who} finds {words[0]:#x} ... {words[-1]:#x} in page {page}; {self.truth[page]:#x} was stored last"
-        )
-        if access.value is not None:
-            words[:] = self.truth[page] = access.value
-        access.done = True
-
-    # Frames
-
-    def frame(self, page: int) -> Bytes:
-        """The bytes of one page."""
-        return self.memory[page * PAGE_BYTES : (page + 1) * PAGE_BYTES]
-
-    def view(self, pages: PageRun) -> Bytes:
-        """See `Frames`."""
-        assert self.present[pages.first : pages.end].all(), f"{pages}: the pager looks at pages that are not there"
-        return self.memory[pages.first * PAGE_BYTES : pages.end * PAGE_BYTES]
-
-    # Afterwards
-
-    def check_books(self) -> None:
-        """Check, with nothing under way, that budget, table, file and swap agree. Requires: not `busy`."""
-        assert self.budget.n_used == int(self.present.sum())
-        assert not self.pager.n_held
-        copies = [(int(u), -(-int(s) // 512)) for u, s in zip(self.table.units, self.table.stored, strict=True) if u]
-        assert self.swap.n_used == sum(n for _, n in copies)
-        assert len({unit + at for unit, n in copies for at in range(n)}) == self.swap.n_used, "copies overlap"
-        self.mirror.check()
-        for process in self.processes.values():
-            for page, protected in process.mapped.items():
-                assert self.present[page]
-                assert protected or not self.table.units[page], (
-                    f"page {page} may be written unheard, and counts as clean"
-                )
+    def _write_swap(self, offset: int, pieces: Sequence[Bytes]) -> int:
+        data = b"".join(piece.tobytes() for piece in pieces)
+        problem = self.write_error(offset, len(data))
+        if problem:
+            data = data[: len(data) // 2]  # a failed write may have done half
+        self.swap.extend(bytes(max(0, offset + len(data) - len(self.swap))))
+        self.swap[offset : offset + len(data)] = data
+        return problem
 
 
-def _numbers(pages: PageRun) -> range:
-    return range(pages.first, pages.end)
+def _protect(mapping: Mapping, pages: PageRun) -> None:
+    for page in range(pages.first, pages.end):
+        if page in mapping.writable:
+            mapping.writable[page] = False
+        mapping.marked.add(page)
+
+
+def _possible(effect: Effect | None) -> bool:
+    match effect:
+        case Pause(gate):
+            return gate.is_open
+        case Quiesce(fences):
+            return all(fence.passed for fence in fences)
+    return True
