@@ -244,21 +244,28 @@ class _Holds:
     def __init__(self, arena: ArenaPages, pages: PageRun) -> None:
         self._arena = arena
         self._pages = pages
-        self._is_held = np.zeros(pages.n, np.bool_)
+        self._held = bytearray(pages.n)
 
     def hold(self, n: int) -> None:
         """Hold what is resident among the first `n` pages."""
         first = self._pages.first
+        if n == 1:  # the common case
+            if self._arena.state[first] == _RESIDENT and not self._held[0]:
+                self._held[0] = 1
+                self._arena.residency.hold(PageRun(first, 1))
+            return
+        is_held = np.frombuffer(self._held, np.bool_)[:n]
         there = self._arena.table.states[first : first + n] == _RESIDENT
-        for run in runs_of(np.flatnonzero(there & ~self._is_held[:n])):
+        for run in runs_of(np.flatnonzero(there & ~is_held)):
             self._arena.residency.hold(PageRun(first + run.first, run.n))
-        self._is_held[:n] |= there
+        is_held |= there
 
     def give_up(self, at: int, reason: Reason) -> FaultPages:
         """Let go of what lies behind page `at`, which cannot be had."""
         first = self._pages.first
         self._arena.counts.refused += reason is not Reason.BUSY
-        for run in runs_of(at - first + np.flatnonzero(self._is_held[at - first :])):
+        is_held = np.frombuffer(self._held, np.bool_)
+        for run in runs_of(at - first + np.flatnonzero(is_held[at - first :])):
             self._arena.residency.unhold(PageRun(first + run.first, run.n))
         return FaultPages(at - first, reason)
 

@@ -35,8 +35,8 @@ BATCH_PAGES = 512
 Young = Callable[[list[Range]], set[int]]
 """Asks devices which of these pages they used since they were last asked."""
 
-QUEUE_RUNS = 4096
-"""Runs in a queue before it is looked through for pages that have left."""
+QUEUE_SLACK = 4096
+"""Runs in the queue beyond twice the pages that are resident before it is rid of what has left."""
 
 _NONE = np.empty(0, np.int64)
 _ON_PROBATION, _PROTECTED, _RECYCLED = 1, 2, 4
@@ -111,7 +111,6 @@ class Residency:
         self._protected: deque[PageRun] = deque()
         self._n_protected = 0
         self._n_evicted = 0
-        self._tidy_at = QUEUE_RUNS
         self.n_refaults = 0
         self.n_held = 0
 
@@ -123,7 +122,7 @@ class Residency:
     def admit(self, run: PageRun) -> None:
         """Pages of a run have become resident."""
         first, n = run
-        if len(self._probation) > self._tidy_at:
+        if len(self._probation) > 2 * self.budget.n_used + QUEUE_SLACK:
             self._tidy()
         if n == 1 and not self._shadow_one[first]:  # the common case
             self._where_one[first] = _ON_PROBATION
@@ -260,7 +259,6 @@ class Residency:
             _, first_seen = np.unique(pages, return_index=True)
             queue.clear()
             queue.extend(runs_of(pages[np.sort(first_seen)]))
-        self._tidy_at = 2 * len(self._probation) + QUEUE_RUNS
 
     def _leave(self, pages: Pages) -> None:
         self._n_protected -= int((self._where[pages] == _PROTECTED).sum())

@@ -121,31 +121,36 @@ class Storm:
 
     def calm(self) -> None:
         """Let everything that is under way end; raises AssertionError if something hangs."""
-        machine = self.machine
-        n_steps = 0
-        while machine.messages or self._runnable or self._zaps or machine.can_go_on:
-            n_steps += 1
-            assert n_steps < 200_000, "it never ends"
-            actions = [
-                action
-                for possible, action in (
-                    (machine.messages, self._serve),
-                    (self._runnable, self._retry),
-                    (self._zaps, self._zap),
-                    (machine.can_go_on, machine.go_on),
-                )
-                if possible
-            ]
-            self.random.choice(actions)()
-            self._check()
-        assert not machine.waiting, f"procedures that wait for ever: {[task.effect for task in machine.waiting]}"
+        self.rest()
+        waiting = [task.effect for task in self.machine.waiting]
+        assert not waiting, f"procedures that wait for ever: {waiting}"
         assert self._n_asleep == 0, "threads that nobody wakes"
         self._check_idle()
+
+    def rest(self) -> None:
+        """Let everything go on that can."""
+        machine = self.machine
+        n_steps = 0
+        while actions := [
+            action
+            for possible, action in (
+                (machine.messages, self._serve),
+                (self._runnable, self._retry),
+                (self._zaps, self._zap),
+                (machine.can_go_on, machine.go_on),
+            )
+            if possible
+        ]:
+            n_steps += 1
+            assert n_steps < 200_000, "it never ends"
+            self.random.choice(actions)()
+            self._check()
 
     def read_everything(self) -> None:
         """Read every cell by a process, one after the other."""
         for page in range(self.settings.n_pages):
             self.read(1, page)
+        self.calm()
 
     def read(self, mapper: int, page: int) -> bool:
         """Read a page by a process, or (0) by the device; False if that gets an error."""
@@ -156,14 +161,14 @@ class Storm:
             else:
                 self._n_device += 1
                 self._device_access(PageRun(page, 1), cell, write=False)
-            self.calm()
+            self.rest()
         return self.n_killed + sum(self.refused.values()) == n_failed
 
     def store(self, mapper: int, page: int) -> None:
         """Store to all cells of a page by a process."""
         for cell in range(len(_CELLS)):
             self._access(mapper, page, cell, self._fresh())
-            self.calm()
+            self.rest()
 
     def _step(self) -> None:
         choose = self.random.random()

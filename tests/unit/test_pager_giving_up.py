@@ -1,0 +1,70 @@
+"""Pages given up while others are at work on them, or beside them."""
+
+from __future__ import annotations
+
+import pytest
+
+from nopin.mm.causes import Cause
+from nopin.mm.effects import PageRun
+from nopin.mm.subscriber import Answer, Fence, Invalidation, Subscriber
+from nopin.ranges import Range
+from nopin.testing.arena_storm import Storm
+
+
+class SlowDevice(Subscriber):
+    """Needs time to let go of what is given up."""
+
+    def __init__(self) -> None:
+        self.fence = Fence()
+
+    def invalidate_start(self, event: Invalidation) -> Answer:
+        return self.fence if event.cause is Cause.TRUNCATE else None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_store_after_madvise_remove_counts_although_an_eviction_was_under_way(seed: int) -> None:
+    storm = Storm(seed)
+    for page in range(6):
+        storm.store(1, page)
+    storm.machine.start(storm.pager.give_back(6))
+    assert storm.machine.waiting, "the eviction is under way"
+    pages = PageRun(0, 6)
+    storm.machine.start(storm.pager.removed(pages, dropped=True))
+    storm.machine.zap(pages)  # the kernel does it now, and madvise returns
+    storm.store(1, 3)
+    assert storm.read(2, 3), "the oracle wants what was stored last"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_pages_given_up_while_they_are_read_from_swap_do_not_come_back(seed: int) -> None:
+    storm = Storm(seed)
+    for page in range(6):
+        storm.store(1, page)
+    storm.machine.run(storm.pager.give_back(6))
+    storm.machine.start(storm.pager.prefetch(PageRun(0, 6), write=False))
+    assert storm.machine.waiting, "the read is under way"
+    done: list[None] = []
+    storm.machine.start(storm.pager.discard(PageRun(0, 6)), done.append)
+    while storm.machine.can_go_on and not done:
+        storm.machine.go_on()
+    assert done
+    assert not storm.machine.present[:6].any()
+    assert storm.swap.n_used == 0
+
+
+def test_a_page_beside_those_given_up_keeps_the_protection_that_makes_stores_heard() -> None:
+    storm = Storm(1)
+    device = SlowDevice()
+    storm.notifiers.subscribe(Range(0, 40), device)
+    storm.store(1, 0)
+    storm.machine.start(storm.pager.discard(PageRun(0, 4)))
+    assert [type(task.effect).__name__ for task in storm.machine.waiting] == ["Quiesce"]
+    storm.store(1, 2)  # for the first time, so it is none of what is given up
+    storm.machine.run(storm.pager.give_back(1))
+    assert storm.read(1, 2), "now it is there and has a valid copy"
+    assert storm.table.unit[2]
+    device.fence.signal()
+    storm.calm()
+    storm.store(1, 2)
+    storm.machine.run(storm.pager.give_back(4))
+    assert storm.read(1, 2)
