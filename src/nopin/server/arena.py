@@ -16,7 +16,7 @@ An arena lives as long as somebody other than an accelerator worker maps it, or 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -50,6 +50,10 @@ _FIRST_MAPPER: MapperNumber = 1
 _RECLAIM_AGAIN_NS = 10_000 * US_NS
 _WAKE_AFTER_NS = 100 * US_NS
 """When to wake threads of a process that could not be served because it was inside fork or munmap."""
+
+
+def _is_fault(message: Message) -> bool:
+    return message[0] == _PAGEFAULT
 
 
 def _without_empty_end(counts: list[int]) -> list[int]:
@@ -327,9 +331,15 @@ class Arena:
             return None
         return MadviseSpy(mapper.process.pid).removes()
 
-    def _answer(self, mapper: Mapper, messages: Iterable[Message], began_ns: int) -> None:
-        """Deal with messages, in order."""
+    def _answer(self, mapper: Mapper, messages: Sequence[Message], began_ns: int) -> None:
+        """Deal with messages: events first, in order.
+
+        A child runs as soon as its fork was read. A fault answered before it is a mapper could evict, and protect its
+        pages in all mappers but this one.
+        """
         start, cpu_fault, number = self.runner.start, self.pager.cpu_fault, mapper.number
+        if len(messages) > 1:
+            messages = sorted(messages, key=_is_fault)
         for message in messages:
             kind, flags, address, _ = message
             if kind != _PAGEFAULT:

@@ -162,7 +162,8 @@ class ArenaMachine:
         for mapper in self._addressed(effect.mapper):
             for piece in mapper.pieces(effect.pages):
                 problem = self._settled(mapper, mapper.uffd.protect, piece)
-                if problem == errno.EAGAIN:
+                # A message read meanwhile may be of a fork: the child runs, and is none of the mappers yet.
+                if problem == errno.EAGAIN or mapper.unread:
                     self.n_put_off += 1
                     return False
         return True
