@@ -4,8 +4,8 @@ import numpy as np
 
 import nopin
 
-with nopin.Device(budget="64MiB") as device:
-    numbers = device.empty(1 << 25, np.float64)  # 256 MiB
+with nopin.Device(budget="32MiB") as device:
+    numbers = device.empty(1 << 24, np.float64)  # 128 MiB
     accelerator = device.accelerator(workers=2)
     accelerator.launch("fill", numbers, 0.5).result()
     jobs = [accelerator.launch("sum", half) for half in np.split(numbers, 2)]

@@ -62,3 +62,29 @@ def address_of(array: NDArray[Any]) -> int:
 def through_ctypes(address: int, n: int) -> int:
     """Read memory by a bare address, as C code would."""
     return sum((ctypes.c_uint8 * n).from_address(address))
+
+
+def add_one(array: NDArray[Any], rounds: int, who: NDArray[Any]) -> Iterator[None]:
+    """Say who we are, then add 1 to every element, again and again, page after page."""
+    who[0] = os.getpid()
+    for _ in range(rounds):
+        for first in range(0, len(array), 512):
+            array[first : first + 512] += 1
+        yield
+
+
+def add_one_in_a_child(array: NDArray[Any]) -> int:
+    """Fork; both add 1 to the whole array, one after the other. Returns the child's exit status."""
+    child = os.fork()
+    if child == 0:
+        array += 1
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    array += 1
+    return status
+
+
+def hold(array: NDArray[Any]) -> None:
+    """Store, then hear nothing any more."""
+    array += 1
+    time.sleep(1000)

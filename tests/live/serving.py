@@ -180,3 +180,13 @@ def eventually(condition: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.01)
     return condition()
+
+
+def damage_swap(pid: int) -> None:
+    """Overwrite what a server has in its swap files."""
+    folder = Path(f"/proc/{pid}/fd")
+    files = [each for each in folder.iterdir() if "/var/tmp/" in os.readlink(each)]
+    assert files
+    for file in files:
+        length = file.stat().st_size
+        file.write_bytes(b"\xa5" * length)

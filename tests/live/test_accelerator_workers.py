@@ -251,6 +251,14 @@ def test_a_waiting_job_is_cancelled_without_running(shared: Bench) -> None:
     assert target[0] == 7
 
 
+def test_a_job_is_stopped_although_the_worker_is_not_ready_for_it_yet() -> None:
+    with bench() as rig:
+        job = rig.launch(f"{USERS}.count_up", rig.array(0, 1, np.int64))
+        assert eventually(lambda: rig.accelerator.statistics().n_running == 1)
+        job.cancel()
+        assert isinstance(job.exception(WAIT_S), JobCancelled)
+
+
 def test_a_full_queue_refuses_and_takes_again() -> None:
     with bench(depth=1) as rig:
         job = running(rig)

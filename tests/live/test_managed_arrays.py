@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import eventually
+from serving import damage_swap, eventually
 
 import nopin
 from nopin.lab.child import Child
@@ -343,16 +343,6 @@ def test_a_lost_page_is_an_event_with_its_address_and_a_failed_prefetch(
         assert event.target is device.default_arena
         assert array.ctypes.data <= event.start < event.end <= array.ctypes.data + array.nbytes
         assert event.end - event.start == PAGE
-
-
-def damage_swap(pid: int) -> None:
-    """Overwrite what a server has in its swap files."""
-    folder = Path(f"/proc/{pid}/fd")
-    files = [each for each in folder.iterdir() if "/var/tmp/" in os.readlink(each)]
-    assert files
-    for file in files:
-        length = file.stat().st_size
-        file.write_bytes(b"\xa5" * length)
 
 
 def stripe(line: Line[Any], server: str, url: str) -> None:

@@ -115,11 +115,17 @@ class Lane:
 
     def _ready_worker(self) -> Worker:
         """The worker, a fresh one if there is none, with every arena mapped."""
-        if self._worker is not None and not self._worker.alive:
-            self._forget_worker()
-        worker = self._worker or self._start()
-        worker.map_all(self._arenas())
-        return worker
+        while True:
+            if self._worker is not None and not self._worker.alive:
+                self._forget_worker()
+            worker, arenas = self._worker or self._start(), set(self._arenas())
+            try:
+                worker.map_all(arenas)
+            except (NopinError, OSError):
+                if arenas <= set(self._arenas()):  # else one was given up while it was being mapped
+                    raise
+            else:
+                return worker
 
     def _forget_worker(self) -> None:
         assert self._worker is not None

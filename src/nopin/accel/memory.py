@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import ctypes
 from bisect import bisect_right
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -70,6 +71,7 @@ def dtype_text(dtype: np.dtype[Any]) -> str:
     return repr(np.lib.format.dtype_to_descr(dtype))
 
 
+@lru_cache(maxsize=256)
 def parse_dtype(text: str) -> np.dtype[Any]:
     """Read what `dtype_text` wrote.
 

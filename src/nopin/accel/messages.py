@@ -5,7 +5,7 @@
                             <-    Mapped + userfaultfd, or NotMapped
     UnmapWindow             ->                              (no answer)
     Run                     ->
-    Stop                    ->                              (at any time; for a job that has ended it means nothing)
+    Stop                    ->                              (at any time: its job may have ended, or is the next one)
                             <-    Finished, Failed or Stopped
 
 One job at a time. Descriptors travel beside the packet.

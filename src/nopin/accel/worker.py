@@ -54,6 +54,7 @@ class Worker:
         self._sock = sock
         self._windows = Windows()
         self._mappings: dict[int, ArenaMapping] = {}
+        self._unwanted = 0  # the last job we were told to stop
         self._kernels: dict[str, Callable[..., Any]] = KERNELS | {"chase": partial(chase, self._windows)}
 
     def run(self) -> None:
@@ -66,7 +67,8 @@ class Worker:
                 self._unmap(message)
             elif isinstance(message, Run):
                 self._send(self._run(message))
-            # A Stop for a job that has ended meanwhile means nothing.
+            elif isinstance(message, Stop):  # for a job that has ended meanwhile, or for the next one
+                self._unwanted = message.job
 
     def _receive(self, flags: int = 0) -> tuple[messages.ToWorker, list[int]]:
         packet = receive_packet(self._sock, 1, flags)
@@ -96,6 +98,8 @@ class Worker:
     def _run(self, message: Run) -> Finished | Failed | Stopped:
         meter = Meter()
         try:
+            if message.job == self._unwanted:
+                raise StopJob
             result = self._compute(message)
             reply = Finished(message.job, result, meter.read())
             messages.encode(reply)  # UsageError here, where it can still be told, when the result is too long

@@ -166,6 +166,7 @@ class Arena:
     Attributes:
         wanted: its client has not given it up.
         record: where a successor finds it.
+        faults_worker: messages about faults of accelerator workers (and about what these do to their mappings).
     """
 
     def __init__(self, host: Host, number: int, name: str, parts: ArenaParts) -> None:
@@ -173,6 +174,7 @@ class Arena:
         self.name = name
         self.wanted = True
         self.record: Record | None = None
+        self.faults_worker = 0
         self.parts = parts
         self.pager = parts.pager
         self.n_pages = parts.frames.n_pages
@@ -310,6 +312,8 @@ class Arena:
         self._removing = self._look_ahead(mapper)
         read, rounds = mapper.uffd.read, ROUNDS
         while messages := read():
+            if mapper.worker:
+                self.faults_worker += len(messages)
             self._answer(mapper, messages, began_ns)
             self._removing = None
             if self._noted:

@@ -96,6 +96,7 @@ def _client(session: Session) -> Iterator[Row]:
             "comm": comm,
             "latency_ns": arena.latency,
             **counts,
+            "faults_worker": arena.faults_worker,
         }
     for cq in objects.cqs.values():
         yield {
