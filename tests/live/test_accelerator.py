@@ -5,11 +5,13 @@ What concerns workers alone is in test_accelerator_workers.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ import pytest
 from serving import damage_swap, eventually
 
 import nopin
+from nopin.lab.child import Child
+from nopin.lab.line import Line
 from nopin.lab.servers import LocalServer
 from nopin.linux.arena_file import resident_bytes
 from nopin.units import PAGE_BYTES
@@ -222,6 +226,44 @@ def test_a_worker_that_hears_nothing_does_not_hold_up_eviction_or_closing(
     device.close()
     assert isinstance(job.exception(0), nopin.Closed)
     assert (others == 1).all()
+
+
+def compute_while_servers_die(line: Line[Any], server: str) -> None:
+    """An owner whose worker stores for a while; both may wait at a page fault until there is a server again."""
+    device = nopin.Device(server, budget=BUDGET)
+    counters, who = device.zeros((2, 4 * MIB // 8), np.int64), device.zeros((1, 1), np.int64)
+    accelerator = device.accelerator()
+    job = accelerator.launch(f"{USERS}.add_one", counters[0], 40, who[0])
+    while not who[0, 0]:
+        time.sleep(0.01)
+    line.send("begun")
+    mine = 0
+    while not job.done():
+        counters[1] += 1
+        mine += 1
+    job.result()
+    total = accelerator.launch("sum", counters).result()  # the same worker: nothing is asked of the lost connection
+    line.send([np.unique(counters[0]).tolist(), np.unique(counters[1]).tolist() == [mine]])
+    line.send(int(total) == (40 + mine) * counters.shape[1])
+    line.receive()
+
+
+@pytest.mark.timeout(90)
+def test_a_worker_waits_for_the_successor_of_a_killed_server_and_loses_no_store(tmp_path: Path) -> None:
+    path = tmp_path / "server.sock"
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(LocalServer(path))
+        owner = stack.enter_context(Child(compute_while_servers_die, str(path)))
+        assert owner.line.receive() == "begun"
+        for _ in range(2):
+            time.sleep(0.5)
+            server.kill()
+            server = stack.enter_context(LocalServer(path, ["--takeover"]))
+        assert owner.line.receive() == [[40], True]
+        assert owner.line.receive() is True
+        with nopin.Device(str(path)) as watcher:
+            assert next(each for each in watcher.stat() if each["kind"] == "dev")["internal_errors"] == 0
+        owner.line.send("end")
 
 
 def test_the_example_and_the_page_about_accelerators_run(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ class Lane:
         if isinstance(problem, WorkerGone):
             self._forget_worker()
             return type(problem)(f"{job.kernel}: {problem}", exit_status=problem.exit_status)
-        if isinstance(problem, OSError):
+        if isinstance(problem, OSError) and not isinstance(problem, NopinError):  # ServerGone is both
             return AcceleratorError(f"{job.kernel}: no worker can be had: {problem}")
         return problem
 
