@@ -78,7 +78,7 @@ def write_and_read(array: Words, checker: Checker, seed: int, cell: int, until: 
     while time.monotonic() < until:
         checker.store(array, draw.randrange(N_PAGES), cell)
         page = draw.randrange(N_PAGES)
-        checker.check(lambda at=page: array[at].copy(), page, f"process {cell}")  # type: ignore[misc]
+        checker.check(lambda at=page: array[at].copy(), page, f"process {cell}")  # type: ignore[misc]  # mypy cannot infer a lambda with a default
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -88,7 +88,7 @@ def test_every_read_finds_what_it_may(server: LocalServer, seed: int) -> None:
         checker = Checker()
         until = time.monotonic() + SECONDS
         pids = [
-            in_child(lambda cell=cell: write_and_read(array, checker, seed * 100 + cell, cell, until))  # type: ignore[misc]
+            in_child(lambda cell=cell: write_and_read(array, checker, seed * 100 + cell, cell, until))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             for cell in range(N_WRITERS)
         ]
         try:
@@ -98,7 +98,7 @@ def test_every_read_finds_what_it_may(server: LocalServer, seed: int) -> None:
         assert statuses == [0] * N_WRITERS
         assert (checker.stored > 0)[:, :N_WRITERS].any()
         for page in range(N_PAGES):
-            checker.check(lambda at=page: array[at], page, "the owner, afterwards")  # type: ignore[misc]
+            checker.check(lambda at=page: array[at], page, "the owner, afterwards")  # type: ignore[misc]  # mypy cannot infer a lambda with a default
         (row,) = [each for each in device.stat() if each["kind"] == "arena"]
         assert row["evicted"] > N_PAGES
         assert row["lost"] == row["refused"] == 0
@@ -116,7 +116,7 @@ def be_a_peer_and_the_evictor(device: nopin.Device, array: Words, checker: Check
             remote[page, place_of(cell)] = value
             checker.stored[page, cell] = value
             page = draw.randrange(N_PAGES)
-            checker.check(lambda at=page: remote[at], page, "the peer")  # type: ignore[misc]
+            checker.check(lambda at=page: remote[at], page, "the peer")  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             kind = draw.random()
             if kind < 0.05:
                 device.set_budget(draw.randrange(16, 48) * PAGE_BYTES)
