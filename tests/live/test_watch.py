@@ -153,6 +153,22 @@ def test_what_another_userfaultfd_has_is_claimed_and_the_rest_is_not(watched: Wa
     assert not watcher.unclaimed(pages(others, 0, 1))
 
 
+def test_what_is_mapped_anew_over_watched_memory_is_known_to_be_free_at_once_and_watched_again(
+    watched: Watched, region: Range
+) -> None:
+    """Otherwise memory that is mapped anew all the time would count as held back, and its accesses starve."""
+    part = pages(region, 2, 5)
+    watched.do("unmap", part.start, part.length)
+    assert watched.watcher.unwatched(region) == [part]
+    assert watched.do("map", part.length, part.start) == part.start
+    watched.take()
+    assert watched.watcher.unclaimed(part)
+    assert not watched.watcher.unwatched(region)
+    watched.do("unmap", part.start, PAGE)
+    assert watched.take() == [(Cause.UNMAP, pages(region, 2, 1))]
+    assert not watched.watcher.unclaimed(part), "a hole is not known to be anything"
+
+
 @needs_fork_events
 def test_a_fork_is_heard_and_the_child_is_not_watched(watched: Watched, region: Range) -> None:
     before = len(os.listdir("/proc/self/fd"))

@@ -88,15 +88,31 @@ class Watcher:
     def unclaimed(self, where: Range) -> bool:
         """True if pages of one mapping belong to no userfaultfd but ours: then nobody can hold back a fault there.
 
-        What we watch is ours. Of the rest the kernel tells by letting us register it, for a moment, which touches
-        no page; what it never lets anybody register (EPERM) is nobody's.
+        What we watch is ours. Of the rest the kernel tells by letting us register it, which touches no page; what it
+        never lets anybody register (EPERM) is nobody's. What should be watched stays so then: memory that is mapped
+        anew all the time would otherwise count as held back for as long as that goes on, and its accesses starve.
         """
-        covered = self._covers.covered(where)
-        if covered:
-            return covered == [where] and not self.unwatched(where)
+        if not all(self._take(part) for part in self.unwatched(where)):
+            return False
+        rest = [where]
+        for part in self._covers.covered(where):
+            rest = subtract(rest, part)
+        return all(self._is_free(part) for part in rest)
+
+    def _take(self, part: Range) -> bool:
+        """Watch a covered part again; False if it is somebody else's, or cannot be told."""
         try:
-            self._uffd.register(where)
-            self._uffd.unregister(where)
+            self._uffd.register(part)
+        except OSError as error:
+            return error.errno == errno.EPERM
+        self._unwatched = subtract(self._unwatched, part)
+        return True
+
+    def _is_free(self, part: Range) -> bool:
+        """Tell the same of a part nobody asked to watch, leaving it as it was."""
+        try:
+            self._uffd.register(part)
+            self._uffd.unregister(part)
         except OSError as error:
             return error.errno == errno.EPERM
         return True
