@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "verbs": {"errors", "units", "ranges", "nic", "linux", "control", "accel"},
     "lab": {"errors", "units", "nic", "linux", "link", "control", "server", "verbs"},
     "cli": {"errors", "units", "nic", "linux", "link", "control", "server", "verbs", "lab"},
+    "model": {"errors", "units", "ranges", "mm", "iommu", "nic"},
     "testing": {"errors", "units", "ranges", "mm", "iommu", "nic", "link"},
     "__init__": {"errors", "verbs"},
     "__main__": {"cli"},
