@@ -442,3 +442,21 @@ def test_pages_that_a_device_has_just_used_leave_when_the_budget_wants_it(device
             device.set_budget(n_pages * PAGE)
             assert resident_bytes(device.default_arena.memory_fd) <= n_pages * PAGE
             device.set_budget("16MiB")
+
+
+@pytest.mark.parametrize("pushes", [False, True])
+def test_devices_need_no_fault_for_what_the_owner_touched_where_mappings_are_pushed(
+    tmp_path: Path, pushes: bool
+) -> None:
+    with (
+        LocalServer(tmp_path / "server.sock", ["--push-mappings"] if pushes else []) as server,
+        nopin.Device(str(server.socket_path), budget="1MiB") as device,
+    ):
+        array = device.zeros(16 * PAGE, np.uint8)
+        array[:] = 7
+        with device.share(array) as shared, nopin.attach(shared.url, device=device) as remote:
+            assert (remote[:] == 7).all()
+            (region,) = [row for row in device.stat() if row["kind"] == "mr" and row["page_faults"] >= 0][:1]
+            assert region["page_faults"] == (0 if pushes else 16 + (array.ctypes.data % PAGE != 0))
+            remote[0] = 9  # a device's first store is heard all the same
+            assert array[0] == 9

@@ -48,6 +48,17 @@ def test_pages_that_the_kernel_drops_at_its_own_time_read_as_zeros_and_no_others
     assert_nothing_refused(storm)
 
 
+@given(seed=seeds)
+@settings(max_examples=20, deadline=None)
+def test_pages_given_to_devices_as_they_become_present_are_never_stale(seed: int) -> None:
+    storm = Storm(seed, StormSettings(pushes=True))
+    storm.blow(200)
+    storm.calm()
+    storm.read_everything()
+    assert_nothing_refused(storm)
+    assert storm.mirror.statistics().pushed
+
+
 class ServerKilled(BaseException):
     """Stands for SIGKILL."""
 

@@ -37,6 +37,7 @@ SPIN_US = 50
 )
 @click.option("--swap-limit", callback=size, metavar="SIZE", help="The most swap one arena may take; default: 1 TiB.")
 @click.option("--swap-compress/--no-swap-compress", default=True, show_default=True, help="Store pages compressed.")
+@click.option("--push-mappings", is_flag=True, help="Give devices managed pages as they become present, unasked.")
 @click.option("--memory", callback=size, metavar="SIZE", help="Most that is resident; default: half the machine's.")
 @click.option("--takeover", is_flag=True, help="Go on with the managed memory of a server that was killed.")
 @click.option("--child-of", type=int, metavar="PID", help="End when this process ends.")
@@ -51,6 +52,7 @@ def command(
     swap_dir: Path,
     swap_limit: int | None,
     swap_compress: bool,
+    push_mappings: bool,
     memory: int | None,
     takeover: bool,
     child_of: int | None,
@@ -77,6 +79,7 @@ def command(
             swap_dir=swap_dir,
             swap_limit_bytes=swap_limit or SWAP_LIMIT_BYTES,
             swap_compress=swap_compress,
+            push_mappings=push_mappings,
             memory_bytes=memory,
             takeover=takeover,
         )

@@ -22,6 +22,7 @@ from nopin.mm.page_table import BUSY, PageState, PageTable
 from nopin.mm.readahead import Readahead
 from nopin.mm.residency import Budget, Pages, Residency
 from nopin.mm.swap import SwapSpace, n_units
+from nopin.ranges import Range
 from nopin.units import US_NS
 
 _RESIDENT = int(PageState.RESIDENT)
@@ -218,6 +219,8 @@ class ArenaPages:
         else:
             self.table.states[run.first : run.end] = _RESIDENT
         self.residency.admit(run)
+        if self.notifiers.wanted:  # for reading: the first store of a device is to be heard, as that of a process is
+            self.notifiers.update(Range(run.first, run.end), write=False)
 
     def gave_up(self, pages: Pages) -> None:
         """Pages that were resident are not any more, and their order is of no interest."""

@@ -164,6 +164,7 @@ class Notifiers:
         self._n_vetoes = 0
         self._n_agains = 0
         self._n_fences = 0
+        self._n_wanting = 0
         self.generation = 0
 
     def __len__(self) -> int:
@@ -194,6 +195,7 @@ class Notifiers:
             raise OwnerGone(f"cannot watch {where}: the process has exited")
         subscription = Subscription(where, subscriber, owner, veto_limit, wants_updates)
         subscription._key = self._index.insert(where, subscription)
+        self._n_wanting += wants_updates
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
@@ -201,6 +203,7 @@ class Notifiers:
         if subscription._key >= 0:
             self._index.remove(subscription.where, subscription._key)
             subscription._key = -1
+            self._n_wanting -= subscription.wants_updates
 
     # Invalidating
 
@@ -252,6 +255,11 @@ class Notifiers:
         return bracket.fences
 
     # Telling without a bracket
+
+    @property
+    def wanted(self) -> bool:
+        """True while somebody asked to be told of pages that become present: see `update`."""
+        return self._n_wanting > 0
 
     def update(self, where: Range, *, write: bool) -> None:
         """Tell who asked for it that pages have become present; `write` if they may be written.

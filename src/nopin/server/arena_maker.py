@@ -71,13 +71,14 @@ class ArenaMaker:
     """Makes the parts of arenas.
 
     Attributes:
-        swap_dir, settings: of every arena.
+        swap_dir, settings, push_mappings: of every arena.
         budget: of all arenas together.
     """
 
     swap_dir: Path
     settings: PagerSettings
     budget: Budget
+    push_mappings: bool = False
     _clients: dict[int, Budget] = field(default_factory=dict)
 
     @classmethod
@@ -85,7 +86,7 @@ class ArenaMaker:
         """Make one by the server's settings."""
         settings = PagerSettings(compress=config.swap_compress, swap_limit_bytes=config.swap_limit_bytes)
         n_bytes = config.memory_bytes if config.memory_bytes is not None else _memory_bytes() // 2
-        return cls(config.swap_dir, settings, Budget(max(1, n_bytes // PAGE_BYTES)))
+        return cls(config.swap_dir, settings, Budget(max(1, n_bytes // PAGE_BYTES)), config.push_mappings)
 
     def client_budget(self) -> Budget:
         """Make the budget of a new client: at first, all there is."""
@@ -139,7 +140,8 @@ class ArenaMaker:
         notifiers, news = Notifiers(), News()
         space = SwapSpace(self.settings.swap_limit_bytes)
         pager = Pager(table, space, budget, notifiers, frames, self.settings, news)
-        device = DeviceArena(Mirror(notifiers, pager, n_pages), frames.memory)
+        mirror = Mirror(notifiers, pager, n_pages, wants_updates=self.push_mappings)
+        device = DeviceArena(mirror, frames.memory)
         return ArenaParts(frames, table_fd, swap, budget, notifiers, pager, news, device, store)
 
 

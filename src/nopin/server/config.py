@@ -28,6 +28,7 @@ class ServeConfig:
         swap_dir: where pages of managed memory go that may not stay; a directory on a disk.
         swap_limit_bytes: the most of it that one arena may take.
         swap_compress: store pages compressed where that saves space.
+        push_mappings: give devices every page of managed memory as it becomes present, before they ask.
         takeover: go on with the managed memory of a server that was killed.
         memory_bytes: what all arenas together may keep resident; None: half of the machine's memory.
     """
@@ -45,5 +46,6 @@ class ServeConfig:
     swap_dir: Path = Path("/var/tmp")
     swap_limit_bytes: int = SWAP_LIMIT_BYTES
     swap_compress: bool = True
+    push_mappings: bool = False
     memory_bytes: int | None = None
     takeover: bool = False

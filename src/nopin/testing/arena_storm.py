@@ -41,6 +41,7 @@ class StormSettings:
         n_mappings: processes. n_threads: accesses of processes under way at once, at most.
         budgets: what the budget may be set to; the first one at the beginning.
         discards, removals: processes give pages up, by word or by madvise.
+        pushes: the device is given pages as they become present.
         pager: settings of the pager.
     """
 
@@ -50,6 +51,7 @@ class StormSettings:
     budgets: tuple[int, ...] = (12, 8, 20)
     discards: bool = True
     removals: bool = False
+    pushes: bool = False
     pager: PagerSettings = field(default_factory=PagerSettings)
 
 
@@ -92,7 +94,8 @@ class Storm:
         self.notifiers = Notifiers()
         news = News(pages_lost=self.lost.add)
         self.pager = Pager(self.table, self.swap, self.budget, self.notifiers, self.machine, self.settings.pager, news)
-        self.mirror = Mirror(self.notifiers, self.pager, self.settings.n_pages)
+        n_pages, pushes = self.settings.n_pages, self.settings.pushes
+        self.mirror = Mirror(self.notifiers, self.pager, n_pages, wants_updates=pushes)
 
     def take_over(self) -> None:
         """The server was killed: a successor begins with the files, and wakes everybody."""
