@@ -7,10 +7,11 @@ from itertools import product
 import numpy as np
 import pytest
 
+from nopin.mm.space import Absent
 from nopin.nic.abi import Discipline, WcStatus, WrOpcode
 from nopin.nic.mr import Region
-from nopin.testing.pair import ALL_RIGHTS, Pair, Side, connect, make_side, send_entry
-from nopin.units import PAGE_BYTES
+from nopin.testing.pair import ALL_RIGHTS, Pair, Side, answer_faults, connect, make_side, send_entry
+from nopin.units import MS_NS, PAGE_BYTES
 
 PATHS = ("wire", "direct")
 DISCIPLINES = (Discipline.ON_DEMAND, Discipline.SHORT_TERM)
@@ -99,3 +100,25 @@ def test_every_piece_of_a_list_is_waited_for_before_any_is_copied() -> None:
     pair.run()
     assert a.poll() == [(0, WcStatus.SUCCESS)]
     assert b.space.memory[: 2 * LENGTH].tobytes() == joined(a)
+
+
+@pytest.mark.parametrize("opcode", [WrOpcode.RDMA_WRITE, WrOpcode.RDMA_READ])
+def test_a_page_held_back_anew_at_every_look_is_told_to_the_peer_within_the_bound(opcode: WrOpcode) -> None:
+    pair, a, b = make("wire", Discipline.ON_DEMAND)
+    b.space.absent = lambda _start, _end: Absent(1, slow=True, held=True)  # type: ignore[assignment,method-assign]  # in place of a method
+    b.answer_faults = False
+    a.post(opcode, 0, 8, to=b.region)
+    for _ in range(100):
+        while pair._step():
+            continue
+        pair.now += 4 * MS_NS
+        for side in (a, b):
+            if side.nic.is_due(pair.now):
+                side.nic.on_deadline(pair.now)
+        answer_faults(b, pair.now)  # the page comes well within the bound, and is gone at once
+    assert b.nic.counters.sent_rnr_nak >= 5
+    assert a.nic.counters.ack_timeout == 0
+    del b.space.absent
+    b.answer_faults = True
+    pair.run()
+    assert a.poll() == [(0, WcStatus.SUCCESS)]

@@ -83,7 +83,7 @@ def _build_response(core: Core, qp: QueuePair, path: Path, stream: ReadStream, n
         qp.recv.replies.popleft()
         return plan.finish_one(path)
     if done == PARKED:
-        _park(core, qp, now)
+        _park(core, qp, stream, now)
     else:
         _refuse(core, qp, stream, stream.psn)
         qp.recv.replies.popleft()  # the stream: nothing of it was sent
@@ -109,6 +109,7 @@ def give_up_waiting(core: Core, qp: QueuePair) -> None:
     side = qp.recv
     stream = side.replies[0]
     side.stream_parked_at = None
+    side.stream_patience.end()
     side.replies.clear()
     side.replies.append(Reply(stream.psn, rnr_syndrome(qp.attr.min_rnr_timer or 0), side.msn))
     core.counters.sent_rnr_nak += 1
@@ -167,7 +168,7 @@ def _gather(core: Core, qp: QueuePair, plan: Plan, stream: ReadStream, first: in
     if done == total:
         return n
     if done == PARKED:
-        _park(core, qp, now)
+        _park(core, qp, stream, now)
         return 0
     whole = int(np.searchsorted(np.cumsum(plan.payload[first : first + n]), done, "right"))
     _refuse(core, qp, stream, psn_add(stream.psn, whole))
@@ -193,9 +194,9 @@ def _read_v(core: Core, qp: QueuePair, stream: ReadStream, length: int, local: I
     return core.iommu.read_v(region.pasid, remote, core.plan.staging, local, region.meter, waiter)
 
 
-def _park(core: Core, qp: QueuePair, now: int) -> None:
+def _park(core: Core, qp: QueuePair, stream: ReadStream, now: int) -> None:
     core.counters.parked += 1
-    qp.recv.stream_parked_at = now
+    qp.recv.stream_parked_at = qp.recv.stream_patience.park(stream.psn, now)
 
 
 def _refuse(core: Core, qp: QueuePair, stream: ReadStream, psn: int) -> None:

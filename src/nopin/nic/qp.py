@@ -135,6 +135,28 @@ class Reply:
 
 
 @dataclass(slots=True, eq=False)
+class Patience:
+    """Since when a step waits for pages, however often it was resumed and parked again meanwhile.
+
+    Attributes:
+        psn: of the step; -1: none waits. since_ns: when it parked first.
+    """
+
+    psn: int = -1
+    since_ns: int = 0
+
+    def park(self, psn: int, now: int) -> int:
+        """A step parks; returns since when it waits."""
+        if psn != self.psn:
+            self.psn, self.since_ns = psn, now
+        return self.since_ns
+
+    def end(self) -> None:
+        """The peer was told: what it asks again waits anew."""
+        self.psn = -1
+
+
+@dataclass(slots=True, eq=False)
 class ReceiveSide:
     """What the peer asks of us.
 
@@ -146,8 +168,9 @@ class ReceiveSide:
         saved: answered READs and atomics, newest last, at most max_dest_rd_atomic.
         replies: responses to send, in PSN order; a plain ACK at the end absorbs later ones.
         nak_sent: the peer knows that `epsn` is missing; drop what comes before it.
-        parked_at: when a fault parked the request at `epsn`; None when not parked.
-        stream_parked_at: when a fault parked the READ that is being answered; None when not parked.
+        parked_at: since when faults have parked the request at `epsn`; None when not parked.
+        stream_parked_at: since when they have parked the READ that is being answered; None when not parked.
+        patience, stream_patience: tell the two apart from new ones when they park again.
         held: packets that arrived while parked, the parked one first.
         n_held: how many packets that is.
     """
@@ -162,6 +185,8 @@ class ReceiveSide:
     ack_due: bool = False
     parked_at: int | None = None
     stream_parked_at: int | None = None
+    patience: Patience = field(default_factory=Patience)
+    stream_patience: Patience = field(default_factory=Patience)
     held: list[Packets] = field(default_factory=list)
     n_held: int = 0
 

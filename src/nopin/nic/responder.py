@@ -144,6 +144,7 @@ def give_up_waiting(core: Core, qp: QueuePair) -> None:
     """Turn a park that outlasted its bound into an RNR NAK; the page request goes on."""
     side = qp.recv
     side.parked_at = None
+    side.patience.end()
     core.counters.parked_drop += side.n_held
     side.held, side.n_held = [], 0
     _not_ready(core, qp)
@@ -290,7 +291,7 @@ def _stop(core: Core, qp: QueuePair, reason: Exception, now: int) -> bool:
     side = qp.recv
     if isinstance(reason, Parked):
         core.counters.parked += 1
-        side.parked_at = now
+        side.parked_at = side.patience.park(side.epsn, now)
         return True
     if isinstance(reason, Refusal):
         refuse(core, qp, reason)
