@@ -14,7 +14,6 @@ from nopin.nic.abi import AsyncEventType, QpState
 from nopin.nic.core import Core, fail, waiter_for
 from nopin.nic.plan import Family, Plan
 from nopin.nic.qp import QueuePair, ReadStream, Reply
-from nopin.nic.responder import PARK_BOUND_NS
 from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Aeth, Nak, rnr_syndrome
 from nopin.nic.wire.batch import Path, TxBatch
 from nopin.nic.wire.headers import emit_atomic_ack
@@ -98,7 +97,7 @@ def resume(qp: QueuePair) -> None:
 def park_deadline(qp: QueuePair) -> int | None:
     """When a parked stream must be answered by an RNR NAK: not in ERR, where nobody would answer the retry."""
     at = qp.recv.stream_parked_at
-    return None if at is None or not qp.may_receive() else at + PARK_BOUND_NS
+    return None if at is None or not qp.may_receive() else at + qp.timers.park_bound_ns
 
 
 def give_up_waiting(core: Core, qp: QueuePair) -> None:

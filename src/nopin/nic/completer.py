@@ -19,7 +19,7 @@ from nopin.nic.packets import HELD_PACKETS_MAX, Packet, Packets, first_true
 from nopin.nic.qp import WINDOW_PACKETS_MAX, WINDOW_PACKETS_MIN, QueuePair
 from nopin.nic.requester import restart_timer, rewind
 from nopin.nic.scatter import push, scatter
-from nopin.nic.wire.aeth import Aeth, Nak, SyndromeKind, rnr_ns
+from nopin.nic.wire.aeth import Aeth, Nak, SyndromeKind
 from nopin.nic.wire.headers import parse_atomic_ack
 from nopin.nic.wire.opcodes import AETH_BYTES, BTH_BYTES, IS_READ_RESPONSE, Opcode
 from nopin.nic.wire.psn import psn_add, psn_diff
@@ -154,7 +154,7 @@ def _progress(core: Core, qp: QueuePair, psn: int, now: int) -> None:
         send_done(core, qp, work, WcStatus.SUCCESS)
     _grow(qp, n_new)
     side.gap_at = None
-    side.retries_left = qp.attr.retry_cnt or 0
+    side.retries_left = side.n_retries
     side.rnr_left = qp.attr.rnr_retry or 0
     restart_timer(qp, now)
     if side.works:
@@ -253,7 +253,7 @@ def wait_for_receiver(core: Core, qp: QueuePair, code: int, now: int) -> None:
             return
         side.rnr_left -= 1
     rewind(core, qp)
-    side.wait_until = now + rnr_ns(code)
+    side.wait_until = now + qp.timers.rnr_ns[code]
     side.deadline = None
 
 

@@ -124,7 +124,7 @@ def _complete(core: Core, qp: QueuePair, work: SendWork) -> None:
     side.works.popleft()
     side.una = side.sent = side.high = psn_add(work.first_psn, work.n_psn)
     side.deadline = None
-    side.retries_left = qp.attr.retry_cnt or 0
+    side.retries_left = side.n_retries
     side.rnr_left = qp.attr.rnr_retry or 0
     core.counters.direct_messages += 1
     core.counters.direct_bytes += work.length

@@ -22,8 +22,10 @@ from nopin.nic.errors import VerbsError
 from nopin.nic.events import AsyncEvent
 from nopin.nic.ingress import Ingress
 from nopin.nic.mr import Pd, Region, RegionTable
+from nopin.nic.plan import PACKETS_MAX, Plan
 from nopin.nic.qp import QueuePair
 from nopin.nic.rings import CompletionProducer, WorkConsumer
+from nopin.nic.timers import NOMINAL, Timers
 from nopin.nic.transitions import check_transition, merge
 from nopin.nic.wire.batch import Endpoint, PacketBatch, Path, TxBatch
 from nopin.nic.wire.opcodes import IS_REQUEST, KINDS
@@ -42,14 +44,26 @@ class Nic:
         draw: `draw(n)` returns a random integer in [0, n); keys, QPNs come from it.
         endpoint: the device's own address and UDP port.
         mtu: the largest path MTU its link carries.
+        timers: the laws that queue pairs keep.
+        batch_packets: packets one queue pair sends before the next one's turn.
     """
 
-    def __init__(self, *, iommu: Iommu, endpoint: Endpoint, mtu: int, draw: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        *,
+        iommu: Iommu,
+        endpoint: Endpoint,
+        mtu: int,
+        draw: Callable[[int], int],
+        timers: Timers = NOMINAL,
+        batch_packets: int = PACKETS_MAX,
+    ) -> None:
         self.iommu = iommu
         self.endpoint = endpoint
         self.mtu = mtu
         self._draw = draw
-        self._core = Core(iommu, RegionTable(draw), endpoint)
+        self._timers = timers
+        self._core = Core(iommu, RegionTable(draw), endpoint, plan=Plan(batch_packets))
         self._timed: dict[QueuePair, None] = {}
         self._due = _NEVER  # no timer fires before, though the one this was for may be gone by then
         self._ingress = Ingress(self._core)
@@ -128,7 +142,7 @@ class Nic:
         qpn = _FIRST_QPN + self._draw(_N_QPNS)
         while qpn in self._core.qps:
             qpn = _FIRST_QPN + self._draw(_N_QPNS)
-        qp = QueuePair(qpn, pd, send_cq, recv_cq, send_ring, recv_ring, caps, sq_sig_all)
+        qp = QueuePair(qpn, pd, send_cq, recv_cq, send_ring, recv_ring, caps, sq_sig_all, timers=self._timers)
         self._core.qps[qpn] = qp
         pd.n_users += 1
         send_cq.n_users += 1
@@ -154,6 +168,8 @@ class Nic:
             return
         before = qp.state
         merge(qp.attr, attr)
+        if attr.retry_cnt is not None:
+            qp.send.n_retries = self._timers.n_retries(attr.retry_cnt)
         qp.state = target
         if before is QpState.INIT and target is QpState.RTR:
             self._enter_rtr(qp)
@@ -351,7 +367,7 @@ class Nic:
 def _enter_rts(qp: QueuePair) -> None:
     side = qp.send
     side.next_psn = side.una = side.sent = side.high = qp.attr.sq_psn or 0
-    side.retries_left = qp.attr.retry_cnt or 0
+    side.retries_left = side.n_retries
     side.rnr_left = qp.attr.rnr_retry or 0
 
 

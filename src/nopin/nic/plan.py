@@ -39,21 +39,22 @@ class Family(NamedTuple):
 
 
 class Plan:
-    """Up to PACKETS_MAX packets for one queue pair.
+    """Up to `packets_max` packets for one queue pair.
 
     After `layout`: `offsets` (of each BTH), `header`, `payload` and `sizes` are (n,) int64 arrays.
     """
 
-    def __init__(self) -> None:
-        self.staging = Staging.of_size(PACKETS_MAX * _PACKET_BYTES_MAX)
+    def __init__(self, packets_max: int = PACKETS_MAX) -> None:
+        self.packets_max = packets_max
+        self.staging = Staging.of_size(packets_max * _PACKET_BYTES_MAX)
         self.n = 0
         self._size = 0  # of the only packet, where there is one
-        self._opcode = np.zeros(PACKETS_MAX, np.uint8)
-        self._psn = np.zeros(PACKETS_MAX, np.uint32)
-        self._payload = np.zeros(PACKETS_MAX, np.int64)
-        self._ack_req = np.zeros(PACKETS_MAX, np.bool_)
-        self._solicited = np.zeros(PACKETS_MAX, np.bool_)
-        self._count = np.arange(PACKETS_MAX, dtype=np.uint32)
+        self._opcode = np.zeros(packets_max, np.uint8)
+        self._psn = np.zeros(packets_max, np.uint32)
+        self._payload = np.zeros(packets_max, np.int64)
+        self._ack_req = np.zeros(packets_max, np.bool_)
+        self._solicited = np.zeros(packets_max, np.bool_)
+        self._count = np.arange(packets_max, dtype=np.uint32)
         self.offsets: NDArray[np.int64] = self._payload[:0]
         self.header: NDArray[np.int64] = self._payload[:0]
         self.sizes: NDArray[np.int64] = self._payload[:0]
@@ -66,7 +67,7 @@ class Plan:
     @property
     def room(self) -> int:
         """Packets that still fit."""
-        return PACKETS_MAX - self.n
+        return self.packets_max - self.n
 
     def start(self) -> None:
         """Begin a new plan."""

@@ -15,6 +15,7 @@ from nopin.nic.cq import Cq
 from nopin.nic.mr import Pd, Region
 from nopin.nic.packets import Packets
 from nopin.nic.rings import WorkConsumer
+from nopin.nic.timers import NOMINAL, Timers
 from nopin.nic.wire.batch import Path
 from nopin.nic.wire.psn import psn_add
 from nopin.nic.work import RecvWork, SendWork
@@ -42,6 +43,7 @@ class SendSide:
         window: PSNs that may be outstanding; halves on loss, grows with progress.
         deadline: when the acknowledge timer fires.
         wait_until: an RNR wait in progress.
+        n_retries: how often what is outstanding is sent again without progress; `retries_left` of them are left.
         halted: work that cannot be sent; fails once everything before it has been answered.
         parked: a local page is being brought in: "gather" (nothing is sent) or "scatter" (responses are held).
         held: responses that wait for a parked scatter; `n_held` packets.
@@ -59,6 +61,7 @@ class SendSide:
     grown: int = 0
     deadline: int | None = None
     wait_until: int | None = None
+    n_retries: int = 7
     retries_left: int = 7
     rnr_left: int = 7
     halted: SendWork | None = None
@@ -220,6 +223,7 @@ class QueuePair:
     send: SendSide = field(default_factory=SendSide)
     recv: ReceiveSide = field(default_factory=ReceiveSide)
     owner: object = None
+    timers: Timers = NOMINAL
 
     @property
     def dest_qpn(self) -> int:

@@ -23,7 +23,7 @@ from nopin.iommu.access import PARKED
 from nopin.nic.abi import Discipline, QpState, SendFlags, WcStatus, WrOpcode
 from nopin.nic.core import Core, available, take_send, waiter_for
 from nopin.nic.mr import Region
-from nopin.nic.plan import PACKETS_MAX, Family, Plan
+from nopin.nic.plan import Family, Plan
 from nopin.nic.qp import QueuePair
 from nopin.nic.scatter import gather, prepare_pieces, pull
 from nopin.nic.wire.batch import TxBatch
@@ -41,9 +41,6 @@ WORKS_MAX = 512
 
 ACK_EVERY_PACKETS = 256
 """Inside a long message, ask for an acknowledgement this often; rxe does so every 64, ours cost more."""
-
-TIMEOUT_UNIT_NS = 4096
-"""The acknowledge timer is 4.096 us times two to the power of its code."""
 
 _SEND = (Opcode.SEND_ONLY, Opcode.SEND_FIRST, Opcode.SEND_MIDDLE, Opcode.SEND_LAST)
 _WRITE = (Opcode.WRITE_ONLY, Opcode.WRITE_FIRST, Opcode.WRITE_MIDDLE, Opcode.WRITE_LAST)
@@ -193,8 +190,9 @@ def rewind(core: Core, qp: QueuePair) -> None:
 
 def timeout_ns(qp: QueuePair) -> int | None:
     """Return the acknowledge timeout; None for code 0, which means wait for ever."""
-    code = qp.attr.timeout
-    return TIMEOUT_UNIT_NS << code if code else None
+    timers, side = qp.timers, qp.send
+    waits = timers.first_ack_ns if side.retries_left == side.n_retries else timers.ack_ns
+    return waits[qp.attr.timeout or 0]
 
 
 def restart_timer(qp: QueuePair, now: int) -> None:
@@ -218,7 +216,7 @@ def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
     fresh = psn_diff(side.high, side.sent)
     window = side.window - in_flight
     # With little room, work waits: answers are on their way, and small batches would cost more.
-    roomy = not in_flight or window >= min(PACKETS_MAX, side.window // 2)
+    roomy = not in_flight or window >= min(plan.packets_max, side.window // 2)
     n_asked = len(side.asked)
     for work in side.works:
         if work.status:

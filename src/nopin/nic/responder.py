@@ -8,8 +8,8 @@ A step either completes, or parks, or fails:
 
 - *parks*: a page must come from a medium. Nothing of the step was executed, the expected PSN stays, and the packets
   are kept until the page request is answered. The acknowledgement is simply late; if it becomes later than
-  PARK_BOUND_NS the peer is sent an RNR NAK, so that its own timer never has to guess (facts: a parked responder holds
-  its acknowledgement).
+  `Timers.park_bound_ns` the peer is sent an RNR NAK, so that its own timer never has to guess (facts: a parked
+  responder holds its acknowledgement).
 - *fails*: the packets before the failing one were executed and are acknowledged by the NAK's PSN; of the failing
   packet at most the bytes before the failing byte were written; nothing after it.
 
@@ -47,10 +47,6 @@ from nopin.nic.wire.headers import AtomicEth, Reth
 from nopin.nic.wire.opcodes import BTH_BYTES, IS_SEND, IS_WRITE, Opcode
 from nopin.nic.wire.psn import psn_add, psn_diff
 from nopin.nic.work import ATOMIC_BYTES
-from nopin.units import MS_NS
-
-PARK_BOUND_NS = 20 * MS_NS
-"""A fault that outlasts this is told to the peer: well below the usual 67 ms acknowledge timer (code 14)."""
 
 UNSENT_REPLIES_MAX = 1024
 """Answers that may wait to be sent. A peer that keeps to its max_rd_atomic stays far below; one that floods us with
@@ -153,7 +149,7 @@ def give_up_waiting(core: Core, qp: QueuePair) -> None:
 def park_deadline(qp: QueuePair) -> int | None:
     """When a parked request must be answered by an RNR NAK."""
     at = qp.recv.parked_at
-    return None if at is None else at + PARK_BOUND_NS
+    return None if at is None else at + qp.timers.park_bound_ns
 
 
 def _hold(core: Core, qp: QueuePair, packets: Packets) -> None:

@@ -83,6 +83,9 @@ _RNR_US = (
 _RNR_NS = tuple(us * 1000 for us in _RNR_US)
 
 
+RNR_CODES = len(_RNR_NS)
+
+
 def rnr_ns(timer_code: int) -> int:
     """The wait a timer code means, in nanoseconds; only the low five bits count."""
     return _RNR_NS[timer_code & _VALUE_MASK]
