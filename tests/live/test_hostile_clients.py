@@ -280,8 +280,9 @@ def test_a_doorbell_made_blocking_emptied_and_filled_holds_nobody_up(
 @contextlib.contextmanager
 def _doorbell(server: Server) -> Iterator[int]:
     connection = ControlSocket(server.path)
-    _, (page, doorbell) = connection.request(Hello(seq=0, version=PROTOCOL_VERSION))
+    _, (page, doorbell, book) = connection.request(Hello(seq=0, version=PROTOCOL_VERSION))
     os.close(page)
+    os.close(book)
     yield doorbell
     os.close(doorbell)
     connection.close()

@@ -77,13 +77,13 @@ def test_a_client_is_welcomed_and_told_where_it_is(server: Server) -> None:
 
 def test_the_state_page_can_be_read_and_not_written(server: Server) -> None:
     connection = ControlSocket(server.path)
-    _, (page, doorbell) = connection.request(Hello(seq=0, version=PROTOCOL_VERSION))
+    _, (page, doorbell, book) = connection.request(Hello(seq=0, version=PROTOCOL_VERSION))
     assert int(memfd.map_array(page, writable=False)[:8].view(np.uint64)[0]) in (0, 1)
     with pytest.raises(PermissionError):
         memfd.map_array(page, writable=True)
     with pytest.raises(PermissionError):
         os.ftruncate(page, 0)
-    for fd in (page, doorbell):
+    for fd in (page, doorbell, book):
         os.close(fd)
     connection.close()
 

@@ -62,7 +62,6 @@ class MapArena(Request, tag="map_arena"):
         offset: first byte of the arena that is mapped, whole pages.
         length: bytes mapped, whole pages.
         uffd_features: bits of the userfaultfd's handshake.
-        store: of the OWNER, the numbers that the two ends of the arena's store have in that process.
     """
 
     arena: int
@@ -71,7 +70,6 @@ class MapArena(Request, tag="map_arena"):
     length: int
     uffd_features: int
     kind: MapperKind = MapperKind.OWNER
-    store: tuple[int, int] | None = None
 
 
 class DestroyArena(Request, tag="destroy_arena"):

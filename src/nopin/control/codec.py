@@ -27,6 +27,8 @@ from nopin.control.messages import (
     QpAttributes,
     QpCreated,
     QueryQp,
+    Reclaim,
+    Reclaimed,
     Refused,
     Register,
     Registered,
@@ -45,6 +47,7 @@ class ProtocolError(NopinError):
 
 AnyRequest = (
     Hello
+    | Reclaim
     | AllocPd
     | DeallocPd
     | Register
@@ -63,10 +66,21 @@ AnyRequest = (
     | ArenaRequest
 )
 AnyReply = (
-    Done | Refused | Welcome | Handle | Registered | Published | QpCreated | QpAttributes | Stat | Event | ArenaReply
+    Done
+    | Refused
+    | Welcome
+    | Reclaimed
+    | Handle
+    | Registered
+    | Published
+    | QpCreated
+    | QpAttributes
+    | Stat
+    | Event
+    | ArenaReply
 )
 
-REPLY_DESCRIPTORS: dict[type[Request], int] = {Hello: 2, CreateChannel: 1, CreateCq: 1, CreateQp: 1, CreateArena: 4}
+REPLY_DESCRIPTORS: dict[type[Request], int] = {Hello: 3, CreateChannel: 1, CreateCq: 1, CreateQp: 1, CreateArena: 4}
 """How many descriptors travel beside the positive reply to a request; none where it is not listed."""
 
 REQUEST_DESCRIPTORS_MAX = 2
@@ -75,7 +89,7 @@ REQUEST_DESCRIPTORS_MAX = 2
 def request_descriptors(request: Request) -> int:
     """Return how many descriptors travel beside a request."""
     if isinstance(request, Hello):
-        return int(request.has_uffd)
+        return int(request.has_uffd) + int(request.has_book)
     if isinstance(request, MapArena):
         return 2 if request.kind is MapperKind.WORKER else 1
     return 0

@@ -28,14 +28,22 @@ class Request(msgspec.Struct, tag_field="op", kw_only=True):
 
 
 class Hello(Request, tag="hello"):
-    """First message of a client. Beside it: the client's userfaultfd if `has_uffd`.
+    """First message of a client. Beside it: its userfaultfd if `has_uffd`, then its share book if `has_book`.
 
-    Answered by Welcome.
+    Answered by Welcome. A client whose server was killed shows the successor the book it got from that one, and goes on
+    with the shares in it: see Reclaim.
     """
 
     version: int
     has_uffd: bool = False
     uffd_features: int = 0
+    has_book: bool = False
+
+
+class Reclaim(Request, tag="reclaim"):
+    """Say which shares of the share book this client still has; the others end. Answered by Reclaimed."""
+
+    shares: list[str]
 
 
 class AllocPd(Request, tag="alloc_pd"):
@@ -169,7 +177,8 @@ class Refused(Reply, tag="refused"):
 
 
 class Welcome(Reply, tag="welcome"):
-    """Answer to Hello. Beside it: the server's state page (memfd, read-only), the doorbell (eventfd, its own).
+    """Answer to Hello. Beside it: the server's state page (memfd, read-only), the doorbell (eventfd, its own), and the
+    client's share book (`control.share_book`), which it keeps open for as long as it has shares.
 
     Attributes:
         server_pid: whom the client should name with PR_SET_PTRACER where Yama asks for it.
@@ -207,6 +216,27 @@ class Registered(Reply, tag="registered"):
     lkey: int
     rkey: int
     watched: bool
+
+
+class ReclaimedShare(msgspec.Struct):
+    """A share that goes on, and its region as the new server has it; attributes as of Published and Registered."""
+
+    share: str
+    mr: int
+    lkey: int
+    rkey: int
+    watched: bool
+
+
+class Reclaimed(Reply, tag="reclaimed"):
+    """The shares that go on.
+
+    Attributes:
+        pd: the protection domain of all of them; None if there are none.
+    """
+
+    pd: int | None
+    shares: list[ReclaimedShare]
 
 
 class Published(Reply, tag="published"):

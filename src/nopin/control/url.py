@@ -53,7 +53,7 @@ class ShareUrl:
         port = int(place["port"])
         if not 0 < port < 65536:
             raise UsageError(f"port {port} in a share URL is not in 1 ... 65535")
-        if _SHARE.fullmatch(url["share"]) is None:
+        if not is_share_name(url["share"]):
             raise UsageError(f"{url['share']!r} in a share URL is not a share's name")
         return cls(host=place["six"] or place["host"], port=port, share=url["share"], token=_token(url["token"]))
 
@@ -61,6 +61,11 @@ class ShareUrl:
         host = f"[{self.host}]" if ":" in self.host else self.host
         token = base64.urlsafe_b64encode(self.token).rstrip(b"=").decode()
         return f"nopin://{host}:{self.port}/{self.share}#{token}"
+
+
+def is_share_name(text: str) -> bool:
+    """Tell whether a share of this name can have a URL."""
+    return _SHARE.fullmatch(text) is not None
 
 
 def _token(text: str) -> bytes:

@@ -27,7 +27,6 @@ from nopin.control.packets import close_all
 from nopin.errors import HostLacks, UsageError
 from nopin.linux.paging_uffd import NEEDED, PagingUffd
 from nopin.linux.pidfd import PidFd
-from nopin.linux.proc import start_time
 from nopin.linux.uffd_handshake import Feature
 from nopin.mm.effects import PageRun
 from nopin.nic.abi import AsyncEventType
@@ -159,8 +158,8 @@ class ClientArenas:
             owned.n_descriptors += _MAPPER_DESCRIPTORS
             view = None if worker else self._view(owned.arena)
             stack.pop_all()
-            if request.store is not None and not worker:
-                self._note(owned.arena, *request.store)
+            if not worker:
+                self._note(owned.arena)
             return owned.arena.map(uffd, place, process, worker=worker, view=view).number
 
     def find_all(self) -> None:
@@ -170,11 +169,11 @@ class ClientArenas:
                 if not mapper.worker and mapper.process is not None and mapper.process.pid == self._process.pid:
                     arena.show(mapper, self._view(arena))
 
-    def _note(self, arena: Arena, inbox: int, outbox: int) -> None:
+    def _note(self, arena: Arena) -> None:
         """Note where a successor finds an arena; of a process that is gone there is nothing to note."""
         with contextlib.suppress(OSError):
-            arena.record = Record(self._process.pid, start_time(self._process.pid), inbox, outbox)
-            self._core.registry.add(arena.record)
+            arena.record = Record.of(self._process.pid, list(arena.parts.store.ends))
+            self._core.registry.add_arena(arena.record)
 
     def _view(self, arena: Arena) -> OwnerView:
         """Return how the arena shows in the client's own address space.

@@ -15,6 +15,7 @@ from nopin.linux.credentials import Credentials, peer_credentials
 from nopin.linux.pidfd import PidFd
 from nopin.server.core import Core, log
 from nopin.server.listener import Listener
+from nopin.server.orphans import name_of
 from nopin.server.session import Session, say_why
 
 _BACKLOG = 64
@@ -137,15 +138,7 @@ def _session(core: Core, sock: socket.socket, pid: int) -> Session:
     """
     process = _process_of(sock, pid)
     try:
-        return Session(core, sock, process, _name_of(pid))
+        return Session(core, sock, process, name_of(pid))
     except OSError:
         process.close()
         raise
-
-
-def _name_of(pid: int) -> str:
-    """Return a process's command name, empty if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-    except OSError:
-        return ""

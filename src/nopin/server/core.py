@@ -14,7 +14,7 @@ from nopin.server.arena_maker import ArenaMaker
 from nopin.server.arenas import Arenas
 from nopin.server.limits import Limits
 from nopin.server.poller import Poller
-from nopin.server.registry import Registry
+from nopin.server.registry import Record, Registry
 from nopin.server.shares import ShareTable
 from nopin.server.state_page import StatePage
 from nopin.server.timers import Timers
@@ -64,6 +64,7 @@ class Core:
 
     Attributes:
         sessions: the clients.
+        orphans: those of a killed predecessor's clients that have not come back yet, by the records of their books.
         responders: the queue pairs that answer attached peers.
         exchange_host: address of the exchange; `exchange_port` its TCP port.
         clock: monotonic nanoseconds.
@@ -88,5 +89,6 @@ class Core:
     registry: Registry
     shares: ShareTable = field(default_factory=ShareTable)
     sessions: set[Session] = field(default_factory=set)
+    orphans: dict[Record, Session] = field(default_factory=dict)
     responders: set[Responder] = field(default_factory=set)
     counters: ServerCounters = field(default_factory=ServerCounters)

@@ -6,6 +6,7 @@ is in the tables of its own session, and the memory it registers is that of the 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Sequence
@@ -44,6 +45,9 @@ from nopin.control.messages import (
     QpAttributes,
     QpCreated,
     QueryQp,
+    Reclaim,
+    Reclaimed,
+    ReclaimedShare,
     Register,
     Registered,
     Reply,
@@ -52,7 +56,8 @@ from nopin.control.messages import (
     Withdraw,
 )
 from nopin.control.packets import close_all
-from nopin.server import queues, regions, stat
+from nopin.server import orphans, queues, regions, stat
+from nopin.server.client_book import make_book
 from nopin.server.domain import Domain
 from nopin.server.objects import ClientChannel, find
 from nopin.server.refusal import refuse
@@ -87,16 +92,29 @@ def handle(session: Session, request: Request, fds: Sequence[int]) -> Answer:
 
 
 def _hello(session: Session, request: Hello, fds: Sequence[int]) -> Answer:
-    if request.version != PROTOCOL_VERSION:
-        close_all(fds)
-        text = f"the server speaks protocol {PROTOCOL_VERSION}, the client {request.version}"
-        raise refuse(f"{text}; use the same release for both", errno.EPROTO, "version")
-    for fd in fds:
-        session.memory.watch_with(fd)
+    """Begin a session, or go on with that of a client whose server was killed: `heir` is the one that is greeted."""
     core = session.core
-    shared = _copies(core.state_page.fd, session.doorbell)
-    session.greeted = True
-    session.arenas.find_all()
+    with contextlib.ExitStack() as given:
+        given.callback(close_all, fds)
+        if request.version != PROTOCOL_VERSION:
+            text = f"the server speaks protocol {PROTOCOL_VERSION}, the client {request.version}"
+            raise refuse(f"{text}; use the same release for both", errno.EPROTO, "version")
+        if request.has_book:
+            book = fds[-1]
+            heir = orphans.heir_of(session, book)
+        else:
+            book = make_book(core.limits.shares)
+            given.callback(os.close, book)
+            orphans.begin_book(session, book, fresh=True)
+            heir = session
+        if request.has_uffd:
+            heir.memory.watch_with(os.dup(fds[0]))
+        shared = _copies(core.state_page.fd, heir.doorbell, book)
+    if heir is not session:
+        heir.go_on_with(session)
+    heir.greeted = True
+    regions.watch_all(heir)
+    heir.arenas.find_all()
     welcome = Welcome(
         version=PROTOCOL_VERSION,
         server_pid=os.getpid(),
@@ -106,9 +124,27 @@ def _hello(session: Session, request: Hello, fds: Sequence[int]) -> Answer:
         exchange_host=core.exchange_host,
         exchange_port=core.exchange_port,
         limits=core.limits.as_dict(),
-        watching=session.memory.watching,
+        watching=heir.memory.watching,
     )
-    return Answer([welcome], shared)
+    heir.answer(request, [welcome], shared)
+    return Answer([])
+
+
+def _reclaim(session: Session, request: Reclaim) -> Answer:
+    objects, wanted = session.objects, set(request.shares)
+    handles = {domain: handle_ for handle_, domain in objects.domains.items()}
+    by_region = {entry.region: entry for entry in objects.regions.values()}
+    pd: int | None = None
+    kept: list[ReclaimedShare] = []
+    for share in list(objects.shares.values()):
+        entry = by_region[share.region]
+        if share.name not in wanted:
+            regions.withdraw(session, share, "withdrawn")
+            regions.deregister(session, entry)
+            continue
+        pd, key = handles[entry.domain], entry.region
+        kept.append(ReclaimedShare(share.name, entry.object_id, key.lkey, key.rkey, entry.watched))
+    return Answer([Reclaimed(pd=pd, shares=kept)])
 
 
 def _alloc_pd(session: Session, _request: AllocPd) -> Answer:
@@ -270,6 +306,7 @@ def _copies(*fds: int) -> list[int]:
 
 
 _HANDLERS: dict[type[Request], Callable[[Session, Any], Answer]] = {
+    Reclaim: _reclaim,
     AllocPd: _alloc_pd,
     DeallocPd: _dealloc_pd,
     Register: _register,

@@ -75,6 +75,7 @@ class ClientRegion:
         watch: the subscription to changes of its range; None where nothing can be heard.
         watched: all of its range was watched at registration.
         generation: counts the invalidations that hit it.
+        ring_fd: of a pinned one, the number of its io_uring in the client.
     """
 
     session: Session
@@ -85,6 +86,7 @@ class ClientRegion:
     watch: Subscription | None = None
     watched: bool = False
     generation: int = 0
+    ring_fd: int | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -6,6 +6,9 @@ import errno
 from typing import TYPE_CHECKING
 
 from nopin.control.messages import Event, Register
+from nopin.control.share_book import ShareEntry
+from nopin.control.url import TOKEN_BYTES, is_share_name
+from nopin.errors import ServerRefused
 from nopin.mm.causes import Cause
 from nopin.mm.subscriber import Invalidation, Subscriber
 from nopin.nic.abi import Access, AsyncEventType, Discipline
@@ -63,10 +66,59 @@ def publish(session: Session, entry: ClientRegion, layout: ArrayLayout) -> Share
         ServerRefused: a limit is reached.
         VerbsError: EINVAL, the array does not lie inside the region.
     """
+    share = _publish(session, entry, layout, None)
+    if session.book is not None:
+        try:
+            session.book.note(_entry_of(share, entry))
+        except ServerRefused:
+            withdraw(session, share, "withdrawn")
+            raise
+    return share
+
+
+def restore(session: Session, pd: int, left: ShareEntry) -> ClientRegion:
+    """Publish again what a killed server had published: the same memory, under the same name and token.
+
+    Args:
+        pd: handle of a protection domain.
+
+    Raises:
+        ServerRefused, VerbsError: it makes no sense, or the memory is out of our reach; nothing is kept.
+    """
+    if not is_share_name(left.name) or len(left.token) != TOKEN_BYTES:
+        raise refuse("a share book names a share that can have no URL", errno.EINVAL)
+    request = Register(
+        seq=0,
+        pd=pd,
+        address=left.address,
+        length=left.length,
+        iova=left.iova,
+        access=left.access,
+        discipline=left.discipline,
+        ring_fd=left.ring_fd,
+    )
+    entry = register(session, request)
+    layout = ArrayLayout(left.dtype, tuple(left.shape), tuple(left.strides), left.offset)
+    try:
+        _publish(session, entry, layout, (left.name, left.token))
+    except Exception:
+        deregister(session, entry)
+        raise
+    return entry
+
+
+def watch_all(session: Session) -> None:
+    """Hear about changes of regions that were registered while the client's userfaultfd was not there."""
+    for entry in session.objects.regions.values():
+        if entry.watch is None:
+            _watch(session, entry)
+
+
+def _publish(session: Session, entry: ClientRegion, layout: ArrayLayout, known_as: tuple[str, bytes] | None) -> Share:
     objects = session.objects
     objects.usage.take(shares=1)
     try:
-        share = session.core.shares.publish(entry.region, entry.domain, layout, session.pid)
+        share = session.core.shares.publish(entry.region, entry.domain, layout, session.pid, known_as)
     except VerbsError:
         objects.usage.give(shares=1)
         raise
@@ -74,8 +126,28 @@ def publish(session: Session, entry: ClientRegion, layout: ArrayLayout) -> Share
     return share
 
 
+def _entry_of(share: Share, entry: ClientRegion) -> ShareEntry:
+    region, layout = entry.region, share.layout
+    return ShareEntry(
+        name=share.name,
+        token=share.token,
+        address=region.start,
+        length=None if region.implicit else region.length,
+        iova=region.iova,
+        access=region.access,
+        discipline=int(region.discipline),
+        ring_fd=entry.ring_fd,
+        dtype=layout.dtype,
+        shape=list(layout.shape),
+        strides=list(layout.strides),
+        offset=layout.offset,
+    )
+
+
 def withdraw(session: Session, share: Share, cause: str) -> None:
     """Stop publishing: nobody can attach any more, and who is attached gets access errors and is told why."""
+    if session.book is not None:
+        session.book.strike(share.name)
     session.core.shares.withdraw(share, cause)
     del session.objects.shares[share.name]
     session.objects.usage.give(shares=1)
@@ -109,7 +181,7 @@ def _register(session: Session, request: Register, domain: Domain, discipline: D
         if pinned_pasid is not None:
             session.memory.unpin(pinned_pasid)
         raise
-    entry = ClientRegion(session, session.objects.new_handle(), region, domain, pinned_pasid)
+    entry = ClientRegion(session, session.objects.new_handle(), region, domain, pinned_pasid, ring_fd=request.ring_fd)
     region.owner = entry
     return entry
 

@@ -34,7 +34,7 @@ from nopin.server.core import Core, log
 from nopin.server.exchange import Exchange
 from nopin.server.loop import Loop
 from nopin.server.poller import Poller
-from nopin.server.registry import Record, Registry
+from nopin.server.registry import Content, Place, Registry
 from nopin.server.state_page import StatePage
 from nopin.server.takeover import take_over
 from nopin.server.timers import Timers
@@ -59,11 +59,12 @@ def serve(config: ServeConfig) -> None:
     """
     with contextlib.ExitStack() as stack:
         core, exchange_socket, client_socket = _put_together(config, stack)
-        orphans = _orphans(core, config)
         core.arenas.on_broken = partial(_note_broken, core)
         core.arenas.on_gone = partial(_arena_gone, core)
-        if orphans:
-            log.info("%d of %d arenas taken over", take_over(core, orphans), len(orphans))
+        if config.takeover:
+            take_over(core, core.registry.left)
+        else:
+            _refuse_to_leave_behind(core.registry.left, config)
         exchange = Exchange(core, exchange_socket)
         clients = Clients(core, client_socket)
         loop = Loop(core, config.spin_us * US_NS if _has_cpus() else 0)
@@ -77,9 +78,9 @@ def serve(config: ServeConfig) -> None:
         finally:
             exchange.close("server stopping")
             clients.close()
-            if len(core.registry):
+            if core.registry.n_arenas:
                 text = "%d arenas stay behind; the programs that use them wait for: nopin serve --takeover --socket %s"
-                log.warning(text, len(core.registry), config.socket_path)
+                log.warning(text, core.registry.n_arenas, config.socket_path)
 
 
 def _note_broken(core: Core, arena: Arena, problem: Exception) -> None:
@@ -88,26 +89,30 @@ def _note_broken(core: Core, arena: Arena, problem: Exception) -> None:
     core.counters.internal_errors += 1
 
 
-def _orphans(core: Core, config: ServeConfig) -> list[Record]:
-    """Return the arenas that a killed predecessor left, to be taken over.
+def _refuse_to_leave_behind(left: Content, config: ServeConfig) -> None:
+    """Check that no program waits for its managed memory.
 
     Raises:
-        ServerError: there are some, and nobody asked for that.
+        ServerError: one does, and nobody asked for a takeover.
     """
-    orphans = core.registry.orphans()
-    if orphans and not config.takeover:
-        pids = ", ".join(str(pid) for pid in sorted({record.pid for record in orphans}))
+    waiting: set[int] = set()
+    for record in left.arenas:
+        held = record.from_anyone()
+        if held is not None:
+            waiting.add(held.process.pid)
+            held.close()
+    if waiting:
+        pids = ", ".join(map(str, sorted(waiting)))
         raise ServerError(
             f"a server at {config.socket_path} was killed, and its managed memory waits in process {pids}; "
             "go on with it by --takeover, end those processes, or serve another --socket"
         )
-    return orphans
 
 
 def _arena_gone(core: Core, arena: Arena) -> None:
     core.iommu.detach(arena.parts.device)
     if arena.record is not None:
-        core.registry.remove(arena.record)
+        core.registry.remove_arena(arena.record)
 
 
 def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Core, socket.socket, socket.socket]:
@@ -120,9 +125,10 @@ def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Cor
     socket_file = SocketFile(config.socket_path)
     stack.callback(socket_file.close)
     registry = Registry(registry_path(config.socket_path))
-    link = _make_link(config)
+    link = _make_link(config, registry.left.place if config.takeover else None)
     stack.callback(link.close)
-    exchange_socket = _listen_tcp(config.bind or address_of(link.endpoint.gid), config.exchange_port)
+    exchange_socket = _listen_for_peers(config, registry.left.place if config.takeover else None, link)
+    registry.place = Place(address_of(link.endpoint.gid), *exchange_socket.getsockname()[:2])
     state_page = StatePage()
     stack.callback(state_page.close)
     clock = time.monotonic_ns
@@ -163,8 +169,8 @@ def _make_relay(clock: Callable[[], int], stack: contextlib.ExitStack) -> Relay:
     return copier
 
 
-def _make_link(config: ServeConfig) -> Link:
-    """Open the link that was asked for, middleware included.
+def _make_link(config: ServeConfig, before: Place | None) -> Link:
+    """Open the link that was asked for, middleware included; where nothing else is said, at the predecessor's address.
 
     Raises:
         UsageError: the address is not one of this host, or the middleware's text has no meaning.
@@ -172,7 +178,7 @@ def _make_link(config: ServeConfig) -> Link:
         ServerError: the address is taken, or a file of the middleware cannot be made.
     """
     try:
-        link: Link = RawLink(config.bind or "127.0.0.1") if config.raw else bind_link(config.bind)
+        link: Link = RawLink(config.bind or "127.0.0.1") if config.raw else _bind(config.bind, before)
     except OSError as problem:
         raise ServerError(f"cannot open the RoCE port: {problem.strerror or problem}") from problem
     if not config.chaos:
@@ -185,6 +191,28 @@ def _make_link(config: ServeConfig) -> Link:
     except UsageError:
         link.close()
         raise
+
+
+def _bind(address: str | None, before: Place | None) -> Link:
+    if address is None and before is not None:
+        with contextlib.suppress(OSError, UsageError):
+            return bind_link(before.roce_host)
+    return bind_link(address)
+
+
+def _listen_for_peers(config: ServeConfig, before: Place | None, link: Link) -> socket.socket:
+    """Listen where peers of a predecessor look for it, if that can be had; shares keep their URL then.
+
+    Raises:
+        ServerError: the address or port cannot be had.
+    """
+    host, port = config.bind or address_of(link.endpoint.gid), config.exchange_port
+    if before is not None and not port and config.bind in (None, before.exchange_host):
+        try:
+            return _listen_tcp(before.exchange_host, before.exchange_port)
+        except ServerError as problem:
+            log.warning("the shares that are taken over get another URL: %s", problem)
+    return _listen_tcp(host, port)
 
 
 def _listen_tcp(host: str, port: int) -> socket.socket:

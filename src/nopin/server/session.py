@@ -27,6 +27,7 @@ from nopin.errors import ServerRefused
 from nopin.linux.pidfd import PidFd
 from nopin.nic.errors import VerbsError
 from nopin.server.client_arenas import ClientArenas
+from nopin.server.client_book import ClientBook
 from nopin.server.client_memory import ClientMemory
 from nopin.server.core import Core, log
 from nopin.server.handlers import handle
@@ -51,11 +52,15 @@ def _wake_up(_mask: int) -> None:
 
 
 class Session:
-    """A connected client. Owns the socket, the process handle and all objects made for the client.
+    """A client. Owns the socket, the process handle and all objects made for the client.
+
+    A session without a socket is that of a client whose server was killed, and that has not come back yet: what it
+    shares goes on (`server.orphans`). Once it is back, it gets the new connection.
 
     Attributes:
         process: the process whose memory the client may register: the one that connected.
         name: its command name, for figures.
+        book: what it shares, written down for a successor; None before it said hello.
         doorbell: eventfd that the client writes when the server sleeps. One for each client, so that none can take
             or block another's ring; and never read, because the client may have made it blocking: each write is an
             edge of its own.
@@ -64,7 +69,7 @@ class Session:
         OSError: the server is out of descriptors.
     """
 
-    def __init__(self, core: Core, sock: socket.socket, process: PidFd, name: str) -> None:
+    def __init__(self, core: Core, sock: socket.socket | None, process: PidFd, name: str) -> None:
         self.doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.core = core
         self.process = process
@@ -72,14 +77,15 @@ class Session:
         self.objects = ClientObjects(core.limits)
         self.memory = ClientMemory(core, process, self.misbehaved)
         self.arenas = ClientArenas(core, process, self.objects.usage, self.objects.new_handle, self.emit, self.memory)
+        self.book: ClientBook | None = None
         self.greeted = False
         self.alive = True
-        self._sock = sock
-        self._outbox = Outbox(sock)
-        self._events_waited_for = READ
-        core.poller.watch(sock.fileno(), self._on_socket)
+        self._sock: socket.socket | None = None
+        self._outbox: Outbox | None = None
         core.poller.watch(process.fileno(), self._on_exit)
         core.poller.watch(self.doorbell, _wake_up, READ | EDGE)
+        if sock is not None:
+            self._connect(sock)
 
     @property
     def pid(self) -> int:
@@ -89,11 +95,34 @@ class Session:
     @property
     def n_events_dropped(self) -> int:
         """Events the client did not read in time."""
-        return self._outbox.n_dropped
+        return self._outbox.n_dropped if self._outbox is not None else 0
+
+    @property
+    def connected(self) -> bool:
+        """False while the client has not come back from the end of its server."""
+        return self._sock is not None
+
+    def go_on_with(self, fresh: Session) -> None:
+        """The client is back: take over its new connection, and end the session that this had begun."""
+        assert not self.connected
+        if self.book is not None:
+            self.core.orphans.pop(self.book.record, None)
+        sock, fresh._sock = fresh._sock, None
+        assert sock is not None
+        self.core.poller.forget(sock.fileno())
+        fresh.end("it was known already")
+        self._connect(sock)
+        self.greeted = True
+
+    def _connect(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._outbox = Outbox(sock)
+        self._events_waited_for = READ
+        self.core.poller.watch(sock.fileno(), self._on_socket)
 
     def emit(self, event: Event) -> None:
-        """Send an event; the oldest are dropped when the client does not read."""
-        if not self.alive:
+        """Send an event; the oldest are dropped when the client does not read, and all while it is not there."""
+        if not self.alive or self._outbox is None:
             return
         before = self._outbox.n_dropped
         self._outbox.event(encode(event))
@@ -107,14 +136,19 @@ class Session:
         self.alive = False
         log.info("client %d (%s) ends: %s", self.pid, self.name, reason)
         poller = self.core.poller
-        poller.forget(self._sock.fileno())
+        if self._sock is not None:
+            poller.forget(self._sock.fileno())
         poller.forget(self.process.fileno())
         poller.forget(self.doorbell)
-        self._outbox.close()
+        if self._outbox is not None:
+            self._outbox.close()
         tear_down(self)
-        self._sock.close()
+        if self._sock is not None:
+            self._sock.close()
         self.process.close()
         os.close(self.doorbell)
+        if self.book is not None:
+            self.core.orphans.pop(self.book.record, None)
         self.core.counters.clients_ended += 1
         self.core.sessions.discard(self)
 
@@ -122,7 +156,8 @@ class Session:
         """End the session because the client broke the protocol."""
         if self.alive:
             self.core.counters.clients_misbehaved += 1
-            say_why(self._sock, f"the server ended the connection: {what}")
+            if self._sock is not None:
+                say_why(self._sock, f"the server ended the connection: {what}")
             self.end(what)
 
     def _on_exit(self, _mask: int) -> None:
@@ -139,7 +174,7 @@ class Session:
     def _read(self) -> None:
         """Carry out the requests that have arrived, up to a bound, or until a reply cannot be sent."""
         for _ in range(_REQUESTS_PER_TURN):
-            if not self.alive or self._outbox.replies_waiting:
+            if self._sock is None or self._outbox is None or not self.alive or self._outbox.replies_waiting:
                 return
             try:
                 packet = receive_packet(self._sock, REQUEST_DESCRIPTORS_MAX)
@@ -188,7 +223,7 @@ class Session:
 
     def answer(self, request: Request, replies: Sequence[Reply], fds: Sequence[int] = ()) -> None:
         """Send replies to a request; nothing if the session has ended meanwhile."""
-        if not self.alive:
+        if not self.alive or self._outbox is None:
             close_all(fds)
             return
         for reply in replies:
@@ -199,6 +234,8 @@ class Session:
 
     def _flush(self) -> None:
         """Send what can be sent; wait for room where it cannot, and for requests once all are answered."""
+        if self._sock is None or self._outbox is None:
+            return
         try:
             self._outbox.flush()
         except OSError as problem:

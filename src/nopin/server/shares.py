@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import secrets
 from collections.abc import Callable, Sequence
@@ -68,14 +69,19 @@ class ShareTable:
     def __len__(self) -> int:
         return len(self._by_name)
 
-    def publish(self, region: Region, domain: Domain, layout: ArrayLayout, owner_pid: int) -> Share:
-        """Add a share under a fresh name with a fresh token.
+    def publish(
+        self, region: Region, domain: Domain, layout: ArrayLayout, owner_pid: int, known_as: tuple[str, bytes] | None
+    ) -> Share:
+        """Add a share under a fresh name with a fresh token, or under those that peers know it by already.
 
         Raises:
-            VerbsError: EINVAL, the array does not lie inside the region, or is described wrongly.
+            VerbsError: EINVAL, the array does not lie inside the region, or is described wrongly; EEXIST, there is a
+                share of that name.
         """
         check_layout(layout, region.length)
-        name, token = secrets.token_urlsafe(12), secrets.token_bytes(TOKEN_BYTES)
+        name, token = known_as or (secrets.token_urlsafe(12), secrets.token_bytes(TOKEN_BYTES))
+        if name in self._by_name:
+            raise VerbsError(f"there is a share {name} already", errno.EEXIST)
         share = self._by_name[name] = Share(name, token, region, domain, layout, owner_pid)
         return share
 

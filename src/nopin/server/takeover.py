@@ -26,43 +26,52 @@ from nopin.server.arena import Arena
 from nopin.server.arena_store import ArenaStore, Left, Mapped
 from nopin.server.core import Core, log
 from nopin.server.mapper import Mapper, Placed
-from nopin.server.registry import Record
+from nopin.server.orphans import take_over_shares
+from nopin.server.registry import Content, Record
 from nopin.units import PAGE_BYTES
 
 
-def take_over(core: Core, records: list[Record]) -> int:
-    """Go on with what a predecessor left; returns how many arenas. What cannot be taken over is logged."""
-    n_taken = 0
-    for record in records:
+def take_over(core: Core, left: Content) -> None:
+    """Go on with what a predecessor left: arenas, then what lies in them and elsewhere and is shared.
+
+    What cannot be taken over is logged.
+    """
+    for record in left.arenas:
         try:
-            n_taken += _take_over(core, record)
+            _take_over_arena(core, record)
         except (OSError, UsageError, HostLacks) as problem:
             log.warning("the arena of process %d cannot be taken over: %s", record.pid, problem)
-    return n_taken
+    for record in left.books:
+        try:
+            n_shares = take_over_shares(core, record)
+            log.info("took over %d shares of process %d", n_shares, record.pid)
+        except (OSError, UsageError) as problem:
+            log.warning("the shares of process %d cannot be taken over: %s", record.pid, problem)
 
 
-def _take_over(core: Core, record: Record) -> bool:
+def _take_over_arena(core: Core, record: Record) -> None:
     """Go on with one arena.
 
     Raises:
         OSError, UsageError, HostLacks: it cannot be.
     """
-    process = record.process()
-    if process is None:
-        return False
+    held = record.from_anyone()
+    if held is None:
+        return
+    held.process.close()
     try:
-        store = ArenaStore(FdStore(process.take_fd(record.inbox), process.take_fd(record.outbox)))
-    finally:
-        process.close()
+        store = ArenaStore(FdStore(*held.fds))
+    except OSError:
+        close_all(held.fds)
+        raise
     left = store.left()
     if left is None:
         store.close()
         raise UsageError("its owner holds nothing that makes sense")
     arena = _restore(core, left, store)
     arena.record = record
-    core.registry.add(record)
+    core.registry.add_arena(record)
     log.info("took over the arena %r of process %d: %d pages", left.entry.name, record.pid, left.entry.n_pages)
-    return True
 
 
 def _restore(core: Core, left: Left, store: ArenaStore) -> Arena:

@@ -31,6 +31,8 @@ def tear_down(session: Session) -> None:
         os.close(channel.fd)
     objects.domains.clear()
     objects.channels.clear()
+    if session.book is not None:
+        session.book.close()
     session.arenas.end()
     session.memory.close_watch()
     session.memory.close_spaces()

@@ -61,6 +61,7 @@ class Arena(DeviceObject):
         self._siblings = device.arenas
         self._server: PidFd | None = PidFd.open(device.session.welcome.server_pid)
         self._fds: list[int] = []
+        self._store: list[int] = []
         self._mapped: list[Range] = []
         request = CreateArena(
             seq=0,
@@ -69,9 +70,10 @@ class Arena(DeviceObject):
             name=name or f"pid {os.getpid()}",
         )
         try:
-            created, self._fds = self._session.request(request, ArenaCreated)
+            created, fds = self._session.request(request, ArenaCreated)
+            self._fds, self._store = fds[:2], fds[2:]
             self.handle, self.budget_bytes = created.arena, created.budget_bytes
-            self.memory_fd, self.table_fd, *self._store = self._fds
+            self.memory_fd, self.table_fd = self._fds
             self._map(request.capacity_bytes)
         except BaseException:
             self._dissolve()
@@ -91,16 +93,7 @@ class Arena(DeviceObject):
         register_paging(self.uffd, self.where)
         if not features & Feature.EVENT_FORK:
             keep_from_children(self.where)
-        inbox, outbox = self._store
-        request = MapArena(
-            seq=0,
-            arena=self.handle,
-            base=start,
-            offset=0,
-            length=length,
-            uffd_features=int(features),
-            store=(inbox, outbox),
-        )
+        request = MapArena(seq=0, arena=self.handle, base=start, offset=0, length=length, uffd_features=int(features))
         self._session.request(request, Handle, [self.uffd])
 
     def __repr__(self) -> str:
@@ -188,6 +181,7 @@ class Arena(DeviceObject):
         if self._why_closed == FORKED:
             self._heap.sealed = True
             self._mapped.clear()  # arrays live there
+            self._store.clear()  # a new server finds the arena by us, should our parent be gone
         self._dissolve()
 
     def _dissolve(self) -> None:
@@ -195,8 +189,9 @@ class Arena(DeviceObject):
         self._unmap()
         if self in self._siblings:
             self._siblings.remove(self)
-        while self._fds:
-            os.close(self._fds.pop())
+        for kept in (self._fds, self._store):
+            while kept:
+                os.close(kept.pop())
         if self._server is not None:
             self._server.close()
             self._server = None

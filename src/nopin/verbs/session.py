@@ -43,7 +43,7 @@ class Session:
         self.control = ControlSocket(path)
         self.retired: deque[DeviceObject] = deque()
         try:
-            self.welcome, (state_fd, self._doorbell) = self._greet()
+            self.welcome, (state_fd, self._doorbell, self._book) = self._greet()
         except BaseException:
             self.control.close()
             raise
@@ -67,7 +67,7 @@ class Session:
             reply, fds = self.control.request(hello, passed)
         finally:
             close_all(passed)
-        if not isinstance(reply, Welcome) or reply.version != PROTOCOL_VERSION or len(fds) != 2:
+        if not isinstance(reply, Welcome) or reply.version != PROTOCOL_VERSION or len(fds) != 3:
             close_all(fds)
             raise ServerError(
                 f"the device server at {self.control.path} speaks another version; start one of this version"
@@ -114,14 +114,13 @@ class Session:
     def close(self) -> None:
         """End the connection and with it all the server holds for us."""
         self.control.close()
-        self._close_doorbell()
+        self._close_descriptors()
 
     def abandon(self) -> None:
         """Close this process's copies of the descriptors only: for a child after fork."""
         self.control.abandon()
-        self._close_doorbell()
+        self._close_descriptors()
 
-    def _close_doorbell(self) -> None:
-        doorbell, self._doorbell = self._doorbell, -1
-        if doorbell >= 0:
-            os.close(doorbell)
+    def _close_descriptors(self) -> None:
+        close_all(fd for fd in (self._doorbell, self._book) if fd >= 0)
+        self._doorbell = self._book = -1

@@ -1,0 +1,116 @@
+"""Shares outlive their server: the successor has them under the same URL, whether their owner knows of it or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nopin import Device, RemoteArray, attach
+from nopin.errors import AttachRefused, RegionGone
+from nopin.lab.child import Child
+from nopin.lab.line import Line
+from nopin.lab.servers import LocalServer
+
+N = 1 << 16
+
+
+def own(line: Line[Any], socket_path: str) -> None:
+    """Share an array of ordinary memory and say what is in it when asked; never talk to a server again."""
+    device = Device(server=socket_path)
+    array = np.arange(N)
+    line.send(device.share(array).url)
+    while True:
+        at = line.receive()
+        line.send(int(array[at]))
+
+
+def own_managed(line: Line[Any], socket_path: str) -> None:
+    """Share an array of managed memory, most of it in swap; wait in a page fault once told to."""
+    device = Device(server=socket_path, budget="64KiB")
+    array = device.zeros(N, np.int64)
+    array[:] = np.arange(N)
+    line.send(device.share(array).url)
+    line.receive()
+    line.send(int(array.sum()))
+    while True:
+        at = line.receive()
+        line.send(int(array[at]))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "server.sock"
+
+
+@pytest.fixture
+def servers(path: Path) -> Iterator[list[LocalServer]]:
+    """The servers of a test, one after the other; all are ended."""
+    started = [LocalServer(path)]
+    yield started
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Iterator[Device]:
+    """A device of this process at a server of its own, which lives through the test."""
+    with LocalServer(tmp_path / "peer.sock") as server, Device(server=str(server.socket_path)) as device:
+        yield device
+
+
+def read_until_it_fails(remote: RemoteArray) -> None:
+    for _ in range(100_000):
+        remote[0]
+
+
+def replace(servers: list[LocalServer]) -> None:
+    servers[-1].kill()
+    servers.append(LocalServer(servers[-1].socket_path, ["--takeover"]))
+
+
+def test_a_share_of_ordinary_memory_has_the_same_url_at_the_successor(
+    path: Path, servers: list[LocalServer], peer: Device
+) -> None:
+    with Child(own, str(path)) as owner:
+        url = owner.line.receive()
+        for value in (-1, -2):
+            replace(servers)
+            with attach(url, device=peer) as remote:
+                assert np.array_equal(remote[10:], np.arange(10, N))
+                remote[3] = value
+                assert owner.ask(3) == value
+                remote[3] = 3
+
+
+@pytest.mark.needs_userfaultfd
+def test_a_share_of_managed_memory_is_reached_while_its_owner_waits_in_a_fault(
+    path: Path, servers: list[LocalServer], peer: Device
+) -> None:
+    with Child(own_managed, str(path)) as owner:
+        url = owner.line.receive()
+        servers[-1].kill()
+        owner.line.send("add up")  # it waits at the first page that is out
+        servers.append(LocalServer(path, ["--takeover"]))
+        with attach(url, device=peer) as remote:
+            assert np.array_equal(remote[...], np.arange(N))
+            assert owner.line.receive(30.0) == N * (N - 1) // 2
+            remote[N - 1] = -5
+            assert owner.ask(N - 1) == -5
+
+
+def test_the_shares_of_an_owner_that_is_gone_are_gone(path: Path, servers: list[LocalServer], peer: Device) -> None:
+    with Child(own, str(path)) as owner, Child(own, str(path)) as other:
+        url, other_url = owner.line.receive(), other.line.receive()
+        servers[-1].kill()
+        owner.kill()
+        servers.append(LocalServer(path, ["--takeover"]))
+        with pytest.raises(AttachRefused):
+            attach(url, device=peer)
+        with attach(other_url, device=peer) as remote:
+            other.kill()
+            with pytest.raises(RegionGone, match="owner exited"):
+                read_until_it_fails(remote)
