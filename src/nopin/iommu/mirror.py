@@ -197,7 +197,11 @@ class Mirror(Subscriber):
 
     def holds(self, first: int, n: int, *, write: bool) -> bool:
         """Tell the same as `use`, without using them."""
-        return self.n_held(first, n, write=write) == n
+        low = first & _CHUNK_MASK
+        if low + n > CHUNK_PAGES:
+            return self.n_held(first, n, write=write) == n
+        chunk = self._chunks.get(first >> CHUNK_SHIFT)
+        return chunk is not None and (chunk.writable if write else chunk.present).find(0, low, low + n) < 0
 
     def touch(self, first: int, n: int, *, write: bool) -> None:
         """Note that the device accesses pages. Requires: it holds them, with the right to."""

@@ -7,27 +7,34 @@ numpy in one call.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from nopin.mm.space import IoVec, Staging
 
-_REGULAR_MIN = 8
+_REGULAR_MIN = 9
 """From this many segments it pays to look whether they are regular."""
 
 _TINY_BYTES = 64
 """Segments up to this length move quicker byte by byte in one call than one by one in many."""
 
 
-def move(source: Staging, there: IoVec, target: Staging, here: IoVec) -> None:
+Segments = IoVec | Sequence[Sequence[int]]
+"""(n, 2): start and length. Short ones may as well be a list, which is quicker made and read."""
+
+
+def move(source: Staging, there: Segments, target: Staging, here: Segments) -> None:
     """Copy segments of `source` in order into segments of `target`; totals are equal.
 
     Where segments of the target overlap, later bytes win.
     """
     n_there, n_here = len(there), len(here)
-    if n_there == n_here == 1:
-        (start, length), at = there[0].tolist(), int(here[0, 0])
-        target.view[at : at + length] = source.view[start : start + length]
-    elif n_there == 1 and n_here >= _REGULAR_MIN and _is_regular(here):
+    if n_there < _REGULAR_MIN > n_here:
+        _walk(source, _as_list(there), target, _as_list(here))
+        return
+    there, here = np.asarray(there, np.uint64), np.asarray(here, np.uint64)
+    if n_there == 1 and n_here >= _REGULAR_MIN and _is_regular(here):
         start = int(there[0, 0])
         length = int(there[0, 1])
         _rows(target, here, source, start, length, scatter=True)
@@ -37,7 +44,14 @@ def move(source: Staging, there: IoVec, target: Staging, here: IoVec) -> None:
         index = np.arange(int(there[0, 1]), dtype=np.int64)
         target.array[here[:, :1].astype(np.int64) + index] = source.array[there[:, :1].astype(np.int64) + index]
     else:
-        _walk(source, there, target, here)
+        _walk(source, there.tolist(), target, here.tolist())
+
+
+def _as_list(segments: Segments) -> Sequence[Sequence[int]]:
+    if isinstance(segments, np.ndarray):
+        listed: list[list[int]] = segments.tolist()
+        return listed
+    return segments
 
 
 def _is_regular(segments: IoVec) -> bool:
@@ -78,9 +92,9 @@ def _rows(strided: Staging, segments: IoVec, flat: Staging, start: int, length: 
         flat.view[middle : middle + n_last] = strided.view[last : last + n_last]
 
 
-def _walk(source: Staging, there: IoVec, target: Staging, here: IoVec) -> None:
+def _walk(source: Staging, there: Sequence[Sequence[int]], target: Staging, here: Sequence[Sequence[int]]) -> None:
     """Move what two lists have in common, piece after piece."""
-    sources, targets = iter(there.tolist()), iter(here.tolist())
+    sources, targets = iter(there), iter(here)
     start = at = left = room = 0
     while True:
         while not left:

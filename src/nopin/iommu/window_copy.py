@@ -20,6 +20,9 @@ from nopin.units import PAGE_SHIFT
 Segments = Sequence[Sequence[int]]
 """Addresses and lengths."""
 
+_FEW = 8
+"""Up to this many segments are handled one by one."""
+
 _PAGES_MAX = 4096
 """An irregular list of more pages than this is handled part by part, so that a list of them stays small."""
 
@@ -32,6 +35,8 @@ def parts_of(space: WindowedSpace, segments: Segments) -> Iterator[Part]:
 
 def copy_in_window(space: WindowedSpace, remote: IoVec, staging: Staging, local: IoVec, *, write: bool) -> int | None:
     """Copy a list that lies in one window and is all held; None if it is not such a list, and nothing was done."""
+    if len(remote) <= _FEW:
+        return _copy_few(space, remote.tolist(), staging, local, write=write)
     lengths = remote[:, 1]
     first = int(remote[:, 0].min())
     last = int((remote[:, 0] + lengths).max())
@@ -39,21 +44,43 @@ def copy_in_window(space: WindowedSpace, remote: IoVec, staging: Staging, local:
     if window is None:
         return None
     places = remote - np.array([window.start, 0], np.uint64) + np.array([window.offset, 0], np.uint64)
-    mirror = window.arena.mirror
-    if len(remote) == 1:
-        at, length = places[0].tolist()
-        if length <= 0 or not mirror.use(*page_run(at, length), write=write):
-            return None
-    else:
-        pages = _pages_of(places.astype(np.int64))
-        if pages is None or not mirror.use_pages(pages, write=write):
-            return None
+    pages = _pages_of(places.astype(np.int64))
+    if pages is None or not window.arena.mirror.use_pages(pages, write=write):
+        return None
     memory = window.arena.memory
     if write:
         move(staging, local, memory, places)
     else:
         move(memory, places, staging, local)
     return int(lengths.sum())
+
+
+def _copy_few(
+    space: WindowedSpace, segments: list[list[int]], staging: Staging, local: IoVec, *, write: bool
+) -> int | None:
+    """Do the same for a list so short that arrays would cost more than they save."""
+    places: list[tuple[int, int]] = []
+    first = segments[0][0]
+    window = space.find(first, 0)
+    if window is None:
+        return None
+    mirror, total = window.arena.mirror, 0
+    for address, length in segments:
+        if length <= 0 or address < window.start or address + length > window.end:
+            return None
+        at = window.at(address)
+        places.append((at, length))
+        if not mirror.holds(*page_run(at, length), write=write):
+            return None
+        total += length
+    for at, length in places:
+        mirror.use(*page_run(at, length), write=write)
+    memory, there = window.arena.memory, local.tolist() if len(local) <= _FEW else local
+    if write:
+        move(staging, there, memory, places)
+    else:
+        move(memory, places, staging, there)
+    return total
 
 
 def copy_parts(
