@@ -7,12 +7,18 @@ the task was spawned with.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from nopin.mm.effects import Backoff, Gate, Open, Pause, Procedure, Quiesce
+from nopin.mm.effects import Backoff, Gate, Open, Pause, Quiesce
 
 __all__ = ["Acquire", "Backoff", "Gate", "Lane", "Lock", "Open", "Pause", "Procedure", "Quiesce", "Release", "Work"]
+
+T = TypeVar("T")
+
+Procedure = Generator[Any, Any, T]
+"""A piece of modelled work that yields effects, these here and those of `mm.effects`, and returns a T."""
 
 
 @dataclass(slots=True, eq=False)

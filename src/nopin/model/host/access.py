@@ -1,0 +1,61 @@
+"""Loads and stores: what a CPU does with a page table, and the faults where it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from nopin.model.effects import Procedure
+from nopin.model.host.fault import fault
+from nopin.model.host.table import Present
+from nopin.units import PAGE_BYTES, PAGE_MASK, PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from nopin.model.host.process import Process
+
+
+def load(process: Process, va: int, length: int) -> Procedure[bytes]:
+    """Read memory, page by page: other things happen between the pages of one load."""
+    host = process.host
+    parts = []
+    for number, at, n in pieces(va, length):
+        entry = yield from _translate(process, number, write=False)
+        entry.young = True
+        data = host.frames.read(entry.page.frame, at, n)
+        host.observer.cpu_loaded(process, (number << PAGE_SHIFT) + at, data)
+        parts.append(data)
+        yield host.steps.access
+    return b"".join(parts)
+
+
+def store(process: Process, va: int, data: bytes) -> Procedure[None]:
+    """Write memory, page by page."""
+    host = process.host
+    done = 0
+    for number, at, n in pieces(va, len(data)):
+        entry = yield from _translate(process, number, write=True)
+        entry.young = entry.dirty = True
+        piece = data[done : done + n]
+        host.frames.write(entry.page.frame, at, piece)
+        host.observer.cpu_stored(process, (number << PAGE_SHIFT) + at, piece)
+        done += n
+        yield host.steps.access
+
+
+def pieces(va: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """Cut bytes at pages: (page number, offset in the page, length)."""
+    end = va + length
+    while va < end:
+        n = min(PAGE_BYTES - (va & PAGE_MASK), end - va)
+        yield va >> PAGE_SHIFT, va & PAGE_MASK, n
+        va += n
+
+
+def _translate(process: Process, number: int, *, write: bool) -> Procedure[Present]:
+    """Return an entry that allows the access, in the step in which it does; faults until there is one."""
+    while True:
+        process.check_alive()
+        entry = process.table.get(number)
+        if isinstance(entry, Present) and (entry.writable or not write):
+            return entry
+        yield from fault(process, number, write=write)

@@ -1,0 +1,144 @@
+"""Faults: how a page comes to be where an access wants it (handle_mm_fault), and what devices learn of it.
+
+A fault looks at the entry, does what is missing, and looks again: between any two steps the page may have gone. It
+never decides by what it saw before a yield.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nopin.mm.causes import Cause
+from nopin.mm.device_faults import FaultPages
+from nopin.mm.space import Reason
+from nopin.model.effects import Acquire, Procedure, Quiesce, Release
+from nopin.model.host.errors import ModelFault, Segv
+from nopin.model.host.page import Page
+from nopin.model.host.table import Present
+from nopin.model.host.vma import Vma
+from nopin.ranges import Range
+from nopin.units import PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from nopin.model.host.process import Process
+
+
+def lookup(process: Process, page: int) -> Present | None:
+    """Return the translation of a page that is present now, as a device may use it; never faults.
+
+    A `Present` entry stays as it is only until the next yield of whoever asked.
+    """
+    entry = process.table.get(page)
+    return entry if isinstance(entry, Present) else None
+
+
+def fault(process: Process, number: int, *, write: bool) -> Procedure[None]:
+    """Serve a CPU's fault; the access is then tried again, and may fault again.
+
+    Raises:
+        ModelFault: what the access fails with.
+    """
+    yield Acquire(process.mmap_lock, shared=True)
+    try:
+        yield from _resolve(process, number, write=write)
+    except ModelFault:
+        yield Release(process.mmap_lock)
+        raise
+    yield Release(process.mmap_lock)
+
+
+def fault_pages(process: Process, first: int, n: int, *, write: bool) -> Procedure[FaultPages]:
+    """Serve a device's fault over a run of pages, under the mmap lock once (hmm_range_fault).
+
+    Returns:
+        How many pages from the first were brought, with the right to write if `write`. They may have gone again:
+        whoever wants to use them asks `Notifiers.read_retry`, and then `lookup`, in one step.
+    """
+    if not process.alive:
+        return FaultPages(0, Reason.OWNER_GONE)
+    yield Acquire(process.mmap_lock, shared=True)
+    came = FaultPages(n)
+    for number in range(first, first + n):
+        try:
+            yield from _resolve(process, number, write=write)
+        except ModelFault as failed:
+            came = FaultPages(number - first, failed.reason)
+            break
+    yield Release(process.mmap_lock)
+    return came
+
+
+def _resolve(process: Process, number: int, *, write: bool) -> Procedure[None]:
+    """Make a page present, writable if `write`. Requires: the mmap lock, shared."""
+    vma = process.vmas.find(number)
+    if vma is None or not vma.allows(write=write):
+        raise Segv(f"{process}: {'write' if write else 'read'} at {number << PAGE_SHIFT:#x}: {_refusal(vma)}")
+    steps = process.host.steps
+    while True:
+        process.check_alive()
+        entry = process.table.get(number)
+        if isinstance(entry, Present) and (entry.writable or not write):
+            entry.young = True
+            entry.dirty = entry.dirty or write
+            return
+        yield steps.fault
+        if process.table.get(number) is not entry:
+            continue
+        if entry is None:
+            yield from _first_touch(process, vma, number, write=write)
+        elif isinstance(entry, Present):
+            yield from _make_writable(process, number, entry)
+
+
+def _refusal(vma: Vma | None) -> str:
+    return "nothing is mapped there" if vma is None else f"it is mapped {vma.prot}"
+
+
+def _first_touch(process: Process, vma: Vma, number: int, *, write: bool) -> Procedure[None]:
+    """Bring a page of anonymous memory: zeros."""
+    del vma
+    host = process.host
+    if not write:
+        process.map(number, host.zero_page, writable=False)
+        return
+    page = yield from host.new_page()
+    if process.table.get(number) is None:
+        process.map(number, page, writable=True, dirty=True)
+    else:
+        host.put_page(page)  # another fault was faster
+
+
+def _make_writable(process: Process, number: int, entry: Present) -> Procedure[None]:
+    """Give the right to write to a page that is shared with somebody: by a copy, if it is still shared then."""
+    old = entry.page
+    if _alone(process, old):
+        process.table.set(number, Present(old, writable=True, dirty=True))
+        return
+    yield from _copy(process, number, entry)
+
+
+def _alone(process: Process, page: Page) -> bool:
+    return page is not process.host.zero_page and len(page.mappings) == 1
+
+
+def _copy(process: Process, number: int, entry: Present) -> Procedure[None]:
+    """Replace a page by a copy of its own (wp_page_copy); does nothing if the entry changes meanwhile."""
+    host, old = process.host, entry.page
+    new = yield from host.new_page()
+    if process.table.get(number) is not entry:
+        host.put_page(new)
+        return
+    host.frames.copy(old.frame, new.frame)
+    bracket = process.begin([Range(number, number + 1)], Cause.COW)
+    yield host.steps.copy
+    if bracket.fences:
+        yield Quiesce(bracket.fences)
+    if process.table.get(number) is not entry:
+        bracket.end()
+        host.put_page(new)
+        return
+    process.take_out(number)
+    process.map(number, new, writable=True, dirty=True)
+    yield host.steps.flush
+    bracket.end()
+    host.put_page(old)

@@ -1,0 +1,108 @@
+"""A modelled process: its address space, and the system calls and accesses it makes.
+
+All procedures are to be yielded from within a task (`yield from process.store(va, data)`), or spawned. A process may
+have many at a time: they are its threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from nopin.mm.causes import Cause
+from nopin.mm.notifier import Bracket, Notifiers
+from nopin.model.effects import Lock, Procedure
+from nopin.model.host import access, life, mapping
+from nopin.model.host.errors import Killed
+from nopin.model.host.page import Page
+from nopin.model.host.table import Entry, Present, Swapped, Table
+from nopin.model.host.vma import RW, Prot, Vmas
+from nopin.ranges import Range
+
+if TYPE_CHECKING:
+    from nopin.model.host.host import Host
+
+
+class Process:
+    """See above.
+
+    Attributes:
+        pid: unique on its host, from 1.
+        vmas, table: its mappings, and where their pages are.
+        notifiers: of this address space, in page numbers (va >> 12).
+        mmap_lock: see `host.py`.
+        alive: False once it exits or is killed.
+    """
+
+    def __init__(self, pid: int, host: Host) -> None:
+        self.pid = pid
+        self.host = host
+        self.vmas = Vmas()
+        self.table = Table()
+        self.notifiers = Notifiers()
+        self.mmap_lock = Lock(f"mmap {pid}")
+        self.alive = True
+
+    def __str__(self) -> str:
+        return f"process {self.pid} of {self.host.name}"
+
+    # System calls
+
+    def mmap(self, n_pages: int, *, prot: Prot = RW, at: int | None = None, huge: bool = False) -> Procedure[int]:
+        """Map memory; returns its address. What was mapped `at` is unmapped (MAP_FIXED)."""
+        return mapping.mmap(self, n_pages, prot=prot, at=at, huge=huge)
+
+    def munmap(self, va: int, n_bytes: int) -> Procedure[None]:
+        """Unmap whole pages; holes are fine."""
+        return mapping.munmap(self, va, n_bytes)
+
+    def exit(self) -> Procedure[None]:
+        """End, or be killed, at any point of whatever else the process does. Twice is fine."""
+        return life.exit(self)
+
+    # Accesses
+
+    def load(self, va: int, length: int) -> Procedure[bytes]:
+        """Read memory. Raises `Segv`, `Bus`, `NoMemory` or `Killed`."""
+        return access.load(self, va, length)
+
+    def store(self, va: int, data: bytes) -> Procedure[None]:
+        """Write memory; of what is raised, as for `load`, the pages before stay written."""
+        return access.store(self, va, data)
+
+    # What the memory management does to it
+
+    def check_alive(self) -> None:
+        """Raise `Killed` once it is not."""
+        if not self.alive:
+            raise Killed(f"{self} has been killed")
+
+    def begin(self, ranges: Iterable[Range], cause: Cause, *, owner: object = None) -> Bracket:
+        """Tell the notifiers of a change (page numbers), and note in the table at once what devices wrote.
+
+        At once, because in the next step the entry may be another's.
+        """
+        bracket = self.notifiers.invalidate_start(ranges, cause, owner=owner)
+        for page in sorted(bracket.harvest.dirty):
+            entry = self.table.get(page)
+            if isinstance(entry, Present):
+                entry.dirty = True
+            elif entry is not None and not isinstance(entry, Swapped):
+                entry.page.dirty = True
+        return bracket
+
+    def map(self, number: int, page: Page, *, writable: bool, dirty: bool = False) -> None:
+        """Enter a page, for which the caller gives up one reference. Requires: the entry is absent or `Swapped`."""
+        if page is not self.host.zero_page:
+            page.mappings[self.pid, number] = None
+        self.table.set(number, Present(page, writable, dirty=dirty))
+
+    def take_out(self, number: int) -> Entry | None:
+        """Clear an entry, and note whether the page was written; the caller then has what it held (`Host.let_go`)."""
+        entry = self.table.clear(number)
+        if entry is None or isinstance(entry, Swapped):
+            return entry
+        if isinstance(entry, Present) and entry.dirty:
+            entry.page.dirty = True
+        entry.page.mappings.pop((self.pid, number), None)
+        return entry
