@@ -56,3 +56,21 @@ def map_shared(fd: int, length: int, offset: int = 0, *, writable: bool = True) 
 def unmap(address: int, length: int) -> None:
     """Remove a mapping made by `map_shared`."""
     checked(LIBC.munmap(address, length), "munmap")
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 16 << 20
+
+
+def keep_freed_memory() -> None:
+    """Have freed memory reused: up to 16 MiB of it stay with this process.
+
+    A buffer of a few megabytes that is taken and given back again and again otherwise comes from the kernel each time,
+    and each of its pages costs a fault: more than what is done with the bytes. Where the C library is not glibc
+    nothing changes.
+
+    Source: mallopt(3).
+    """
+    if hasattr(LIBC, "mallopt"):
+        LIBC.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        LIBC.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

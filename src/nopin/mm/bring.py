@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nopin.mm.arena_pages import ArenaPages
 from nopin.mm.effects import Backoff, Effect, Fill, Mapper, Open, Outcome, PageRun, Pause, ReadSwap, Zero
@@ -169,22 +170,22 @@ def _read(arena: ArenaPages, pages: Pages) -> Generator[Effect, Any, tuple[Bytes
     crcs = table.crcs[pages].tolist()
     whole: Bytes = np.empty(len(pages) * PAGE_BYTES, np.uint8)
     at = 0
-    while at < len(pages):
-        end = _adjoining(units, stored, at)
+    for end in _cuts(table.units[pages], table.stored[pages]):
         length = (units[end - 1] + n_units(stored[end - 1]) - units[at]) * UNIT_BYTES
         found = yield ReadSwap(units[at] * UNIT_BYTES, length)
-        if isinstance(found, int) and end > at + 1:  # some of them cannot be read; the one needed first perhaps can
-            end, length = at + 1, n_units(stored[at]) * UNIT_BYTES
+        n_read = end - at
+        if isinstance(found, int) and n_read > 1:  # some of them cannot be read; the one needed first perhaps can
+            n_read, length = 1, n_units(stored[at]) * UNIT_BYTES
             found = yield ReadSwap(units[at] * UNIT_BYTES, length)
         if isinstance(found, int):
             arena.counts.swap_errors += 1
-            return whole, at
+            break
         arena.counts.swap_read_bytes += length
-        n_good, whole = _decode(found, whole, at, stored[at:end], crcs[at:end])
-        if n_good < end - at:
-            return whole, at + n_good
-        at = end
-    return whole, len(pages)
+        n_good, whole = _decode(found, whole, at, stored[at : at + n_read], crcs[at : at + n_read])
+        at += n_good
+        if at < end:
+            break
+    return whole, at
 
 
 def _decode(found: Bytes, whole: Bytes, at: int, stored: list[int], crcs: list[int]) -> tuple[int, Bytes]:
@@ -207,9 +208,7 @@ def _decode(found: Bytes, whole: Bytes, at: int, stored: list[int], crcs: list[i
     return len(stored), whole
 
 
-def _adjoining(units: list[int], stored: list[int], at: int) -> int:
-    """Return the index after the copies that lie one behind the other from `at`."""
-    end = at + 1
-    while end < len(units) and units[end] == units[end - 1] + n_units(stored[end - 1]):
-        end += 1
-    return end
+def _cuts(units: NDArray[np.uint32], stored: NDArray[np.uint16]) -> list[int]:
+    """Return the index after each row of copies that lie one behind the other."""
+    ends = units[:-1] + (stored[:-1].astype(np.uint32) + (UNIT_BYTES - 1)) // UNIT_BYTES
+    return [*(np.flatnonzero(units[1:] != ends) + 1).tolist(), len(units)]

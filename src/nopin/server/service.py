@@ -21,6 +21,7 @@ from nopin.link.base import Link
 from nopin.link.middleware import wrap
 from nopin.link.raw import RawLink
 from nopin.link.udp import bind_link
+from nopin.linux.libc import keep_freed_memory
 from nopin.linux.pidfd import PidFd
 from nopin.nic.nic import Nic
 from nopin.nic.wire.gid import address_of
@@ -57,6 +58,7 @@ def serve(config: ServeConfig) -> None:
         ServerError: another server has the socket, an address is taken, or the parent is gone already.
         HostLacks: the host forbids something asked for.
     """
+    keep_freed_memory()
     with contextlib.ExitStack() as stack:
         core, exchange_socket, client_socket = _put_together(config, stack)
         core.arenas.on_broken = partial(_note_broken, core)
