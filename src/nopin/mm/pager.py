@@ -111,14 +111,17 @@ class Pager:
         """True while `reclaim` has something to do: residency is above the high mark."""
         budget = self._arena.budget
         limit = budget.limit
-        return limit - budget.room > HIGH_SHARE * limit and not self._arena.swap_is_full
+        return limit - budget.room > HIGH_SHARE * limit and budget.n_used > 1 and not self._arena.swap_is_full
 
     def reclaim(self) -> Procedure[int]:
-        """Bring residency below the low mark, as far as it goes; returns the pages that left."""
+        """Bring residency below the low mark, as far as it goes; returns the pages that left.
+
+        One page stays: whoever waited for it has perhaps not had it yet, and would wait for ever.
+        """
         budget = self._arena.budget
         n_left = 0
-        while (limit := budget.limit) - budget.room > LOW_SHARE * limit:
-            n = yield from evict(self._arena, batch_pages(limit))
+        while (limit := budget.limit) - budget.room > LOW_SHARE * limit and budget.n_used > 1:
+            n = yield from evict(self._arena, min(batch_pages(limit), budget.n_used - 1))
             if not n:
                 break
             n_left += n

@@ -104,8 +104,10 @@ class ArenaMachine:
         mapper = self.mappers.get(number)
         if mapper is not None:
             first, n = pages
-            if mapper.low <= first and first + n <= mapper.high:
-                address, length = mapper.bias + (first << PAGE_SHIFT), n << PAGE_SHIFT
+            inside = mapper.low <= first and first + n <= mapper.high
+            address = mapper.bias + (first << PAGE_SHIFT) if inside else mapper.address_of(pages)
+            if address is not None:
+                length = n << PAGE_SHIFT
                 done, problem = mapper.uffd.zero(address, length)
                 if not problem:
                     return _ONE_DONE if n == 1 else Outcome(n, 0)
