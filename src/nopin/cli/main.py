@@ -23,7 +23,7 @@ EXIT_HOST_LACKS = 3
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
-COMMANDS = ("demo", "share", "get", "bench", "stat", "top", "doctor", "serve")
+COMMANDS = ("demo", "share", "get", "bench", "stat", "top", "doctor", "serve", "model", "validate")
 """Each is the function `command` of the module of that name in nopin.cli, most useful first."""
 
 

@@ -1,0 +1,49 @@
+"""Options and the progress bar of commands that run many points on several cores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from rich.progress import Progress
+
+from nopin.cli.output import talk
+from nopin.errors import UsageError
+from nopin.lab.sweep import Sweep
+
+
+@contextmanager
+def sweeping(n_jobs: int, what: str) -> Iterator[Sweep]:
+    """Give a sweep whose progress shows on a terminal."""
+    console = talk()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        with Sweep(n_jobs, lambda done, total: bar.update(task, completed=done, total=total)) as sweep:
+            yield sweep
+
+
+def n_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(min=1), default=n_cores, show_default="all cores", help="Processes to spread over."
+)
+
+
+def assignments(given: tuple[str, ...]) -> dict[str, str]:
+    """Read ``--set name=value`` options.
+
+    Raises:
+        UsageError: one has no equals sign.
+    """
+    pairs = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not (name and equals and value):
+            raise UsageError(f"--set {each!r} is not name=value")
+        pairs[name.strip()] = value.strip()
+    return pairs

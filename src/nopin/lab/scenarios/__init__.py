@@ -1,0 +1,1 @@
+"""Comparisons that users ask for, as functions over the modelled machine."""

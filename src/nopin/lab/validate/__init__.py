@@ -1,0 +1,1 @@
+"""Published experiments, run on the modelled machine: prediction beside the published value."""
