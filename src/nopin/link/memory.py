@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-import numpy as np
-
-from nopin.link.base import packets_of
-from nopin.nic.wire.batch import ROCE_PORT, Endpoint, PacketBatch, Path, TxBatch
+from nopin.nic.wire.batch import ROCE_PORT, Endpoint, PacketBatch, TxBatch
 from nopin.nic.wire.gid import gid_of
 
 
@@ -55,15 +52,11 @@ class MemoryLink:
 
     def send(self, batch: TxBatch, now: int) -> None:
         """Copy the packets to the other end."""
-        spans = list(packets_of(batch.segments))
-        if not spans:
+        if not batch.segments:
             return
-        lengths = np.array([length for _, length in spans], np.int64)
-        offsets = np.cumsum(lengths) - lengths
-        copy = np.concatenate([batch.staging.array[at : at + length] for at, length in spans])
-        self._packets_sent += len(spans)
-        as_seen_there = Path(batch.path.remote, self.endpoint)
-        self._network.deliver(batch.path.remote, PacketBatch(as_seen_there, copy, offsets, lengths))
+        arrived = batch.arrived()
+        self._packets_sent += len(arrived.offsets)
+        self._network.deliver(batch.path.remote, arrived)
 
     def receive(self, now: int) -> Iterator[PacketBatch]:
         """What had arrived when this was called."""

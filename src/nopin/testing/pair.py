@@ -7,79 +7,34 @@ and fro until nothing moves any more, letting time jump to the next timer; a `Wi
 from __future__ import annotations
 
 import random
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from nopin.iommu.iommu import Iommu
-from nopin.nic.abi import (
-    CQE_BYTES,
-    WQE_HEADER_BYTES,
-    Access,
-    Discipline,
-    QpState,
-    SendFlags,
-    WcStatus,
-    WrOpcode,
-    ring_bytes,
-    wqe_stride,
-)
-from nopin.nic.attributes import AddressVector, QpAttr, QpCaps
+from nopin.model.net.client import ALL_RIGHTS, Client, connect, make_client, no_fence, recv_entry, send_entry
+from nopin.nic.abi import Access, Discipline, WrOpcode
 from nopin.nic.mr import Region
 from nopin.nic.nic import Nic
-from nopin.nic.qp import QueuePair
-from nopin.nic.rings import CompletionConsumer, CompletionProducer, WorkConsumer, WorkProducer
 from nopin.nic.wire.batch import Endpoint, PacketBatch, Path, TxBatch
 from nopin.nic.wire.gid import gid_of
 from nopin.testing.memory_space import MemorySpace
 from nopin.testing.paged_arena import run_through
 
-ALL_RIGHTS = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ | Access.REMOTE_ATOMIC
+__all__ = ["ALL_RIGHTS", "Client", "Pair", "Side", "connect", "make_pair", "make_side", "no_fence", "send_entry"]
 
 Wire = Callable[[bytes, int], list[bytes]]
 """Takes a packet and its number, returns what arrives in its place."""
 
 
-def no_fence() -> None:
-    """Both ends of a ring are one thread here."""
-
-
-def send_entry(
-    opcode: WrOpcode,
-    sges: list[tuple[int, int, int]],
-    *,
-    wr_id: int = 0,
-    flags: int = SendFlags.SIGNALED,
-    remote: int = 0,
-    rkey: int = 0,
-    imm: int = 0,
-    compare_add: int = 0,
-    swap: int = 0,
-    inline: bytes | None = None,
-) -> bytes:
-    """Encode a send ring entry; sges are (address, length, lkey)."""
-    n_inline = 0 if inline is None else len(inline)
-    if inline is not None:
-        flags |= SendFlags.INLINE
-    header = struct.pack("<QBBHIQIIQQ", wr_id, opcode, flags, len(sges), imm, remote, rkey, n_inline, compare_add, swap)
-    body = b"".join(struct.pack("<QII", *sge) for sge in sges) if inline is None else inline
-    return header.ljust(WQE_HEADER_BYTES, b"\0") + body
-
-
 @dataclass
-class Side:
+class Side(Client):
     """One end: a NIC with one address space, one region over all of it, and one queue pair."""
 
-    nic: Nic
     iommu: Iommu
     space: MemorySpace
     region: Region
-    qp: QueuePair
-    sends: WorkProducer
-    recvs: WorkProducer
-    completions: CompletionConsumer
     answer_faults: bool = True
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -102,11 +57,7 @@ class Side:
     def post_recv(self, offset: int, length: int, wr_id: int = 0) -> None:
         """Post one receive into [offset, offset + length) of our region."""
         sges = [(self.region.iova + offset, length, self.region.lkey)] if length else []
-        self.recvs.post([send_entry(WrOpcode.SEND, sges, wr_id=wr_id, flags=0)])
-
-    def poll(self) -> list[tuple[int, WcStatus]]:
-        """Take completions as (wr_id, status)."""
-        return [(int(c["wr_id"]), WcStatus(int(c["status"]))) for c in self.completions.poll(1024)]
+        self.recvs.post([recv_entry(sges, wr_id=wr_id)])
 
 
 def make_side(
@@ -137,58 +88,8 @@ def make_side(
         access=access,
         discipline=discipline,
     )
-    caps = QpCaps(max_send_wr=depth, max_recv_wr=depth, max_inline=max_inline)
-    stride = wqe_stride(caps.max_send_sge, caps.max_inline)
-    memory = [np.zeros(ring_bytes(depth, stride), np.uint8) for _ in range(2)]
-    cq_memory = np.zeros(ring_bytes(4 * depth, CQE_BYTES), np.uint8)
-    cq = nic.create_cq(CompletionProducer(cq_memory, 4 * depth, no_fence))
-    rings = [WorkConsumer(m, depth, stride) for m in memory]
-    qp = nic.create_qp(pd, cq, cq, rings[0], rings[1], caps, False)
-    posts = [WorkProducer(m, depth, stride) for m in memory]
-    return Side(nic, iommu, space, region, qp, posts[0], posts[1], CompletionConsumer(cq_memory, 4 * depth, no_fence))
-
-
-def connect(
-    a: Side,
-    b: Side,
-    *,
-    mtu: int = 1024,
-    now: int = 0,
-    rnr_retry: int = 7,
-    retry_cnt: int = 7,
-    timeout: int = 14,
-    psn: int = 0xFFFFF0,
-    access: Access = ALL_RIGHTS,
-) -> None:
-    """Bring both ends to RTS; PSNs start just before the wrap."""
-    for us, them in ((a, b), (b, a)):
-        peer = them.nic.endpoint
-        us.nic.modify_qp(us.qp, QpAttr(state=QpState.INIT, pkey_index=0, port_num=1, access=int(access)), now)
-        us.nic.modify_qp(
-            us.qp,
-            QpAttr(
-                state=QpState.RTR,
-                av=AddressVector(gid=peer.gid, port=peer.port),
-                path_mtu=mtu,
-                dest_qpn=them.qp.qpn,
-                rq_psn=psn,
-                max_dest_rd_atomic=4,
-                min_rnr_timer=12,
-            ),
-            now,
-        )
-        us.nic.modify_qp(
-            us.qp,
-            QpAttr(
-                state=QpState.RTS,
-                timeout=timeout,
-                retry_cnt=retry_cnt,
-                rnr_retry=rnr_retry,
-                sq_psn=psn,
-                max_rd_atomic=4,
-            ),
-            now,
-        )
+    client = make_client(nic, pd, depth=depth, max_inline=max_inline)
+    return Side(**vars(client), iommu=iommu, space=space, region=region)
 
 
 class Pair:

@@ -73,3 +73,18 @@ class TxBatch:
     path: Path
     staging: Staging
     segments: list[Segment]
+
+    def arrived(self) -> PacketBatch:
+        """Return the packets as the other end of the path receives them: a copy. Requires: there are some."""
+        offsets, lengths = zip(*(_spans(segment) for segment in self.segments), strict=True)
+        starts, sizes = np.concatenate(offsets), np.concatenate(lengths)
+        first, last = int(starts.min()), int((starts + sizes).max())
+        buffer = self.staging.array[first:last].copy()
+        return PacketBatch(Path(self.path.remote, self.path.local), buffer, starts - first, sizes)
+
+
+def _spans(segment: Segment) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return offset and length of each packet of a segment."""
+    end = segment.offset + segment.length
+    offsets = np.arange(segment.offset, end, max(segment.stride, 1), dtype=np.int64)
+    return offsets, np.minimum(segment.stride, end - offsets)

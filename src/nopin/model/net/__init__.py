@@ -1,0 +1,1 @@
+"""Networks of the modelled machine: links, and hosts with the real NIC on them."""

@@ -1,0 +1,141 @@
+"""A queue pair as a client drives it, without sockets and processes: rings in memory, posts, polls.
+
+Client and device are one thread here, so nothing needs a fence, and nobody rings: whoever runs the NIC looks at the
+rings, or is told to.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nopin.nic.abi import (
+    CQE_BYTES,
+    WQE_HEADER_BYTES,
+    Access,
+    QpState,
+    SendFlags,
+    WcStatus,
+    WrOpcode,
+    ring_bytes,
+    wqe_stride,
+)
+from nopin.nic.attributes import AddressVector, QpAttr, QpCaps
+from nopin.nic.mr import Pd
+from nopin.nic.nic import Nic
+from nopin.nic.qp import QueuePair
+from nopin.nic.rings import CompletionConsumer, CompletionProducer, WorkConsumer, WorkProducer
+
+ALL_RIGHTS = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ | Access.REMOTE_ATOMIC
+
+Sge = tuple[int, int, int]
+"""Address, length, lkey."""
+
+
+def no_fence() -> None:
+    """Both ends of a ring are one thread here."""
+
+
+def send_entry(
+    opcode: WrOpcode,
+    sges: Sequence[Sge],
+    *,
+    wr_id: int = 0,
+    flags: int = SendFlags.SIGNALED,
+    remote: int = 0,
+    rkey: int = 0,
+    imm: int = 0,
+    compare_add: int = 0,
+    swap: int = 0,
+    inline: bytes | None = None,
+) -> bytes:
+    """Encode a send ring entry."""
+    n_inline = 0 if inline is None else len(inline)
+    if inline is not None:
+        flags |= SendFlags.INLINE
+    header = struct.pack("<QBBHIQIIQQ", wr_id, opcode, flags, len(sges), imm, remote, rkey, n_inline, compare_add, swap)
+    body = b"".join(struct.pack("<QII", *sge) for sge in sges) if inline is None else inline
+    return header.ljust(WQE_HEADER_BYTES, b"\0") + body
+
+
+def recv_entry(sges: Sequence[Sge], *, wr_id: int = 0) -> bytes:
+    """Encode a receive ring entry."""
+    return send_entry(WrOpcode.SEND, sges, wr_id=wr_id, flags=0)
+
+
+@dataclass
+class Client:
+    """A queue pair and the client's ends of its rings; sends and receives complete on one queue."""
+
+    nic: Nic
+    qp: QueuePair
+    sends: WorkProducer
+    recvs: WorkProducer
+    completions: CompletionConsumer
+
+    def poll(self) -> list[tuple[int, WcStatus]]:
+        """Take completions as (wr_id, status)."""
+        return [(int(c["wr_id"]), WcStatus(int(c["status"]))) for c in self.completions.poll(1024)]
+
+
+def make_client(nic: Nic, pd: Pd, *, depth: int = 256, max_inline: int = 256) -> Client:
+    """Make a queue pair in RESET, its rings and its completion queue.
+
+    Args:
+        depth: of both work rings, a power of two.
+    """
+    caps = QpCaps(max_send_wr=depth, max_recv_wr=depth, max_inline=max_inline)
+    stride = wqe_stride(caps.max_send_sge, caps.max_inline)
+    sends, recvs = (np.zeros(ring_bytes(depth, stride), np.uint8) for _ in range(2))
+    cq_memory = np.zeros(ring_bytes(4 * depth, CQE_BYTES), np.uint8)
+    cq = nic.create_cq(CompletionProducer(cq_memory, 4 * depth, no_fence))
+    rings = WorkConsumer(sends, depth, stride), WorkConsumer(recvs, depth, stride)
+    return Client(
+        nic=nic,
+        qp=nic.create_qp(pd, cq, cq, *rings, caps, False),
+        sends=WorkProducer(sends, depth, stride),
+        recvs=WorkProducer(recvs, depth, stride),
+        completions=CompletionConsumer(cq_memory, 4 * depth, no_fence),
+    )
+
+
+def connect(
+    a: Client,
+    b: Client,
+    *,
+    mtu: int = 1024,
+    now: int = 0,
+    rnr_retry: int = 7,
+    retry_cnt: int = 7,
+    timeout: int = 14,
+    psn: int = 0xFFFFF0,
+    access: Access = ALL_RIGHTS,
+    min_rnr_timer: int = 12,
+    max_rd_atomic: int = 4,
+) -> None:
+    """Bring both ends to RTS; PSNs start just before the wrap."""
+    for us, them in ((a, b), (b, a)):
+        peer = them.nic.endpoint
+        init = QpAttr(state=QpState.INIT, pkey_index=0, port_num=1, access=int(access))
+        rtr = QpAttr(
+            state=QpState.RTR,
+            av=AddressVector(gid=peer.gid, port=peer.port),
+            path_mtu=mtu,
+            dest_qpn=them.qp.qpn,
+            rq_psn=psn,
+            max_dest_rd_atomic=max_rd_atomic,
+            min_rnr_timer=min_rnr_timer,
+        )
+        rts = QpAttr(
+            state=QpState.RTS,
+            timeout=timeout,
+            retry_cnt=retry_cnt,
+            rnr_retry=rnr_retry,
+            sq_psn=psn,
+            max_rd_atomic=max_rd_atomic,
+        )
+        for attr in (init, rtr, rts):
+            us.nic.modify_qp(us.qp, attr, now)
