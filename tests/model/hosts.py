@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from nopin.mm.causes import Cause
 from nopin.mm.subscriber import Answer, Fence, Invalidation, Subscriber
 from nopin.model.choice import Drawn
+from nopin.model.host.fault import lookup
 from nopin.model.host.host import Host
 from nopin.model.host.process import Process
 from nopin.model.scheduler import Scheduler
@@ -69,3 +70,9 @@ class Listener(Subscriber):
         assert self.told == self.ended, "a bracket is still open, or they nest"
         told, self.told, self.ended = self.told, [], []
         return told
+
+
+def frames_of(process: Process, va: int, n: int) -> list[int | None]:
+    """Return the frames of n pages, None where none is mapped."""
+    entries = [lookup(process, va // PAGE + at) for at in range(n)]
+    return [None if entry is None else entry.frame for entry in entries]

@@ -185,6 +185,17 @@ def test_release_hands_out_the_fences_to_wait_for_before_pages_are_freed() -> No
     assert list(notifiers.release()) == [fence]
 
 
+def test_who_frees_pages_while_a_release_is_waited_for_waits_for_it_too() -> None:
+    notifiers, fence = Notifiers(), Fence()
+    notifiers.subscribe(HERE, Recorder(fence))
+    notifiers.release()
+    reclaim = notifiers.invalidate_start([HERE], Cause.RECLAIM)
+    assert reclaim.fences == [fence]
+    assert list(notifiers.release()) == [fence]
+    fence.signal()
+    assert notifiers.invalidate_start([HERE], Cause.UNMAP).fences == []
+
+
 # Two passes
 
 

@@ -160,6 +160,7 @@ class Notifiers:
         self._index: IntervalIndex[Subscription] = IntervalIndex()
         self._eras = Eras()
         self._released = False
+        self._release_fences: Sequence[Fence] = ()
         self._by_cause: Counter[Cause] = Counter()
         self._n_vetoes = 0
         self._n_agains = 0
@@ -225,6 +226,7 @@ class Notifiers:
                 self._give_up(bracket)
                 break
         bracket.kept = coalesce(bracket.kept)
+        bracket.fences += [fence for fence in self._release_fences if not fence.passed]
         return bracket
 
     def invalidate(self, where: Range, cause: Cause) -> int:
@@ -244,15 +246,17 @@ class Notifiers:
         """The address space is gone: tell everybody, once; nothing is told afterwards. Twice is fine.
 
         Returns:
-            Fences to be waited for before its pages are freed.
+            Fences to be waited for before its pages are freed. Whoever frees some of them meanwhile for another
+            reason waits for the same ones: every later bracket has them, as long as they have not passed.
         """
         if self._released:
-            return ()
+            return self._release_fences
         bracket = self.invalidate_start((EVERYTHING,), Cause.RELEASE)
         self._released = True
         for subscription in list(self._index):
             self.unsubscribe(subscription)
-        return bracket.fences
+        self._release_fences = bracket.fences
+        return self._release_fences
 
     # Telling without a bracket
 

@@ -14,7 +14,7 @@ from nopin.mm.space import Reason
 from nopin.model.effects import Acquire, Procedure, Quiesce, Release
 from nopin.model.host.errors import ModelFault, Segv
 from nopin.model.host.page import Page
-from nopin.model.host.table import Present
+from nopin.model.host.table import Present, Shut
 from nopin.model.host.vma import Vma
 from nopin.ranges import Range
 from nopin.units import PAGE_SHIFT
@@ -40,7 +40,7 @@ def fault(process: Process, number: int, *, write: bool) -> Procedure[None]:
     """
     yield Acquire(process.mmap_lock, shared=True)
     try:
-        yield from _resolve(process, number, write=write)
+        yield from resolve(process, number, write=write)
     except ModelFault:
         yield Release(process.mmap_lock)
         raise
@@ -60,7 +60,7 @@ def fault_pages(process: Process, first: int, n: int, *, write: bool) -> Procedu
     came = FaultPages(n)
     for number in range(first, first + n):
         try:
-            yield from _resolve(process, number, write=write)
+            yield from resolve(process, number, write=write)
         except ModelFault as failed:
             came = FaultPages(number - first, failed.reason)
             break
@@ -68,8 +68,12 @@ def fault_pages(process: Process, first: int, n: int, *, write: bool) -> Procedu
     return came
 
 
-def _resolve(process: Process, number: int, *, write: bool) -> Procedure[None]:
-    """Make a page present, writable if `write`. Requires: the mmap lock, shared."""
+def resolve(process: Process, number: int, *, write: bool) -> Procedure[None]:
+    """Make a page present, writable if `write`; nothing if it is so already. Requires: the mmap lock.
+
+    Raises:
+        ModelFault: what an access there fails with.
+    """
     vma = process.vmas.find(number)
     if vma is None or not vma.allows(write=write):
         raise Segv(f"{process}: {'write' if write else 'read'} at {number << PAGE_SHIFT:#x}: {_refusal(vma)}")
@@ -88,6 +92,8 @@ def _resolve(process: Process, number: int, *, write: bool) -> Procedure[None]:
             yield from _first_touch(process, vma, number, write=write)
         elif isinstance(entry, Present):
             yield from _make_writable(process, number, entry)
+        elif isinstance(entry, Shut):
+            process.table.replace(number, Present(entry.page, writable=False))
 
 
 def _refusal(vma: Vma | None) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nopin.mm.causes import Cause
-from nopin.model.effects import Acquire, Procedure, Quiesce, Release
-from nopin.model.host.errors import ModelFault, NotSupported
+from nopin.model.effects import Procedure, Quiesce
+from nopin.model.host.errors import NotSupported
 from nopin.model.host.table import Entry
 from nopin.model.host.vma import Prot, Vma
 from nopin.ranges import Range
@@ -23,10 +23,9 @@ HUGE_PAGES = 512
 
 
 def mmap(process: Process, n_pages: int, *, prot: Prot, at: int | None, huge: bool) -> Procedure[int]:
-    """Map memory; returns its address."""
+    """Map memory; returns its address. Requires: the mmap lock, alone."""
     if n_pages <= 0 or (at is not None and at & PAGE_MASK):
         raise NotSupported(f"mmap of {n_pages} pages at {at}: whole pages, at least one")
-    yield Acquire(process.mmap_lock)
     if at is None:
         first = process.vmas.gap(n_pages, LOWEST_PAGE, align=HUGE_PAGES if huge else 1)
     else:
@@ -34,26 +33,13 @@ def mmap(process: Process, n_pages: int, *, prot: Prot, at: int | None, huge: bo
         yield from unmap(process, first, first + n_pages)
     process.vmas.insert(Vma(first, first + n_pages, prot, huge=huge))
     process.host.observer.mapped(process, bytes_of(first, first + n_pages))
-    yield Release(process.mmap_lock)
     return first << PAGE_SHIFT
 
 
 def munmap(process: Process, va: int, n_bytes: int) -> Procedure[None]:
-    """Unmap whole pages."""
+    """Unmap whole pages. Requires: the mmap lock, alone."""
     first, end = pages_of(va, n_bytes)
-    yield from changing(process, unmap(process, first, end))
-
-
-def changing(process: Process, change: Procedure[None]) -> Procedure[None]:
-    """Have a change of the mappings made under the mmap lock, unless the process has been killed."""
-    yield Acquire(process.mmap_lock)
-    try:
-        process.check_alive()
-        yield from change
-    except ModelFault:
-        yield Release(process.mmap_lock)
-        raise
-    yield Release(process.mmap_lock)
+    yield from unmap(process, first, end)
 
 
 def unmap(process: Process, first: int, end: int) -> Procedure[None]:

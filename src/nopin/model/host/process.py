@@ -7,13 +7,14 @@ have many at a time: they are its threads.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nopin.mm.causes import Cause
 from nopin.mm.notifier import Bracket, Notifiers
-from nopin.model.effects import Lock, Procedure
-from nopin.model.host import access, life, mapping
-from nopin.model.host.errors import Killed
+from nopin.model.effects import Acquire, Lock, Procedure, Release
+from nopin.model.host import access, life, mapping, protect, remap
+from nopin.model.host.advice import SHARED, Advice, apply
+from nopin.model.host.errors import Killed, ModelFault
 from nopin.model.host.page import Page
 from nopin.model.host.table import Entry, Present, Swapped, Table
 from nopin.model.host.vma import RW, Prot, Vmas
@@ -21,6 +22,8 @@ from nopin.ranges import Range
 
 if TYPE_CHECKING:
     from nopin.model.host.host import Host
+
+T = TypeVar("T")
 
 
 class Process:
@@ -50,11 +53,26 @@ class Process:
 
     def mmap(self, n_pages: int, *, prot: Prot = RW, at: int | None = None, huge: bool = False) -> Procedure[int]:
         """Map memory; returns its address. What was mapped `at` is unmapped (MAP_FIXED)."""
-        return mapping.mmap(self, n_pages, prot=prot, at=at, huge=huge)
+        return self._call(mapping.mmap(self, n_pages, prot=prot, at=at, huge=huge))
 
     def munmap(self, va: int, n_bytes: int) -> Procedure[None]:
         """Unmap whole pages; holes are fine."""
-        return mapping.munmap(self, va, n_bytes)
+        return self._call(mapping.munmap(self, va, n_bytes))
+
+    def mprotect(self, va: int, n_bytes: int, prot: Prot) -> Procedure[None]:
+        """Change the rights of whole pages. Raises `Segv` if some are not mapped; nothing is changed then."""
+        return self._call(protect.mprotect(self, va, n_bytes, prot))
+
+    def mremap(self, va: int, n_bytes: int, new_n_bytes: int, *, to: int | None = None) -> Procedure[int]:
+        """Grow, shrink or move a mapping; returns where it is. What was mapped at `to` is unmapped.
+
+        Without `to` it moves only if it grows and something is in the way.
+        """
+        return self._call(remap.mremap(self, va, n_bytes, new_n_bytes, to))
+
+    def madvise(self, va: int, n_bytes: int, advice: Advice) -> Procedure[None]:
+        """Say what whole pages will be used for. Raises `Segv` if some are not mapped; nothing is changed then."""
+        return self._call(apply(self, va, n_bytes, advice), shared=advice in SHARED)
 
     def exit(self) -> Procedure[None]:
         """End, or be killed, at any point of whatever else the process does. Twice is fine."""
@@ -71,6 +89,19 @@ class Process:
         return access.store(self, va, data)
 
     # What the memory management does to it
+
+    def _call(self, procedure: Procedure[T], *, shared: bool = False) -> Procedure[T]:
+        """Run the body of a system call under the mmap lock, unless the process has been killed."""
+        yield self.host.steps.syscall
+        yield Acquire(self.mmap_lock, shared)
+        try:
+            self.check_alive()
+            result = yield from procedure
+        except ModelFault:
+            yield Release(self.mmap_lock)
+            raise
+        yield Release(self.mmap_lock)
+        return result
 
     def check_alive(self) -> None:
         """Raise `Killed` once it is not."""
@@ -106,3 +137,12 @@ class Process:
             entry.page.dirty = True
         entry.page.mappings.pop((self.pid, number), None)
         return entry
+
+    def move(self, number: int, to: int) -> None:
+        """Move an entry to where none is."""
+        entry = self.table.clear(number)
+        assert entry is not None
+        if not isinstance(entry, Swapped) and (self.pid, number) in entry.page.mappings:
+            del entry.page.mappings[self.pid, number]
+            entry.page.mappings[self.pid, to] = None
+        self.table.set(to, entry)

@@ -120,6 +120,12 @@ class Table:
         leaf.huge = False
         leaf.entries[low] = entry
 
+    def replace(self, page: int, entry: Entry) -> None:
+        """Replace an entry by one for the same bytes; a huge page stays one. Requires: there is an entry."""
+        entries = self._leaves[page >> LEAF_SHIFT].entries
+        assert entries[page & _LEAF_MASK] is not None
+        entries[page & _LEAF_MASK] = entry
+
     def clear(self, page: int) -> Entry | None:
         """Take an entry out; returns what was there."""
         leaf = self._leaves.get(page >> LEAF_SHIFT)
@@ -174,3 +180,9 @@ class Table:
         leaf = self._leaves.get(page >> LEAF_SHIFT)
         if leaf is not None:
             leaf.huge = False
+
+    def split_edges(self, first: int, end: int) -> None:
+        """Split the huge pages of which [first, end) has only a part."""
+        for edge in (first, end):
+            if edge & _LEAF_MASK:
+                self.split(edge)
