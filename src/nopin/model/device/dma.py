@@ -1,0 +1,167 @@
+"""A device that reads and writes the memory of processes by their own addresses, through a mirror.
+
+It is the simplest user of a mirror there can be, and shows the whole rule of it: ask the mirror; if it does not allow
+the access, fill; then touch frames, by what the last fill took down and never by the process's own table.
+
+A *slow* device takes several steps from the translation to the last byte, as DMA engines do; others may go on in
+between. What it owes to invalidations then is in `engine.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nopin.iommu.mirror import Mirror
+from nopin.iommu.windows import page_run
+from nopin.mm.device_faults import FaultPages
+from nopin.mm.effects import PageRun
+from nopin.mm.space import Reason
+from nopin.model.device.attachment import Attachment
+from nopin.model.device.engine import QuiesceTime
+from nopin.model.device.faults import FaultPath
+from nopin.model.device.observer import DeviceObserver
+from nopin.model.device.translations import Piece
+from nopin.model.effects import Procedure, Work
+from nopin.model.host.process import Process
+from nopin.model.scheduler import Scheduler
+
+
+class DmaDevice:
+    """See above.
+
+    Args:
+        name: unique, stable from run to run.
+        slow: an access takes a step a page.
+        observer: hears of every access and fault.
+        path: what a fault takes; see `FaultPath`.
+        quiesce: what an invalidation takes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        scheduler: Scheduler,
+        *,
+        slow: bool = False,
+        observer: DeviceObserver | None = None,
+        path: FaultPath | None = None,
+        quiesce: QuiesceTime | None = None,
+    ) -> None:
+        self.name = name
+        self.slow = slow
+        self._scheduler = scheduler
+        self._observer = observer or DeviceObserver()
+        self._path = path
+        self._quiesce = quiesce
+        self._attached: dict[int, Attachment] = {}
+
+    def attach(self, process: Process) -> Mirror:
+        """Mirror a process. Twice is fine: the same mirror.
+
+        Raises:
+            OwnerGone: it has exited.
+        """
+        return self.attachment(process).mirror
+
+    def attachment(self, process: Process) -> Attachment:
+        """Return what the device has of a process, and mirror it if it does not yet."""
+        found = self._attached.get(process.pid)
+        if found is None:
+            found = self._attached[process.pid] = Attachment(
+                process, self.name, self._scheduler, self._observer, path=self._path, quiesce=self._quiesce
+            )
+        return found
+
+    def detach(self, process: Process) -> None:
+        """Forget a process. Requires: no access to it is under way. Twice is fine."""
+        attachment = self._attached.pop(process.pid, None)
+        if attachment is not None:
+            attachment.close()
+
+    # Accesses
+
+    def read(self, process: Process, va: int, length: int) -> Procedure[bytes | Reason]:
+        """Read bytes [va, va + length), or say why they cannot be had; then some may have been read."""
+        got = bytearray(length)
+
+        def touch(piece: Piece) -> None:
+            data = process.host.frames.read(piece.frame, piece.at, piece.length)
+            got[piece.offset : piece.offset + piece.length] = data
+            self._observer.device_read(self.name, process, piece.va, piece.frame, data)
+
+        reason = yield from self._access(self.attachment(process), va, length, touch, write=False)
+        return bytes(got) if reason is None else reason
+
+    def write(self, process: Process, va: int, data: bytes) -> Procedure[Reason | None]:
+        """Write bytes from `va` on, or say why that cannot be done; then some may have been written."""
+
+        def touch(piece: Piece) -> None:
+            part = data[piece.offset : piece.offset + piece.length]
+            process.host.frames.write(piece.frame, piece.at, part)
+            self._observer.device_wrote(self.name, process, piece.va, piece.frame, part)
+
+        return (yield from self._access(self.attachment(process), va, len(data), touch, write=True))
+
+    def prefetch(self, process: Process, first: int, n: int, *, write: bool) -> Procedure[FaultPages]:
+        """Bring pages ahead of their use; returns how far that came."""
+        return (yield from self._fill(self.attachment(process), PageRun(first, n), write=write))
+
+    def _access(
+        self, to: Attachment, va: int, length: int, touch: Callable[[Piece], None], *, write: bool
+    ) -> Procedure[Reason | None]:
+        """Touch all pieces of an access, as often translated anew as it is stopped."""
+        done = 0
+        while done < length:
+            pages = PageRun(*page_run(va + done, length - done))
+            reason = yield from self._translate(to, pages, write=write)
+            if reason is not None:
+                return reason
+            done = yield from self._touch(to, pages, va, done, length, touch, write=write)
+        return None
+
+    def _touch(
+        self,
+        to: Attachment,
+        pages: PageRun,
+        va: int,
+        done: int,
+        length: int,
+        touch: Callable[[Piece], None],
+        *,
+        write: bool,
+    ) -> Procedure[int]:
+        """Touch what was translated, up to its end or until stopped; returns how many bytes are done by now."""
+        pieces = [
+            piece._replace(offset=piece.offset + done) for piece in to.translations.pieces(va + done, length - done)
+        ]
+        if not self.slow:
+            for piece in pieces:
+                touch(piece)
+            return length
+        access = to.engine.begin(pages, write=write)
+        for piece in pieces:
+            yield Work("dma under way")
+            if access.stopped:
+                break
+            touch(piece)
+            done = piece.offset + piece.length
+        to.engine.finish(access)
+        return done
+
+    def _translate(self, to: Attachment, pages: PageRun, *, write: bool) -> Procedure[Reason | None]:
+        """Make the mirror allow an access; None when it does, in this very step.
+
+        BUSY is no answer: who waits for memory that keeps changing asks again.
+        """
+        while not to.mirror.use(pages.first, pages.n, write=write):
+            came = yield from self._fill(to, pages, write=write)
+            if came.reason not in (None, Reason.BUSY):
+                return came.reason
+        return None
+
+    def _fill(self, to: Attachment, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
+        self._observer.fault_raised(self.name, to.process, pages, write=write)
+        came = yield from to.mirror.fill(pages, write=write)
+        to.mirror.unhold(pages, came)
+        self._observer.fault_answered(self.name, to.process, pages, came.reason)
+        return came

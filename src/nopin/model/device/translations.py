@@ -1,0 +1,55 @@
+"""What a device knows of where pages are: the frame numbers that its last fills found, right or stale.
+
+A mirror says which pages may be accessed; its entries hold no frame, because frames of an arena lie in page order. In
+a modelled process they do not, so the device keeps the other half of the table here, and reaches frames by it and by
+nothing else. Nothing is ever taken out: an entry is as good as the mirror's word for it, and a device that accesses a
+page without that word uses what is left there, as broken hardware would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from nopin.model.host.frames import Frames
+from nopin.units import PAGE_BYTES, PAGE_MASK, PAGE_SHIFT
+
+
+class Piece(NamedTuple):
+    """The part of an access that lies in one page.
+
+    Attributes:
+        frame: where that page is. at: the first byte in it.
+        offset: of that byte in the access. length: bytes.
+    """
+
+    va: int
+    frame: int
+    at: int
+    offset: int
+    length: int
+
+
+class Translations:
+    """Frame by page number; see above."""
+
+    def __init__(self, frames: Frames) -> None:
+        self.frames = frames
+        self._frame_of: dict[int, int] = {}
+        self.frame = self._frame_of.__getitem__
+
+    def __len__(self) -> int:
+        return len(self._frame_of)
+
+    def capture(self, page: int, frame: int) -> None:
+        """A fill found a page there."""
+        self._frame_of[page] = frame
+
+    def pieces(self, va: int, length: int) -> Iterator[Piece]:
+        """Cut bytes [va, va + length) by page, and translate each. Requires: every page was captured once."""
+        offset = 0
+        while offset < length:
+            at = va + offset & PAGE_MASK
+            n = min(PAGE_BYTES - at, length - offset)
+            yield Piece(va + offset, self._frame_of[va + offset >> PAGE_SHIFT], at, offset, n)
+            offset += n
