@@ -218,12 +218,12 @@ def test_two_slow_devices_and_a_process_that_remaps_see_no_stale_byte(seed: int)
     process, va = mapped(host, 2)
     devices = [DmaDevice(f"dma {number}", host.scheduler, slow=True) for number in range(2)]
     draws = Streams(seed)["test"]
-    alive, open_reads = {0}, list[set[int]]()
+    alive, open_reads = {0}, dict[str, set[int]]()
     n_bytes_read = 0
 
     def remaps() -> Procedure[None]:
         for number in range(1, 6):
-            for possible in (alive, *open_reads):
+            for possible in (alive, *open_reads.values()):
                 possible.add(number)
             yield from process.store(va, bytes([number]) * 2 * PAGE)
             yield from process.munmap(va, 2 * PAGE)
@@ -233,10 +233,9 @@ def test_two_slow_devices_and_a_process_that_remaps_see_no_stale_byte(seed: int)
     def reads(device: DmaDevice) -> Procedure[None]:
         nonlocal n_bytes_read
         for _ in range(12):
-            possible = set(alive)
-            open_reads.append(possible)
+            possible = open_reads[device.name] = set(alive)
             got = yield from device.read(process, va + draws.randrange(2 * PAGE - 8), 8)
-            open_reads.remove(possible)
+            del open_reads[device.name]
             if isinstance(got, bytes):
                 assert set(got) <= possible
                 n_bytes_read += len(got)
