@@ -1,6 +1,7 @@
 """The ``nopin`` command: which subcommands there are, and how every one of them ends.
 
 Exit codes: 0 done, 1 something failed or a check did not hold, 2 wrong usage, 3 this host lacks a feature,
+4 a counter-example was found,
 130 interrupted, 141 the reader of our output went away.
 """
 
@@ -23,7 +24,7 @@ EXIT_HOST_LACKS = 3
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
-COMMANDS = ("demo", "share", "get", "bench", "stat", "top", "doctor", "serve", "model", "validate")
+COMMANDS = ("demo", "share", "get", "bench", "stat", "top", "doctor", "serve", "model", "validate", "explore", "replay")
 """Each is the function `command` of the module of that name in nopin.cli, most useful first."""
 
 

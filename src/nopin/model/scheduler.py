@@ -429,7 +429,10 @@ def _is_void(what: Task | Timer) -> bool:
 
 def _word(effect: Any) -> str:
     """Name an effect for the trace."""
-    return effect.what if type(effect) is Work else type(effect).__name__
+    if type(effect) is Work:
+        return effect.what
+    name, pages = type(effect).__name__, getattr(effect, "pages", None)
+    return name if pages is None else f"{name} {pages.first}..{pages.end - 1}"
 
 
 _OWN: dict[type, Callable[[Scheduler, Task, Any], None]] = {

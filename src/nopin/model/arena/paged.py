@@ -1,0 +1,182 @@
+"""A real pager with a real mirror over an arena machine: the whole of managed memory but for the kernel.
+
+Processes and the device reach cells of pages, which the oracle watches (`oracle/cells.py`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+
+from nopin.iommu.mirror import Mirror
+from nopin.mm.arena_pages import News, PagerSettings
+from nopin.mm.effects import Gate, PageRun, Pause, Procedure
+from nopin.mm.notifier import Notifiers
+from nopin.mm.page_table import BUSY, PageState, PageTable
+from nopin.mm.pager import Pager
+from nopin.mm.residency import Budget
+from nopin.mm.space import Reason
+from nopin.mm.swap import SwapSpace, n_units
+from nopin.model.arena.machine import ArenaMachine, Fault, Killed
+from nopin.model.effects import Work
+from nopin.model.oracle.cells import Cells
+from nopin.model.oracle.violation import violate
+from nopin.model.scheduler import Scheduler, Task
+
+Steps = Generator[Any, Any, None]
+
+
+class PagedArena:
+    """See above.
+
+    Args:
+        budget_pages: that may be resident.
+
+    Attributes:
+        lost: pages whose bytes the pager declared gone.
+        n_killed: accesses of processes answered with SIGBUS. refused: device accesses that failed, by reason.
+        n_reads, n_writes: accesses that passed, of processes and the device.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        n_pages: int,
+        budget_pages: int,
+        n_mappings: int = 2,
+        settings: PagerSettings | None = None,
+    ) -> None:
+        self.n_pages = n_pages
+        self.settings = settings or PagerSettings()
+        self.machine = ArenaMachine(n_pages, scheduler, n_mappings=n_mappings)
+        self.cells = Cells(self.machine.memory)
+        self.shared = np.zeros(PageTable.bytes_needed(n_pages), np.uint8)
+        self.lost: set[int] = set()
+        self.n_killed = self.n_reads = self.n_writes = 0
+        self.refused: Counter[Reason] = Counter()
+        self.begin(budget_pages)
+
+    def begin(self, budget_pages: int) -> None:
+        """Make a pager over what is there: the first one, or a successor."""
+        self.table = PageTable(self.n_pages, self.shared)
+        self.swap = SwapSpace(self.settings.swap_limit_bytes)
+        self.budget = Budget(budget_pages)
+        self.notifiers = Notifiers()
+        news = News(pages_lost=self.lost.add)
+        self.pager = Pager(self.table, self.swap, self.budget, self.notifiers, self.machine, self.settings, news)
+        self.mirror = Mirror(self.notifiers, self.pager, self.n_pages)
+        self.machine.fault = self._serve
+
+    def take_over(self) -> Task:
+        """Kill the server; a successor begins with the files, and wakes everybody. Returns its first task."""
+        machine = self.machine
+        machine.kill_server()
+        self.cells.forget_giving_up()
+        self.begin(self.budget.n_pages)
+        return machine.start("recover", self.pager.recover(), lambda _: self._recovered())
+
+    def _recovered(self) -> None:
+        self.machine.hear(heard=True)
+        self.machine.wake_everybody()
+
+    def _serve(self, fault: Fault) -> None:
+        mapper, page, write, minor, protected = fault
+
+        def answer() -> Procedure[None]:
+            return self.pager.cpu_fault(mapper, page, write=write, minor=minor, protected=protected)
+
+        self.machine.send(f"answers process {mapper} at page {page}", answer)
+
+    # What processes, devices and owners do
+
+    def thread(self, mapper: int, page: int, value: int | None, *, cell: int = 0) -> Steps:
+        """Store a value to a page as a process, or (None) read it."""
+        try:
+            yield from self.machine.reach(mapper, page, write=value is not None)
+        except Killed:
+            self.n_killed += 1
+            return
+        if not self.machine.present[page]:
+            violate("stale_access", f"process {mapper} has page {page} mapped, which is not in the file")
+        self._count(value)
+        self.cells.access(f"process {mapper}", page, cell, value)
+
+    def device(self, run: PageRun, value: int | None, *, cell: int = 0) -> Steps:
+        """Store a value to each page of a run as the device, or read them. On the server's lane."""
+        while not self.mirror.use(run.first, run.n, write=value is not None):
+            came = yield from self.mirror.fill(run, write=value is not None)
+            if came.reason is not None and came.reason is not Reason.BUSY:
+                self.mirror.unhold(run, came)
+                self.refused[came.reason] += 1
+                return
+            if came.reason is None and self.mirror.use(run.first, run.n, write=value is not None):
+                self._device_access(run, value, cell)
+                self.mirror.unhold(run, came)
+                return
+            self.mirror.unhold(run, came)
+        self._device_access(run, value, cell)
+
+    def _device_access(self, run: PageRun, value: int | None, cell: int) -> None:
+        for page in range(run.first, run.end):
+            if not self.machine.present[page]:
+                violate("stale_access", f"the device reaches page {page}, which is not in the file")
+            self._count(value)
+            self.cells.access("the device", page, cell, value)
+
+    def discard(self, run: PageRun) -> Steps:
+        """Give pages up by word. On the server's lane."""
+        self.cells.begin_giving_up(run)
+        yield from self.pager.discard(run)
+        self.cells.end_giving_up(run)
+
+    def remove(self, run: PageRun, *, dropped: bool | None = True) -> Steps:
+        """Give pages up by MADV_REMOVE: when the server has read of it the kernel drops them, at its own time."""
+        self.cells.begin_giving_up(run)
+        read = Gate()
+        self.machine.send("hears of madvise", lambda: self.pager.removed(run, dropped=dropped), read)
+        yield Pause(read)
+        yield Work("drops the pages")
+        self.machine.zap(run)
+        yield Work("has dropped the pages")
+        self.cells.end_giving_up(run)
+
+    def _count(self, value: int | None) -> None:
+        if value is None:
+            self.n_reads += 1
+        else:
+            self.n_writes += 1
+
+    # What must hold
+
+    def check(self) -> None:
+        """Check what holds at any time."""
+        n_present = int(self.machine.present.sum())
+        most = max(self.budget.n_pages, self.budget.n_used)
+        if n_present > most + self.machine.n_silent_zeros:
+            violate("unbalanced", f"{n_present} pages are resident, {most} are charged or allowed")
+        self.mirror.check()
+
+    def check_idle(self) -> None:
+        """Check what holds when nothing is under way."""
+        table, machine = self.table, self.machine
+        resident = table.states == PageState.RESIDENT
+        copied = table.units != 0
+        taken = [n_units(int(stored)) for stored in table.stored[copied & (table.states != PageState.LOST)]]
+        stores = [page for each in machine.mappings.values() for page, writable in each.writable.items() if writable]
+        balances = {
+            "pages are busy for ever": (table.states & BUSY).any(),
+            "charges and residency disagree": self.budget.n_used != int(resident.sum()),
+            "pages are held for ever": self.pager.n_held != 0,
+            "space in swap got lost": self.swap.n_used != sum(taken),
+            "the table and the file disagree": bool((resident != machine.present).any()),
+            "an empty page has a copy": (copied & (table.states == PageState.EMPTY)).any(),
+            "a page in swap has no copy": not copied[table.states == PageState.SWAPPED].all(),
+            "a store to a page with a valid copy would not be heard": copied[stores].any(),
+        }
+        for what, holds in balances.items():
+            if holds:
+                violate("unbalanced", what)

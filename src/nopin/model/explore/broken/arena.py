@@ -1,0 +1,213 @@
+"""Mutants of the pager: eviction, bringing pages in, swap, recovery. See `mm/pager.py` for the rules they break."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+
+from nopin.mm import bring, eviction, faults, recovery, swap
+from nopin.mm.arena_pages import ArenaPages, Transit
+from nopin.mm.effects import Effect, Fill, MapIn, Open, PageRun, Unprotect, WriteProtect
+from nopin.mm.notifier import Bracket
+from nopin.mm.page_table import BUSY, PageTable
+from nopin.mm.residency import Budget, Pages
+from nopin.mm.swap import SwapSpace, n_units
+from nopin.model.explore.mutants import Patch, mutant
+
+Steps = Generator[Effect, Any, Any]
+
+
+def without(steps: Steps, kind: type[Effect]) -> Steps:
+    """Run a procedure and leave out effects of one kind, whose result nobody looks at."""
+    result = None
+    while True:
+        try:
+            effect = steps.send(result)
+        except StopIteration as stop:
+            return stop.value
+        result = None if isinstance(effect, kind) else (yield effect)
+
+
+# Eviction
+
+
+@mutant("arena_store_vs_evict")
+def stores_go_on_while_a_page_is_copied(patch: Patch) -> None:
+    """A dirty page is write-protected before its bytes are copied out."""
+    original = eviction._move_out
+    patch.setattr(eviction, "_move_out", lambda *args: without(original(*args), WriteProtect))
+
+
+@mutant("arena_store_vs_evict")
+def protection_comes_after_the_copy(patch: Patch) -> None:
+    """A dirty page is write-protected before its bytes are copied out, not after."""
+    original = eviction._move_out
+
+    def late(arena: ArenaPages, pages: Pages, bracket: Bracket) -> Steps:
+        gone = yield from without(original(arena, pages, bracket), WriteProtect)
+        yield WriteProtect(PageRun(0, arena.table.n_pages))
+        return gone
+
+    patch.setattr(eviction, "_move_out", late)
+
+
+@mutant("arena_device_store_vs_evict", "arena_device_store_vs_prefetch")
+def what_devices_write_is_not_heard(patch: Patch) -> None:
+    """A page that a device wrote counts as dirty: by its fault, and by its dirty bit."""
+    move_out, device_fault = eviction._move_out, faults.device_fault
+
+    def deaf(arena: ArenaPages, pages: Pages, bracket: Bracket) -> Steps:
+        bracket.harvest.dirty.clear()
+        return move_out(arena, pages, bracket)
+
+    patch.setattr(eviction, "_move_out", deaf)
+    patch.setattr(faults, "device_fault", lambda arena, pages, *, write: device_fault(arena, pages, write=False))
+
+
+@mutant("arena_evict_vs_takeover")
+def pages_are_punched_before_their_entries_are_written(patch: Patch) -> None:
+    """A copy is complete and noted before its page is punched: a successor knows nothing else."""
+    late: list[tuple[PageTable, tuple[Any, ...]]] = []
+    remember, settle = PageTable.remember, eviction._settle
+
+    def only_here(table: PageTable, pages: Pages, units: Any, stored: Any, crcs: Any) -> None:
+        table.units[pages], table.stored[pages], table.crcs[pages] = units, stored, crcs
+        late.append((table, (pages, units, stored, crcs)))
+
+    def shared_now(arena: ArenaPages, *args: Any) -> Steps:
+        for table, entries in late:
+            if table is arena.table:
+                remember(table, *entries)
+        late.clear()
+        return settle(arena, *args)
+
+    patch.setattr(PageTable, "remember", only_here)
+    patch.setattr(eviction, "_settle", shared_now)
+
+
+@mutant("arena_store_vs_evict")
+def whoever_waits_for_an_eviction_waits_for_ever(patch: Patch) -> None:
+    """The gate of pages on their way is opened when they have arrived."""
+    original = eviction._settle
+    patch.setattr(eviction, "_settle", lambda *args: without(original(*args), Open))
+
+
+@mutant("arena_evict_vs_evict", "arena_read_vs_evict")
+def frames_given_back_are_not_taken_off_the_books(patch: Patch) -> None:
+    """What leaves is no longer charged."""
+    charge = Budget.charge
+
+    def only_up(budget: Budget, n_pages: int) -> None:
+        charge(budget, max(n_pages, 0))
+
+    patch.setattr(Budget, "charge", only_up)
+
+
+# Bringing pages in
+
+
+@mutant("arena_read_vs_store", "arena_store_vs_evict")
+def clean_pages_are_brought_without_protection(patch: Patch) -> None:
+    """A page with a valid copy is write-protected, so that the first store is heard."""
+    patch.setattr(bring, "Fill", lambda run, data, mapper, _protect: Fill(run, data, mapper, protect=False))
+
+
+@mutant("arena_store_vs_dontneed", "arena_store_vs_evict")
+def clean_pages_are_mapped_without_protection(patch: Patch) -> None:
+    """A page with a valid copy is mapped write-protected in every process that maps it later, too."""
+    patch.setattr(faults, "MapIn", lambda run, mapper, _protect: MapIn(run, mapper, protect=False))
+
+
+@mutant("arena_store_vs_evict")
+def the_first_store_to_a_clean_page_is_not_noted(patch: Patch) -> None:
+    """The first store to a clean page gives its copy up."""
+    patch.setattr(ArenaPages, "dirtied", lambda _arena, _run: None)
+
+
+@mutant("arena_bad_medium")
+def copies_are_not_checked(patch: Patch) -> None:
+    """A copy is believed only if its checksum is right."""
+    patch.setattr(swap, "page_crc", lambda _page: 0)
+
+
+@mutant("arena_store_vs_evict", "arena_read_vs_evict", "arena_evict_vs_evict")
+def pages_on_their_way_are_not_marked(patch: Patch) -> None:
+    """Pages on their way belong to one procedure; all others wait."""
+    original = ArenaPages.begin_transit
+
+    def unmarked(arena: ArenaPages, pages: Pages) -> Transit:
+        transit = original(arena, pages)
+        arena.table.states[pages] &= ~np.uint8(BUSY)
+        return transit
+
+    patch.setattr(ArenaPages, "begin_transit", unmarked)
+
+
+# Swap space and the table
+
+
+@mutant("arena_read_vs_read", "arena_read_vs_evict")
+def space_is_given_back_while_its_copy_counts(patch: Patch) -> None:
+    """Space in swap is given back after the entry that names it is gone."""
+    original = ArenaPages.arrived
+
+    def early(arena: ArenaPages, run: PageRun) -> None:
+        original(arena, run)
+        for page in range(run.first, run.end):
+            if arena.clean(page):
+                arena.swap.free(int(arena.table.units[page]), n_units(int(arena.table.stored[page])))
+
+    patch.setattr(ArenaPages, "arrived", early)
+
+
+@mutant("arena_first_store_vs_evict", "arena_first_store_vs_first_store")
+def space_in_use_is_given_out_again(patch: Patch) -> None:
+    """Each unit of swap holds one copy."""
+    original = SwapSpace.allocate
+
+    def forgetful(space: SwapSpace, n: int) -> int | None:
+        space._end = 1
+        return original(space, n)
+
+    patch.setattr(SwapSpace, "allocate", forgetful)
+
+
+@mutant("arena_discard_vs_takeover", "arena_remove_vs_takeover")
+def entries_outlive_their_pages(patch: Patch) -> None:
+    """An entry of the shared table goes before its page's meaning does."""
+
+    def only_here(table: PageTable, pages: Pages) -> None:
+        table.units[pages] = 0
+
+    patch.setattr(PageTable, "forget", only_here)
+
+
+@mutant("arena_store_vs_takeover")
+def a_successor_believes_entries_of_pages_in_the_file(patch: Patch) -> None:
+    """The file is the truth: a page in it is right, whatever its entry says."""
+    original = recovery.recover
+
+    def believing(arena: ArenaPages) -> Steps:
+        vars(arena.table)["forget"] = lambda _pages: None
+        yield from original(arena)
+        del vars(arena.table)["forget"]
+
+    patch.setattr(recovery, "recover", believing)
+
+
+@mutant("arena_evict_vs_takeover", "arena_first_store_vs_takeover")
+def a_successor_takes_all_swap_for_free(patch: Patch) -> None:
+    """A successor keeps the space of copies it has found."""
+    patch.setattr(SwapSpace, "rebuild", lambda _space, taken: [True] * len(taken))
+
+
+@mutant("arena_read_vs_evict", "arena_store_vs_dontneed")
+def stores_stay_forbidden_where_pages_have_left(patch: Patch) -> None:
+    """Markers of protection are lifted from pages that have left, or a store there is refused for ever."""
+    patch.setattr(faults, "Unprotect", _unprotect_nothing)
+
+
+def _unprotect_nothing(run: PageRun, mapper: int | None = None) -> Unprotect:
+    return Unprotect(PageRun(run.first, 0), mapper)
