@@ -399,12 +399,13 @@ class Arena:
         self._add(Mapper(self._next_mapper, PagingUffd(uffd_fd), list(mapper.places), None, worker=mapper.worker))
 
     def _moved(self, mapper: Mapper, source: Range, target: int) -> None:
-        moved = [Placed(each.first, each.n, each.address - source.start + target) for each in mapper.cut(source)]
+        """Pages are at a second place, too. Unless that was asked for, word follows that the first is unmapped."""
+        parts = [part for part in (place.part(source) for place in mapper.places) if part is not None]
+        moved = [part._replace(address=part.address - source.start + target) for part in parts]
         for place in moved:
             mapper.add(place)
         self._remember(mapper)
         for view in mapper.views:
-            view.hide(source)
             for place in moved:
                 view.show(place)
             view.tell(source, Cause.REMAP)

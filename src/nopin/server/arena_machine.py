@@ -38,7 +38,7 @@ from nopin.mm.effects import (
     Zero,
 )
 from nopin.mm.space import Bytes, Staging
-from nopin.ranges import Range
+from nopin.ranges import Range, subtract
 from nopin.server.mapper import Mapper, Placed
 from nopin.units import PAGE_BYTES, PAGE_SHIFT
 
@@ -209,16 +209,18 @@ class ArenaMachine:
         return [mapper] if mapper is not None else []
 
     def _map_pieces(self, mapper: Mapper, pages: PageRun, operation: Callable[[int, int], tuple[int, int]]) -> Outcome:
-        """Do the same for pages that are not all mapped, or in several pieces."""
-        n_done = 0
+        """Do the same for pages that are not all mapped, or in several pieces, or at several places."""
+        missing = [Range(pages.first, pages.end)]
         for piece in sorted(mapper.pieces(pages)):
             outcome = self._go_on(mapper, operation, piece.address, piece.n * PAGE_BYTES, 0, errno.EAGAIN)
             if outcome.errno == errno.EAGAIN:
                 self._wake_later(mapper, PageRun(piece.first, piece.n))
             elif outcome.errno and outcome.errno != errno.EEXIST:
-                return Outcome(n_done + outcome.n_done, outcome.errno)
-            n_done += piece.n
-        return Outcome(n_done, 0 if n_done == pages.n else errno.ENOENT)
+                missing = subtract(missing, Range(piece.first, piece.first + outcome.n_done))
+                return Outcome(pages.n - _length(missing), outcome.errno)
+            missing = subtract(missing, Range(piece.first, piece.end))
+        n_missing = _length(missing)
+        return Outcome(pages.n - n_missing, errno.ENOENT if n_missing else 0)
 
     def _go_on(
         self,
@@ -284,3 +286,7 @@ class ArenaMachine:
         if mapper is not None:
             self._wake_later(mapper, pages)
         return Outcome(n_done + done // PAGE_BYTES, problem)
+
+
+def _length(parts: list[Range]) -> int:
+    return sum(part.length for part in parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from nopin.linux.paging_uffd import Message, PagingUffd
@@ -53,10 +54,12 @@ class Mapper:
         views: the arena in its address space, for each connection of the process through which devices reach that.
         low, high, bias: where all is in one place, pages [low, high) lie at bias + page * 4096; else no page is in
             [low, high).
+        doubled: some page is at more than one place.
     """
 
     __slots__ = (
         "bias",
+        "doubled",
         "gone",
         "high",
         "low",
@@ -89,12 +92,16 @@ class Mapper:
         one = places[0] if len(places) == 1 else Placed(0, 0, 0)
         self.low, self.high = one.first, one.end
         self.bias = one.address - (one.first << PAGE_SHIFT)
+        by_page = sorted(places)
+        self.doubled = any(before.end > after.first for before, after in pairwise(by_page))
 
     def address_of(self, pages: PageRun) -> int | None:
-        """Return where a run is, if all of it is there, in one piece."""
+        """Return where a run is, if all of it is there, in one piece, and nowhere else, where it would be missed."""
         first, n = pages
         if self.low <= first and first + n <= self.high:
             return self.bias + (first << PAGE_SHIFT)
+        if self.doubled:
+            return None
         for place in self.places:
             if place.first <= first and first + n <= place.end:
                 return place.address + ((first - place.first) << PAGE_SHIFT)
