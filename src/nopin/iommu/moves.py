@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nopin.mm.space import IoVec, Staging
+from nopin.mm.space import ByteMemory, IoVec, Staging
 
 _REGULAR_MIN = 9
 """From this many segments it pays to look whether they are regular."""
@@ -24,13 +24,13 @@ Segments = IoVec | Sequence[Sequence[int]]
 """(n, 2): start and length. Short ones may as well be a list, which is quicker made and read."""
 
 
-def move(source: Staging, there: Segments, target: Staging, here: Segments) -> None:
+def move(source: ByteMemory, there: Segments, target: ByteMemory, here: Segments) -> None:
     """Copy segments of `source` in order into segments of `target`; totals are equal.
 
     Where segments of the target overlap, later bytes win.
     """
     n_there, n_here = len(there), len(here)
-    if n_there < _REGULAR_MIN > n_here:
+    if n_there < _REGULAR_MIN > n_here or not (isinstance(source, Staging) and isinstance(target, Staging)):
         _walk(source, _as_list(there), target, _as_list(here))
         return
     there, here = np.asarray(there, np.uint64), np.asarray(here, np.uint64)
@@ -92,7 +92,9 @@ def _rows(strided: Staging, segments: IoVec, flat: Staging, start: int, length: 
         flat.view[middle : middle + n_last] = strided.view[last : last + n_last]
 
 
-def _walk(source: Staging, there: Sequence[Sequence[int]], target: Staging, here: Sequence[Sequence[int]]) -> None:
+def _walk(
+    source: ByteMemory, there: Sequence[Sequence[int]], target: ByteMemory, here: Sequence[Sequence[int]]
+) -> None:
     """Move what two lists have in common, piece after piece."""
     sources, targets = iter(there), iter(here)
     start = at = left = room = 0

@@ -134,11 +134,12 @@ def relay(
     n_left = min(_whole(n_readable, length, grain), n_writable)
     done = 0
     for part in source_space.parts(source_address, n_left) if n_left else ():
-        if part.window is not None:
+        memory = part.window.arena.memory if part.window is not None else None
+        if part.window is not None and isinstance(memory, Staging):  # it can be written from where it lies
             at = part.window.at(part.address)
             part.window.arena.mirror.touch(*page_run(at, part.length), write=False)
             there = (target_address + done, part.length)
-            n_done = copy_parts(target_space, (there,), part.length, part.window.arena.memory, at, write=True)
+            n_done = copy_parts(target_space, (there,), part.length, memory, at, write=True)
             done += n_done
             if n_done < part.length:
                 return Relayed(n_readable, done)
@@ -146,7 +147,7 @@ def relay(
         longest = len(staging.array) // grain * grain
         for at in range(0, part.length, longest):
             step = min(part.length - at, longest)
-            n_read = source_space.plain.read(part.address + at, step, staging, 0)
+            n_read = _copy_part(source_space, part._replace(address=part.address + at), step, staging, 0, write=False)
             n_step = n_read if n_read == step else max(0, _whole(done + n_read, length, grain) - done)
             there = (target_address + done, n_step)
             n_done = copy_parts(target_space, (there,), n_step, staging, 0, write=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nopin.iommu.mirror import Mirror
-from nopin.mm.space import AddressSpace, Staging
+from nopin.mm.space import AddressSpace, ByteMemory
 from nopin.ranges import Range
 from nopin.units import PAGE_MASK, PAGE_SHIFT
 
@@ -29,12 +29,13 @@ class DeviceArena:
 
     Attributes:
         mirror: says which of its pages may be accessed.
-        memory: the device's mapping of all of it, holes included; only what the mirror holds may be touched.
+        memory: the device's way to all of it, holes included; only what the mirror holds may be touched. On a live
+            machine it is one mapping (`Staging`), on a modelled one frames here and there.
         key: what its page requests are filed under: negative, where a PASID is positive. 0 while not attached.
     """
 
     mirror: Mirror
-    memory: Staging
+    memory: ByteMemory
     key: int = 0
 
 
@@ -79,7 +80,7 @@ class WindowedSpace:
     def add(self, where: Range, arena: DeviceArena, offset: int) -> None:
         """Lay a window over `where`, in place of what was there. Requires: whole pages inside the arena."""
         assert not (where.start | where.end | offset) & PAGE_MASK, "windows are whole pages"
-        assert offset + where.length <= len(arena.memory.array), "a window beyond its arena"
+        assert offset + where.length <= len(arena.memory.view), "a window beyond its arena"
         self.remove(where)
         at = bisect_right(self._starts, where.start)
         self._windows.insert(at, Window(where.start, where.end, arena, offset))

@@ -43,6 +43,31 @@ class Staging:
         return cls(np.zeros(length_bytes, np.uint8))
 
 
+class ByteView(Protocol):
+    """Bytes by position: what copies use of a memoryview."""
+
+    def __getitem__(self, where: slice, /) -> bytes | memoryview:
+        """Return bytes."""
+        ...
+
+    def __setitem__(self, where: slice, data: bytes | memoryview, /) -> None:
+        """Change bytes, to as many others."""
+        ...
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+
+class ByteMemory(Protocol):
+    """Memory that is reached by position, wherever its bytes lie: `Staging`, where they lie in one piece."""
+
+    @property
+    def view(self) -> ByteView:
+        """The bytes."""
+        ...
+
+
 class Reason(Enum):
     """Why memory cannot be accessed."""
 

@@ -1,56 +1,12 @@
-"""What modelled work queues for, beside the lanes and locks of `model/effects.py`."""
+"""What the procedures of experiments are made of."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator
 from typing import Any
 
-from nopin.model.effects import Gate, Open, Pause, Work
+from nopin.model.pool import Pool
+
+__all__ = ["Pool", "Steps"]
 
 Steps = Generator[Any, Any, Any]
-
-
-class Pool:
-    """Some servers of one kind (CPUs, slots of a medium's queue, workers), first come first served.
-
-    Args:
-        n: how many there are.
-
-    Attributes:
-        busy_ns: time that servers were held through `serve`, summed.
-    """
-
-    def __init__(self, n: int) -> None:
-        assert n > 0
-        self._n_free = n
-        self._queue: deque[Gate] = deque()
-        self.busy_ns = 0
-
-    @property
-    def n_waiting(self) -> int:
-        """How many wait for one."""
-        return len(self._queue)
-
-    def take(self) -> Steps:
-        """Wait for a server and have it."""
-        if self._n_free:
-            self._n_free -= 1
-            return
-        gate = Gate()
-        self._queue.append(gate)
-        yield Pause(gate)
-
-    def give(self) -> Steps:
-        """Give it back: who waits longest has it next."""
-        if self._queue:
-            yield Open(self._queue.popleft())
-        else:
-            self._n_free += 1
-
-    def serve(self, what: str, cost_ns: int) -> Steps:
-        """Have a server for a time."""
-        yield from self.take()
-        yield Work(what, cost_ns)
-        self.busy_ns += cost_ns
-        yield from self.give()

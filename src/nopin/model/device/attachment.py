@@ -6,14 +6,15 @@ from nopin.iommu.mirror import Mirror
 from nopin.mm.subscriber import Invalidation
 from nopin.model.device.engine import Engine, QuiesceTime
 from nopin.model.device.faults import FaultPath, ProcessFaults
+from nopin.model.device.memory import ADDRESS_BYTES, MirroredMemory
 from nopin.model.device.observer import DeviceObserver
 from nopin.model.device.translations import Translations
 from nopin.model.host.process import Process
 from nopin.model.scheduler import Scheduler
 from nopin.ranges import Range
+from nopin.units import PAGE_SHIFT
 
-ADDRESS_PAGES = 1 << 35
-"""User space of x86-64: 47 bits of address, 12 of them within a page."""
+ADDRESS_PAGES = ADDRESS_BYTES >> PAGE_SHIFT
 
 
 class Attachment:
@@ -42,6 +43,7 @@ class Attachment:
         self.process = process
         self.translations = Translations(process.host.frames)
         self.faults = ProcessFaults(process, self.translations, path)
+        self.memory = MirroredMemory(process, device, self.translations, observer)
         self.mirror = Mirror(process.notifiers, self.faults, ADDRESS_PAGES, owner=device)
         name = f"{device}/{process.pid}"
         self.engine = Engine(scheduler, name, self._n_dropped, self._quiet, quiesce=quiesce)

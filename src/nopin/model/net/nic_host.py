@@ -1,0 +1,264 @@
+"""The real NIC on a modelled host: its calls as steps of the scheduler, its memory a modelled process's.
+
+Nothing about the protocol is decided here. A *turn* is what the live server's loop does: packets that arrived go in,
+rings are looked at, timers that are due fire, who waited for pages and has them goes on, packets come out, and page
+requests are set off, each a task of its own. A turn follows whenever there may be something to do: packets, a post,
+an answered request, a timer, or room on the link.
+
+The link takes packets at line rate, and what it was given cannot be taken back; so the NIC is asked for more only
+when little is left of what it sent (`ahead_ns`), as hardware reads its queues.
+
+Memory is reached as in hardware with on-demand paging: the whole address space of a process is one window, through
+the mirror that this NIC has of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from nopin.iommu.iommu import Iommu
+from nopin.iommu.windows import DeviceArena
+from nopin.model.device.attachment import Attachment
+from nopin.model.device.engine import QuiesceTime
+from nopin.model.device.faults import FaultPath
+from nopin.model.device.memory import ADDRESS_BYTES
+from nopin.model.device.observer import DeviceObserver
+from nopin.model.effects import Gate, Pause, Procedure
+from nopin.model.host.process import Process
+from nopin.model.net.client import ALL_RIGHTS, Client, Sge, make_client, recv_entry, send_entry
+from nopin.model.net.fates import Fates, all_pass
+from nopin.model.net.network import Network
+from nopin.model.net.nothing import NothingMapped
+from nopin.model.scheduler import Scheduler, Timer
+from nopin.nic.abi import Access, Discipline, WcStatus, WrOpcode
+from nopin.nic.events import AsyncEvent
+from nopin.nic.mr import Pd, Region
+from nopin.nic.nic import Nic
+from nopin.nic.plan import PACKETS_MAX
+from nopin.nic.timers import NOMINAL, Timers
+from nopin.nic.wire.batch import ROCE_PORT, Endpoint, PacketBatch
+from nopin.nic.wire.gid import gid_of
+from nopin.ranges import Range
+from nopin.units import US_NS
+
+
+class NicHost:
+    """A NIC in a host; one protection domain for all its clients.
+
+    Args:
+        name: stable from run to run. address: its IPv4 address.
+        draw: `draw(n)` returns a random integer in [0, n), for keys and numbers.
+        timers, batch_packets: see `Nic`.
+        ahead_ns: how much sending the link may have before it, when the NIC is asked for more.
+        observer: hears of every access and fault. path: what a fault takes. quiesce: what an invalidation takes.
+        fates: what befalls packets on their way to it.
+
+    Attributes:
+        n_turns: taken so far.
+        events: asynchronous events, in order.
+        before_receive: called with each batch before the NIC has it; returns what it is to have, one after the other.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        network: Network,
+        name: str,
+        address: str,
+        *,
+        draw: Callable[[int], int],
+        mtu: int = 4096,
+        timers: Timers = NOMINAL,
+        batch_packets: int = PACKETS_MAX,
+        ahead_ns: int = 1 * US_NS,
+        observer: DeviceObserver | None = None,
+        path: FaultPath | None = None,
+        quiesce: QuiesceTime | None = None,
+        fates: Fates = all_pass,
+    ) -> None:
+        self.name = name
+        self.iommu = Iommu()
+        endpoint = Endpoint(gid_of(address), ROCE_PORT)
+        self.nic = Nic(
+            iommu=self.iommu, endpoint=endpoint, mtu=mtu, draw=draw, timers=timers, batch_packets=batch_packets
+        )
+        self.pd: Pd = self.nic.alloc_pd()
+        self.n_turns = 0
+        self.events: list[AsyncEvent] = []
+        self.before_receive: Callable[[PacketBatch], list[PacketBatch]] | None = None
+        self._scheduler = scheduler
+        self._port = network.attach(name, endpoint, self._arrived, fates)
+        self._ahead_ns = ahead_ns
+        self._observer = observer or DeviceObserver()
+        self._path, self._quiesce = path, quiesce
+        self._inbox: deque[PacketBatch] = deque()
+        self._bound: dict[int, tuple[int, Attachment]] = {}
+        self._clients: list[HostClient] = []
+        self._turn_timer: Timer | None = None
+        self._turn_at_ns = 0
+        self._n_answered = 0
+        self._n_faults = 0
+
+    # Memory
+
+    def bind(self, process: Process) -> int:
+        """Give a process a PASID, and mirror it. Twice is fine: the same.
+
+        Raises:
+            OwnerGone: it has exited.
+        """
+        if process.pid not in self._bound:
+            attachment = Attachment(
+                process, self.name, self._scheduler, self._observer, path=self._path, quiesce=self._quiesce
+            )
+            pasid = self.iommu.bind(NothingMapped())
+            arena = DeviceArena(attachment.mirror, attachment.memory)
+            self.iommu.attach(arena)
+            self.iommu.map_window(pasid, Range(0, ADDRESS_BYTES), arena, 0)
+            self._bound[process.pid] = pasid, attachment
+        return self._bound[process.pid][0]
+
+    def attachment(self, process: Process) -> Attachment:
+        """Return what the NIC has of a process. Requires: it is bound."""
+        return self._bound[process.pid][1]
+
+    def register(
+        self,
+        process: Process,
+        va: int,
+        length: int,
+        *,
+        access: Access = ALL_RIGHTS,
+        discipline: Discipline = Discipline.ON_DEMAND,
+    ) -> Region:
+        """Register memory of a process."""
+        pasid = self.bind(process)
+        return self.nic.register(
+            self.pd, pasid=pasid, address=va, length=length, iova=va, access=access, discipline=discipline
+        )
+
+    def client(self, *, depth: int = 256) -> HostClient:
+        """Make a queue pair; bring it to life with `client.connect`."""
+        made = HostClient(self, make_client(self.nic, self.pd, depth=depth))
+        self._clients.append(made)
+        return made
+
+    # Turns
+
+    def kick(self) -> None:
+        """There may be something to do: have a turn now."""
+        self._turn_by(self._scheduler.now_ns)
+
+    def _arrived(self, batch: PacketBatch) -> None:
+        self._inbox.append(batch)
+        self.kick()
+
+    def _turn_by(self, at_ns: int) -> None:
+        """Have a turn at a time, or earlier."""
+        if self._turn_timer is not None:
+            if self._turn_at_ns <= at_ns:
+                return
+            self._turn_timer.cancel()
+        self._turn_at_ns = at_ns
+        self._turn_timer = self._scheduler.call_at(at_ns, f"{self.name} turn", self._turn)
+
+    def _turn(self) -> None:
+        self._turn_timer = None
+        self.n_turns += 1
+        now, nic = self._scheduler.now_ns, self.nic
+        self._receive(now)
+        nic.poll_rings(now)
+        if nic.is_due(now):
+            nic.on_deadline(now)
+        if self._n_answered:
+            self._n_answered = 0
+            nic.resume(self.iommu.take_wakeups(), now)
+        if self._port.up.free_at_ns - now <= self._ahead_ns:
+            for batch in nic.transmit(now):
+                self._port.send(batch)
+        self._set_off_faults()
+        self.events += nic.take_events()
+        assert not nic.take_corrupt(), "a client of the model wrote nonsense into its rings"
+        nic.take_notices()
+        for client in self._clients:
+            client.notice()
+        self._plan_turn(now)
+
+    def _receive(self, now: int) -> None:
+        for _ in range(len(self._inbox)):
+            batch = self._inbox.popleft()
+            if self.before_receive is None:
+                self.nic.receive(batch, now)
+                continue
+            for part in self.before_receive(batch):
+                self.nic.receive(part, now)
+
+    def _set_off_faults(self) -> None:
+        requests = self.iommu.take_requests()
+        assert not requests, "nothing but windows is mapped"
+        for fault in self.iommu.take_faults():
+            self._n_faults += 1
+            self._scheduler.spawn(f"{self.name} fault {self._n_faults}", fault.procedure, done=self._answered)
+
+    def _answered(self, _: None) -> None:
+        self._n_answered += 1
+        self.kick()
+
+    def _plan_turn(self, now: int) -> None:
+        if self.nic.busy:
+            self._turn_by(max(now, self._port.up.free_at_ns - self._ahead_ns))
+        deadline = self.nic.next_deadline()
+        if deadline is not None:
+            self._turn_by(max(now, deadline))
+
+
+class HostClient:
+    """A queue pair of a modelled host, as the programs there use it.
+
+    Attributes:
+        client: its rings, and the queue pair.
+    """
+
+    def __init__(self, host: NicHost, client: Client) -> None:
+        self.host = host
+        self.client = client
+        self._gate: Gate | None = None
+
+    def post_send(
+        self,
+        opcode: WrOpcode,
+        sges: list[Sge],
+        *,
+        wr_id: int = 0,
+        remote: int = 0,
+        rkey: int = 0,
+    ) -> None:
+        """Post a send, and ring.
+
+        Raises:
+            QueueFull: no entry is free.
+        """
+        self.client.sends.post([send_entry(opcode, sges, wr_id=wr_id, remote=remote, rkey=rkey)])
+        self.host.kick()
+
+    def post_recv(self, sges: list[Sge], *, wr_id: int = 0) -> None:
+        """Post a receive.
+
+        Raises:
+            QueueFull: no entry is free.
+        """
+        self.client.recvs.post([recv_entry(sges, wr_id=wr_id)])
+
+    def completions(self) -> Procedure[list[tuple[int, WcStatus]]]:
+        """Wait for completions; returns at least one, as (wr_id, status)."""
+        while not self.client.completions.ready:
+            self._gate = Gate()
+            yield Pause(self._gate)
+        return self.client.poll()
+
+    def notice(self) -> None:
+        """Wake who waits for completions, if there are some."""
+        if self._gate is not None and self.client.completions.ready:
+            gate, self._gate = self._gate, None
+            self.host._scheduler.open(gate)
