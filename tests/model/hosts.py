@@ -41,14 +41,14 @@ def run(host: Host, procedure: Generator[Any, Any, T]) -> T:
 class Listener(Subscriber):
     """Writes down what it is told, in pages from `base`; answers with fences while `slow`."""
 
-    def __init__(self, process: Process, base: int = 0) -> None:
+    def __init__(self, process: Process, base: int = 0, *, veto_limit: int = 0) -> None:
         self.told: list[Told] = []
         self.ended: list[Told] = []
         self.slow = False
         self.fences: list[Fence] = []
         self.dirty: set[int] = set()
         self._base = base
-        process.notifiers.subscribe(Range(0, 1 << 52), self)
+        process.notifiers.subscribe(Range(0, 1 << 52), self, veto_limit=veto_limit)
 
     def invalidate_start(self, event: Invalidation) -> Answer:
         self.told.append(self._word(event))

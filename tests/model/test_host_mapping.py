@@ -181,7 +181,7 @@ def test_exit_tells_devices_waits_for_them_and_gives_everything_back() -> None:
 
 
 def test_memory_that_runs_out_is_said_so_and_a_device_is_told_to_try_again() -> None:
-    host = host_of(3)
+    host = host_of(3, n_swap_slots=0)
     process = host.spawn_process()
     va = run(host, process.mmap(3))
     with pytest.raises(NoMemory):

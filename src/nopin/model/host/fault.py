@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nopin.mm.causes import Cause
 from nopin.mm.device_faults import FaultPages
 from nopin.mm.space import Reason
-from nopin.model.effects import Acquire, Procedure, Quiesce, Release
+from nopin.model.effects import Acquire, Procedure, Release
+from nopin.model.host.cow import make_writable
 from nopin.model.host.errors import ModelFault, Segv
-from nopin.model.host.page import Page
-from nopin.model.host.table import Present, Shut
+from nopin.model.host.swapin import swap_in
+from nopin.model.host.table import Present, Shut, Swapped
 from nopin.model.host.vma import Vma
-from nopin.ranges import Range
 from nopin.units import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -91,7 +90,9 @@ def resolve(process: Process, number: int, *, write: bool) -> Procedure[None]:
         if entry is None:
             yield from _first_touch(process, vma, number, write=write)
         elif isinstance(entry, Present):
-            yield from _make_writable(process, number, entry)
+            yield from make_writable(process, number, entry)
+        elif isinstance(entry, Swapped):
+            yield from swap_in(process, number, entry, write=write)
         elif isinstance(entry, Shut):
             process.table.replace(number, Present(entry.page, writable=False))
 
@@ -112,39 +113,3 @@ def _first_touch(process: Process, vma: Vma, number: int, *, write: bool) -> Pro
         process.map(number, page, writable=True, dirty=True)
     else:
         host.put_page(page)  # another fault was faster
-
-
-def _make_writable(process: Process, number: int, entry: Present) -> Procedure[None]:
-    """Give the right to write to a page that is shared with somebody: by a copy, if it is still shared then."""
-    old = entry.page
-    if _alone(process, old):
-        process.table.set(number, Present(old, writable=True, dirty=True))
-        return
-    yield from _copy(process, number, entry)
-
-
-def _alone(process: Process, page: Page) -> bool:
-    return page is not process.host.zero_page and len(page.mappings) == 1
-
-
-def _copy(process: Process, number: int, entry: Present) -> Procedure[None]:
-    """Replace a page by a copy of its own (wp_page_copy); does nothing if the entry changes meanwhile."""
-    host, old = process.host, entry.page
-    new = yield from host.new_page()
-    if process.table.get(number) is not entry:
-        host.put_page(new)
-        return
-    host.frames.copy(old.frame, new.frame)
-    bracket = process.begin([Range(number, number + 1)], Cause.COW)
-    yield host.steps.copy
-    if bracket.fences:
-        yield Quiesce(bracket.fences)
-    if process.table.get(number) is not entry:
-        bracket.end()
-        host.put_page(new)
-        return
-    process.take_out(number)
-    process.map(number, new, writable=True, dirty=True)
-    yield host.steps.flush
-    bracket.end()
-    host.put_page(old)

@@ -15,16 +15,32 @@ free when the last one is given back, and then at once.
 
 from __future__ import annotations
 
-from nopin.model.effects import Lock, Procedure
+from collections.abc import Callable
+
+from nopin.model.effects import Gate, Pause, Procedure
+from nopin.model.host import reclaim
 from nopin.model.host.costs import HostCosts, Steps
 from nopin.model.host.errors import NoMemory
 from nopin.model.host.frames import Frames
+from nopin.model.host.medium import Medium
 from nopin.model.host.observer import HostObserver
 from nopin.model.host.page import Page
 from nopin.model.host.process import Process
+from nopin.model.host.swap import SwapArea
 from nopin.model.host.table import Entry, Swapped
 from nopin.model.host.vma import NO_PAGE
 from nopin.model.scheduler import Scheduler
+
+RECLAIM_ATTEMPTS = 4
+"""How often an allocation may find that others took what it had reclaimed."""
+
+FAULT_SITES = ("frame", "swap slot", "swap write", "swap read")
+"""Where something may go wrong: no frame is free at once, no slot is, the medium fails to write, to read."""
+
+
+def _never(site: str) -> bool:
+    del site
+    return False
 
 
 class Host:
@@ -38,8 +54,13 @@ class Host:
         costs: of its steps.
         pages_per_step: how many entries are cleared, copied or protected between two places where others may go on:
             1 to explore every order, 512 (a leaf, whose lock Linux takes) to simulate.
+        n_swap_slots: pages that fit in the swap area; swap_depth: requests that its medium serves at a time.
+        devices_count_as_use: reclaim spares what devices used lately, as it does what CPUs used; False is what
+            systems do that ask only CPUs.
+        fires: asked at each place where something may go wrong, by its name: `FAULT_SITES`.
 
     Attributes:
+        lru: pages in use, in the order in which reclaim looks at them.
         processes: alive and dying, by process id.
         zero_page: what untouched memory reads as; its mappings are not recorded and its frame is never freed.
     """
@@ -53,15 +74,25 @@ class Host:
         observer: HostObserver | None = None,
         costs: HostCosts | None = None,
         pages_per_step: int = 1,
+        n_swap_slots: int = 1 << 20,
+        swap_depth: int = 32,
+        devices_count_as_use: bool = True,
+        fires: Callable[[str], bool] = _never,
     ) -> None:
         self.name = name
         self.scheduler = scheduler
         self.observer = observer or HostObserver()
         self.frames = Frames(n_frames, self.observer)
-        self.steps = Steps(costs or HostCosts())
+        costs = costs or HostCosts()
+        self.steps = Steps(costs)
+        self.swap = SwapArea(n_swap_slots, self.frames)
+        self.swap_medium = Medium("swap", scheduler, costs, depth=swap_depth)
+        self.lru: dict[Page, None] = {}
         self.pages_per_step = pages_per_step
+        self.devices_count_as_use = devices_count_as_use
+        self.fires = fires
         self.processes: dict[int, Process] = {}
-        self.zero_page = self._new_page(self._boot_frame())
+        self.zero_page = Page(self._boot_frame())
         self._last_pid = 0
 
     def spawn_process(self) -> Process:
@@ -69,6 +100,10 @@ class Host:
         self._last_pid += 1
         process = self.processes[self._last_pid] = Process(self._last_pid, self)
         return process
+
+    def reclaim(self, n_pages: int) -> Procedure[int]:
+        """Free about `n_pages` frames of what was not used lately; returns how many became free."""
+        return reclaim.reclaim(self, n_pages)
 
     def forget(self, process: Process) -> None:
         """Take a process whose memory is gone off the list."""
@@ -78,45 +113,103 @@ class Host:
     # Pages
 
     def new_page(self) -> Procedure[Page]:
-        """Allocate a page of zeros that nobody maps yet; the caller has its one reference.
+        """Allocate a page of zeros that nobody maps yet; the caller has its one reference. May reclaim others.
 
         Raises:
             NoMemory: nothing is free, and nothing can be reclaimed.
         """
         yield self.steps.zero
-        frame = self.frames.allocate()
+        frame = None if self.fires("frame") else self.frames.allocate()
+        for _ in range(RECLAIM_ATTEMPTS):
+            if frame is not None:
+                break
+            yield from reclaim.reclaim(self, reclaim.BATCH)
+            frame = self.frames.allocate()
         if frame is None:
-            raise NoMemory(f"{self.name}: none of {self.frames.n_frames} frames is free")
-        return self._new_page(frame)
+            raise NoMemory(f"{self.name}: none of {self.frames.n_frames} frames is free, and none can be freed")
+        page = Page(frame)
+        self.lru[page] = None
+        return page
 
     def put_page(self, page: Page) -> None:
         """Give a reference of a page back."""
         if page is not self.zero_page:
             self.frames.put(page.frame)
+            self._tidy(page)
 
     def let_go(self, entry: Entry) -> None:
         """Give back what an entry that was taken out held."""
-        assert not isinstance(entry, Swapped)
-        self.put_page(entry.page)
+        if not isinstance(entry, Swapped):
+            self.put_page(entry.page)
+            return
+        cached = self.swap.cache.get(entry.slot)
+        self.swap.let_go(entry.slot)
+        if cached is not None:
+            self._tidy(cached)
+
+    def drop_slot(self, page: Page) -> None:
+        """Take a page out of the swap cache; its slot is free unless others use it."""
+        self.swap.drop(page)
+        self._tidy(page)
+
+    def to_tail(self, page: Page) -> None:
+        """Have reclaim look at a page last."""
+        del self.lru[page]
+        self.lru[page] = None
+
+    def lock(self, page: Page) -> Procedure[None]:
+        """Take a page's lock. Requires: the caller has a reference of it."""
+        while page.busy is not None:
+            yield Pause(page.busy)
+        page.busy = Gate()
+
+    def until_unlocked(self, page: Page) -> Procedure[None]:
+        """Wait until whoever has a page's lock gives it back. Others may take it at once."""
+        self.frames.get(page.frame)  # or it might be another's meanwhile
+        if page.busy is not None:
+            yield Pause(page.busy)
+        self.put_page(page)
+
+    def unlock(self, page: Page) -> None:
+        """Give it back."""
+        gate, page.busy = page.busy, None
+        assert gate is not None
+        self.scheduler.open(gate)
+        self._tidy(page)
+
+    def _tidy(self, page: Page) -> None:
+        """Take a page off the queue if it is free; drop it from the swap cache if nobody can want it any more."""
+        if not self.frames.n_references(page.frame):
+            self.lru.pop(page, None)
+            return
+        unwanted = page.slot is not None and self.swap.n_users(page.slot) == 0 and not page.mappings
+        if unwanted and page.busy is None:
+            self.drop_slot(page)
 
     def check(self) -> None:
         """Assert that references add up. Requires: nobody is in the middle of anything."""
-        counted = {self.zero_page.frame: 1}
+        users: dict[int, int] = {}
         for process in self.processes.values():
             for number, entry in process.table.entries(0, NO_PAGE):
-                page = None if isinstance(entry, Swapped) else entry.page
-                if page is None or page is self.zero_page:
-                    continue
-                assert (process.pid, number) in page.mappings
-                counted[page.frame] = counted.get(page.frame, 0) + 1
-        for frame in self.frames.in_use():
-            n = self.frames.n_references(frame)
-            assert n == counted.get(frame, 0), f"frame {frame}: {n} references, {counted.get(frame, 0)} known"
+                if isinstance(entry, Swapped):
+                    users[entry.slot] = users.get(entry.slot, 0) + 1
+                elif entry.page is not self.zero_page:
+                    assert (process.pid, number) in entry.page.mappings
+        counted = {self.zero_page.frame: 1}
+        for page in self.lru:
+            assert page.busy is None
+            for pid, number in page.mappings:
+                mapped = self.processes[pid].table.get(number)
+                assert mapped is not None
+                assert not isinstance(mapped, Swapped)
+                assert mapped.page is page
+            cached = (page.slot is not None) + (page.file is not None)
+            counted[page.frame] = len(page.mappings) + cached + page.n_pins
+        held = {frame: self.frames.n_references(frame) for frame in self.frames.in_use()}
+        assert held == counted, "references that nobody has, or that are missing"
+        assert users == self.swap.users(), "users of slots that there are not, or that are missing"
 
     def _boot_frame(self) -> int:
         frame = self.frames.allocate()
         assert frame is not None, "a host without memory"
         return frame
-
-    def _new_page(self, frame: int) -> Page:
-        return Page(frame, Lock(f"page {frame}"))

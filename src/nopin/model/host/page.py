@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nopin.model.effects import Lock
+from nopin.model.effects import Gate
 
 if TYPE_CHECKING:
     from nopin.model.host.files import File
@@ -25,16 +25,15 @@ class Page:
     Attributes:
         frame: where the bytes are.
         mappings: the page table entries that mean it, in order of making.
-        dirty: bytes differ from the copy on the medium (the slot's, the file's), as far as collected.
-        slot: in the swap area, with a copy or getting one; the page is then found by it (the swap cache).
+        dirty: the copy on the medium (the slot's, the file's) is not these bytes, as far as collected.
+        slot: its place in the swap area; the page is then found by it (the swap cache).
         file, index: whose page it is, from the start of the file; the page is then found there (the file cache).
         n_pins: pins, which forbid moving and replacing it.
         discardable: given up by MADV_FREE, until it is written.
-        lock: held by who fills, writes out, moves or drops it, and by a fault that maps a page of a cache.
+        busy: the page lock, held while it is filled, written out, moved or dropped; opened when it is given back.
     """
 
     frame: int
-    lock: Lock
     mappings: dict[Mapping, None] = field(default_factory=dict)
     dirty: bool = False
     slot: int | None = None
@@ -42,6 +41,7 @@ class Page:
     index: int = 0
     n_pins: int = 0
     discardable: bool = False
+    busy: Gate | None = None
 
     @property
     def anonymous(self) -> bool:

@@ -15,7 +15,9 @@ from nopin.model.effects import Acquire, Lock, Procedure, Release
 from nopin.model.host import access, life, mapping, protect, remap
 from nopin.model.host.advice import SHARED, Advice, apply
 from nopin.model.host.errors import Killed, ModelFault
+from nopin.model.host.fork import fork
 from nopin.model.host.page import Page
+from nopin.model.host.pins import Pin, pin, unpin
 from nopin.model.host.table import Entry, Present, Swapped, Table
 from nopin.model.host.vma import RW, Prot, Vmas
 from nopin.ranges import Range
@@ -35,6 +37,8 @@ class Process:
         notifiers: of this address space, in page numbers (va >> 12).
         mmap_lock: see `host.py`.
         alive: False once it exits or is killed.
+        memlock_limit_bytes: how much may be pinned; None: any amount.
+        pinned: its pinned pages, each once however often it is pinned, with how often that is.
     """
 
     def __init__(self, pid: int, host: Host) -> None:
@@ -45,6 +49,8 @@ class Process:
         self.notifiers = Notifiers()
         self.mmap_lock = Lock(f"mmap {pid}")
         self.alive = True
+        self.memlock_limit_bytes: int | None = None
+        self.pinned: dict[Page, int] = {}
 
     def __str__(self) -> str:
         return f"process {self.pid} of {self.host.name}"
@@ -73,6 +79,23 @@ class Process:
     def madvise(self, va: int, n_bytes: int, advice: Advice) -> Procedure[None]:
         """Say what whole pages will be used for. Raises `Segv` if some are not mapped; nothing is changed then."""
         return self._call(apply(self, va, n_bytes, advice), shared=advice in SHARED)
+
+    def fork(self) -> Procedure[Process]:
+        """Make a child with a copy of the memory. Raises `NoMemory` if a pinned page cannot be copied."""
+        return self._call(fork(self))
+
+    def pin(self, va: int, n_bytes: int, *, write: bool) -> Procedure[Pin]:
+        """Bring pages and hold them where they are, until `unpin`, whatever becomes of the mapping.
+
+        Raises:
+            OverMemlock: it would lock more than `memlock_limit_bytes`; `Segv`, `Bus`, `NoMemory`: as an access.
+                Nothing is pinned then.
+        """
+        return self._call(pin(self, va, n_bytes, write=write), shared=True)
+
+    def unpin(self, held: Pin) -> None:
+        """Let go of what `pin` held. Once; also after the process has exited."""
+        unpin(held)
 
     def exit(self) -> Procedure[None]:
         """End, or be killed, at any point of whatever else the process does. Twice is fine."""

@@ -71,7 +71,7 @@ class Moving:
     """The page is being moved to another frame: wait for its lock.
 
     Attributes:
-        was: what it is going to be again.
+        was: what it is going to be again: another entry like this one.
     """
 
     page: Page
