@@ -197,7 +197,7 @@ def test_changes_of_shared_memory_arrive_as_events(device: nopin.Device) -> None
 
 def test_a_server_that_dies_is_noticed_everywhere(tmp_path: Path) -> None:
     with LocalServer(tmp_path / "mortal.sock") as mortal:
-        device = nopin.Device(str(mortal.socket_path))
+        device = nopin.Device(str(mortal.socket_path), reconnect=0.0)
         share = device.share(np.zeros(10))
         cq = device.create_cq(16)
         mortal.kill()

@@ -290,7 +290,7 @@ def test_verbs_clients_of_a_killed_server_are_told_so(tmp_path: Path) -> None:
 def test_owner_memory_outlives_a_killed_server_and_the_owner_goes_on(tmp_path: Path, pages: Pages) -> None:
     """Also with changes of watched memory, which wait for the server while it lives."""
     with own_server(tmp_path) as server:
-        device = Device(str(server.socket_path))
+        device = Device(str(server.socket_path), reconnect=0.0)
         share = device.share(pages.address, LENGTH)
         server.kill()
         pages.unmap(3)

@@ -236,7 +236,7 @@ def test_a_killed_own_server_is_noticed_at_once(tmp_path: Path, device: nopin.De
         remote = nopin.attach(share.url, device=user)
         operations = [remote.read_async(...) for _ in range(20)]
         ours.kill()
-        with pytest.raises(nopin.ServerGone, match="new Device"):
+        with pytest.raises(nopin.ServerGone, match="went away"):
             operations[-1].result(timeout=20)
         with pytest.raises(nopin.ServerGone):
             remote[0]

@@ -50,6 +50,12 @@ class ArenaCreated(Reply, tag="arena_created"):
     budget_bytes: int
 
 
+class ReclaimArena(Request, tag="reclaim_arena"):
+    """Claim an arena that a new server has taken over; beside it the memfd of its bytes. Answered by ArenaCreated,
+    without descriptors. The client has it mapped.
+    """
+
+
 class MapArena(Request, tag="map_arena"):
     """A process has mapped an arena and registered it; have its faults served. Answered by Handle: the mapper.
 
@@ -154,6 +160,14 @@ class PrefetchDone(Event, tag="prefetch_done"):
 
 
 ArenaRequest = (
-    CreateArena | MapArena | DestroyArena | DiscardRange | SetBudget | Prefetch | QueryPrefetch | CancelPrefetch
+    CreateArena
+    | ReclaimArena
+    | MapArena
+    | DestroyArena
+    | DiscardRange
+    | SetBudget
+    | Prefetch
+    | QueryPrefetch
+    | CancelPrefetch
 )
 ArenaReply = ArenaCreated | PrefetchStarted | PrefetchState | PrefetchDone

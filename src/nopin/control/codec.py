@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nopin.control.arena_messages import ArenaReply, ArenaRequest, CreateArena, MapArena, MapperKind
+from nopin.control.arena_messages import ArenaReply, ArenaRequest, CreateArena, MapArena, MapperKind, ReclaimArena
 from nopin.control.messages import (
     MESSAGE_BYTES_MAX,
     AllocPd,
@@ -90,6 +90,8 @@ def request_descriptors(request: Request) -> int:
     """Return how many descriptors travel beside a request."""
     if isinstance(request, Hello):
         return int(request.has_uffd) + int(request.has_book)
+    if isinstance(request, ReclaimArena):
+        return 1
     if isinstance(request, MapArena):
         return 2 if request.kind is MapperKind.WORKER else 1
     return 0

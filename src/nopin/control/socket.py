@@ -55,6 +55,20 @@ class ControlSocket:
         return self._sock.fileno() < 0
 
     @property
+    def hung_up(self) -> bool:
+        """True once the connection broke or was closed; looks, where `gone` only knows what was noticed."""
+        if not self.gone:
+            waiter = select.poll()
+            waiter.register(self._sock.fileno(), select.POLLRDHUP)
+            # Whoever makes a request just now notices by itself; it may even be this thread, and we a finaliser below.
+            if waiter.poll(0) and self._lock.acquire(blocking=False):
+                try:
+                    self._collect()
+                finally:
+                    self._lock.release()
+        return self.gone
+
+    @property
     def busy(self) -> bool:
         """True while a request is under way, perhaps in this very thread, below a finaliser or a signal handler."""
         return self._lock.locked()
@@ -102,6 +116,12 @@ class ControlSocket:
             if not events:
                 self._require_open()
             return events
+
+    def left_over(self) -> list[Event]:
+        """Return the events that have arrived and were not taken; for a connection that broke."""
+        events = list(self._events)
+        self._events.clear()
+        return events
 
     def close(self) -> None:
         """Close the connection, which ends everything the server holds for it. Twice is fine."""
@@ -169,8 +189,11 @@ class ControlSocket:
 
     def _require_open(self) -> None:
         if self.gone:
-            raise ServerGone(f"the connection to the device server at {self.path} is closed; make a new Device")
+            raise ServerGone(
+                f"the connection to the device server at {self.path} is closed, and what was made there is gone; "
+                "make it anew, with a new Device if this one was closed"
+            )
 
     def _broken(self, what: str) -> ServerGone:
         self._sock.close()
-        return ServerGone(f"lost the device server at {self.path} {what}; make a new Device")
+        return ServerGone(f"lost the device server at {self.path} {what}; the Device goes on with the next one there")

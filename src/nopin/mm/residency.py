@@ -78,6 +78,13 @@ class Budget:
             parent = parent.parent
         return room
 
+    def move_to(self, parent: Budget) -> None:
+        """Be of another parent, which is charged from now on."""
+        n_used = self.n_used
+        self.charge(-n_used)
+        self.parent = parent
+        self.charge(n_used)
+
     def charge(self, n: int) -> None:
         """Count pages that became resident (negative: that left)."""
         budget: Budget | None = self

@@ -136,6 +136,9 @@ class AsyncEventType(IntEnum):
     """Bytes of an arena are lost: swap gave back something else, or an error. Accesses to them fail."""
     ARENA_SWAP_FULL = 1003
     """Memory could not be made room for, because swap is full; the access that needed it failed."""
+    SERVER_REPLACED = 1004
+    """The device server was killed, and the device goes on with its successor: arenas and shares are as they were;
+    queue pairs, completion queues and regions are gone. The event names shares and arenas that did not come along."""
 
 
 SGE_DTYPE = np.dtype([("address", "<u8"), ("length", "<u4"), ("lkey", "<u4")])

@@ -25,6 +25,7 @@ from nopin.control.arena_messages import Prefetch as PrefetchRequest
 from nopin.control.messages import Event
 from nopin.control.packets import close_all
 from nopin.errors import HostLacks, UsageError
+from nopin.linux.fd_identity import identity_of
 from nopin.linux.paging_uffd import NEEDED, PagingUffd
 from nopin.linux.pidfd import PidFd
 from nopin.linux.uffd_handshake import Feature
@@ -34,7 +35,7 @@ from nopin.server.arena import Arena
 from nopin.server.client_memory import ClientMemory
 from nopin.server.core import Core
 from nopin.server.limits import Usage
-from nopin.server.mapper import Placed
+from nopin.server.mapper import Mapper, Placed
 from nopin.server.objects import find
 from nopin.server.owner_view import OwnerView
 from nopin.server.prefetches import Prefetch, pages_of
@@ -50,7 +51,7 @@ PREFETCHES_KEPT = 256
 @dataclass(slots=True)
 class _Owned:
     arena: Arena
-    n_descriptors: int = _ARENA_DESCRIPTORS
+    n_descriptors: int
 
 
 class ClientArenas:
@@ -118,11 +119,8 @@ class ClientArenas:
             self._usage.give(**taken)
             raise
         arena = self._core.arenas.create(name, parts)
-        handle = self._new_handle()
-        parts.news.pages_lost = partial(self._lost, handle)
-        parts.news.swap_full = partial(self._swap_full, handle)
-        self._owned[handle] = _Owned(arena)
         self._core.iommu.attach(parts.device)
+        handle = self._own(arena, _ARENA_DESCRIPTORS)
         copies: list[int] = []
         try:
             for fd in (parts.frames.fd, parts.table_fd, *parts.store.ends):
@@ -132,6 +130,36 @@ class ClientArenas:
             self._forget(handle)
             raise
         return handle, arena, copies
+
+    def reclaim(self, memory_fd: int) -> tuple[int, Arena]:
+        """Own an arena that was taken over, and that this process has mapped; returns its number and itself.
+
+        Args:
+            memory_fd: the file of its bytes; stays the caller's.
+
+        Raises:
+            ServerRefused: there is no such arena, or it has an owner; or over a limit.
+        """
+        wanted = identity_of(memory_fd)
+        arenas = self._core.arenas.all.values()
+        arena = next((each for each in arenas if identity_of(each.parts.frames.fd) == wanted), None)
+        if arena is None or arena.wanted or not self._maps(arena):
+            raise refuse("this is no arena that was taken over and is waiting for this process", errno.ENOENT)
+        n_descriptors = _ARENA_DESCRIPTORS + _MAPPER_DESCRIPTORS * len(arena.mappers)
+        self._usage.take(arenas=1, arena_bytes=arena.n_pages * PAGE_BYTES, descriptors=n_descriptors)
+        arena.wanted = True
+        arena.parts.budget.move_to(self._budget)
+        return self._own(arena, n_descriptors), arena
+
+    def _maps(self, arena: Arena) -> bool:
+        return any(_is_of(mapper, self._process.pid) for mapper in arena.mappers)
+
+    def _own(self, arena: Arena, n_descriptors: int) -> int:
+        handle = self._new_handle()
+        arena.parts.news.pages_lost = partial(self._lost, handle)
+        arena.parts.news.swap_full = partial(self._swap_full, handle)
+        self._owned[handle] = _Owned(arena, n_descriptors)
+        return handle
 
     def map(self, request: MapArena, fds: list[int]) -> int:
         """Serve a process that maps part of an arena; owns the descriptors. Returns the mapper's number.
@@ -166,7 +194,7 @@ class ClientArenas:
         """Show devices the arenas that this process has mapped already, by another connection or a dead server."""
         for arena in self._core.arenas.all.values():
             for mapper in arena.mappers:
-                if not mapper.worker and mapper.process is not None and mapper.process.pid == self._process.pid:
+                if _is_of(mapper, self._process.pid):
                     arena.show(mapper, self._view(arena))
 
     def _note(self, arena: Arena) -> None:
@@ -309,6 +337,10 @@ class ClientArenas:
         if not ended:
             raise refuse(f"{PREFETCHES_KEPT} prefetches are under way", errno.EAGAIN, "limit")
         del self._prefetches[ended[0]]
+
+
+def _is_of(mapper: Mapper, pid: int) -> bool:
+    return not mapper.worker and mapper.process is not None and mapper.process.pid == pid
 
 
 def _place(request: MapArena, n_pages: int) -> Placed:

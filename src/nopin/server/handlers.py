@@ -22,6 +22,7 @@ from nopin.control.arena_messages import (
     Prefetch,
     PrefetchStarted,
     QueryPrefetch,
+    ReclaimArena,
     SetBudget,
 )
 from nopin.control.messages import (
@@ -86,6 +87,8 @@ def handle(session: Session, request: Request, fds: Sequence[int]) -> Answer:
     """
     if isinstance(request, Hello):
         return _hello(session, request, fds)
+    if isinstance(request, ReclaimArena):
+        return _reclaim_arena(session, fds)
     if isinstance(request, MapArena):
         return Answer([Handle(handle=session.arenas.map(request, list(fds)))])
     return _HANDLERS[type(request)](session, request)
@@ -259,6 +262,14 @@ def _create_arena(session: Session, request: CreateArena) -> Answer:
     handle_, arena, fds = session.arenas.create(request)
     created = ArenaCreated(arena=handle_, n_pages=arena.n_pages, budget_bytes=arena.budget_bytes)
     return Answer([created], fds)
+
+
+def _reclaim_arena(session: Session, fds: Sequence[int]) -> Answer:
+    try:
+        handle_, arena = session.arenas.reclaim(fds[0])
+    finally:
+        close_all(fds)
+    return Answer([ArenaCreated(arena=handle_, n_pages=arena.n_pages, budget_bytes=arena.budget_bytes)])
 
 
 def _destroy_arena(session: Session, request: DestroyArena) -> Answer:

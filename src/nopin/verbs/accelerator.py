@@ -22,6 +22,7 @@ from nopin.accel.tally import AcceleratorStatistics, Tally
 from nopin.control.arena_messages import MapArena, MapperKind
 from nopin.control.messages import Handle
 from nopin.errors import Closed, UsageError
+from nopin.verbs.lifeline import Lifeline
 from nopin.verbs.objects import DeviceObject
 from nopin.verbs.session import Session
 
@@ -140,23 +141,27 @@ class Accelerator(DeviceObject):
             lane.abandon()
 
 
-def introduce_worker(session: Session, arena: Arena, uffd: int, features: int, pidfd: int) -> None:
+def introduce_worker(lifeline: Lifeline, arena: Arena, uffd: int, features: int, pidfd: int) -> None:
     """Have the device server resolve the faults of a worker that has mapped an arena where its owner has it.
 
     Raises:
         ServerRefused: it does not want to.
-        ServerGone: it went away.
+        ServerGone: it went away, and no other came in time.
     """
-    request = MapArena(
-        seq=0,
-        arena=arena.handle,
-        base=arena.where.start,
-        offset=0,
-        length=arena.where.length,
-        uffd_features=features,
-        kind=MapperKind.WORKER,
-    )
-    session.request(request, Handle, (uffd, pidfd))
+
+    def introduce(session: Session) -> None:
+        request = MapArena(
+            seq=0,
+            arena=arena.handle,
+            base=arena.where.start,
+            offset=0,
+            length=arena.where.length,
+            uffd_features=features,
+            kind=MapperKind.WORKER,
+        )
+        session.request(request, Handle, (uffd, pidfd))
+
+    lifeline.through(introduce)
 
 
 def _check_name(kernel: object) -> None:

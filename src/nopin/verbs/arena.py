@@ -12,13 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from nopin.control.arena_messages import ArenaCreated, CreateArena, DestroyArena, DiscardRange, MapArena, SetBudget
+from nopin.control.arena_messages import (
+    ArenaCreated,
+    CreateArena,
+    DestroyArena,
+    DiscardRange,
+    MapArena,
+    ReclaimArena,
+    SetBudget,
+)
 from nopin.control.messages import Handle
 from nopin.errors import ArenaFull, Closed, ServerError, UsageError
 from nopin.linux.arena_file import keep_from_children, map_somewhere
@@ -34,12 +43,16 @@ from nopin.verbs.objects import FORKED, DeviceObject
 
 if TYPE_CHECKING:
     from nopin.verbs.device import Device
+    from nopin.verbs.session import Session
 
 CAPACITY_BYTES = 64 << 30
 """Addresses cost nothing until they are touched; giving an arena up costs a look at each page's state."""
 _KEEP_BYTES_MAX = 64 << 20
 _KEEP_SHARE = 8
 """Freed memory is kept for reuse up to this part of the budget."""
+
+_LOOKS, _LOOK_S = 100, 0.01
+"""At a server that closed the connection and has not ended."""
 
 Order = Literal["C", "F"]
 
@@ -57,9 +70,10 @@ class Arena(DeviceObject):
 
     def __init__(self, device: Device, capacity_bytes: int, budget_bytes: int | None, name: str = "") -> None:
         device._require_open()
-        self._session = device.session
+        self.session = device.session
+        self._lifeline = device.lifeline
         self._siblings = device.arenas
-        self._server: PidFd | None = PidFd.open(device.session.welcome.server_pid)
+        self._server: PidFd | None = PidFd.open(self.session.welcome.server_pid)
         self._fds: list[int] = []
         self._store: list[int] = []
         self._mapped: list[Range] = []
@@ -70,7 +84,7 @@ class Arena(DeviceObject):
             name=name or f"pid {os.getpid()}",
         )
         try:
-            created, fds = self._session.request(request, ArenaCreated)
+            created, fds = self.session.request(request, ArenaCreated)
             self._fds, self._store = fds[:2], fds[2:]
             self.handle, self.budget_bytes = created.arena, created.budget_bytes
             self.memory_fd, self.table_fd = self._fds
@@ -94,7 +108,7 @@ class Arena(DeviceObject):
         if not features & Feature.EVENT_FORK:
             keep_from_children(self.where)
         request = MapArena(seq=0, arena=self.handle, base=start, offset=0, length=length, uffd_features=int(features))
-        self._session.request(request, Handle, [self.uffd])
+        self.session.request(request, Handle, [self.uffd])
 
     def __repr__(self) -> str:
         state = f" ({self._why_closed})" if self.closed else ""
@@ -143,7 +157,7 @@ class Arena(DeviceObject):
         """
         self._require_open()
         n_bytes = size_of(budget)
-        self._session.tell(SetBudget(seq=0, budget_bytes=n_bytes, arena=self.handle))
+        self._lifeline.through(lambda session: session.tell(SetBudget(seq=0, budget_bytes=n_bytes, arena=self.handle)))
         self.budget_bytes = n_bytes
 
     def trim(self) -> None:
@@ -173,9 +187,24 @@ class Arena(DeviceObject):
         if not self.n_arrays:  # the last one has died meanwhile
             self._dissolve()
 
+    def _resume(self, session: Session) -> None:
+        """Go on with a new server, which has taken the arena over.
+
+        Raises:
+            ServerRefused: it has not.
+            ServerGone: it was killed as well.
+        """
+        told, _ = session.request(ReclaimArena(seq=0), ArenaCreated, [self.memory_fd])
+        before, self._server = self._server, PidFd.open(session.welcome.server_pid)
+        if before is not None:
+            before.close()
+        self.session, self.handle = session, told.arena
+
     def _end(self) -> None:
+        if self.session.control.hung_up:
+            self._lifeline.look_for_successor()
         self._unmap()
-        self._session.tell(DestroyArena(seq=0, arena=self.handle))
+        self.session.tell(DestroyArena(seq=0, arena=self.handle))
 
     def _let_go(self) -> None:
         if self._why_closed == FORKED:
@@ -200,17 +229,26 @@ class Arena(DeviceObject):
         """Unmap it. The server hears of that, and munmap waits until it does; not so if there is no server."""
         while self._mapped:
             where = self._mapped.pop()
-            if self._server is None or self._server.exited():
+            if self._server is None or self._server_ended():
                 with contextlib.suppress(OSError):  # it was not registered yet
                     unregister(self.uffd, where)
             unmap(where.start, where.length)
 
+    def _server_ended(self) -> bool:
+        """Tell whether the server has ended; one that is being killed closes its connections a moment before."""
+        assert self._server is not None
+        for _ in range(_LOOKS):
+            if self._server.exited() or not self.session.control.hung_up:
+                break
+            time.sleep(_LOOK_S)
+        return self._server.exited()
+
     def _discard(self, offset: int, length: int) -> bool:
         """Make bytes read as zeros, if the connection is free: we may be in a finaliser inside of a request."""
-        if self.closed or self._session.control.busy:
+        if self.closed or self.session.control.busy:
             return False
         try:
-            self._session.control.request(DiscardRange(seq=0, arena=self.handle, offset=offset, length=length))
+            self.session.control.request(DiscardRange(seq=0, arena=self.handle, offset=offset, length=length))
         except ServerError:
             return False
         return True

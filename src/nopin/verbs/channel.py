@@ -21,7 +21,8 @@ class CompletionChannel(DeviceObject):
     """
 
     def __init__(self, device: Device) -> None:
-        reply, (fd,) = device.session.request(CreateChannel(seq=0), Handle)
+        self.session = device.session
+        reply, (fd,) = self.session.request(CreateChannel(seq=0), Handle)
         os.set_blocking(fd, False)
         self.device = device
         self.handle = reply.handle
@@ -48,11 +49,11 @@ class CompletionChannel(DeviceObject):
         except BlockingIOError:
             return False
         if not notices:
-            raise ServerGone("the device server went away; make a new Device")
+            raise ServerGone("the device server of this channel went away; make a new channel")
         return True
 
     def _end(self) -> None:
-        self.device.session.tell(DestroyChannel(seq=0, channel=self.handle))
+        self.session.tell(DestroyChannel(seq=0, channel=self.handle))
 
     def _let_go(self) -> None:
         fd, self._fd = self._fd, -1

@@ -41,15 +41,16 @@ class CompletionQueue(DeviceObject):
         self._owns_channel = channel is None
         self.channel = CompletionChannel(device) if channel is None else channel
         self.channel._require_open()
+        self.session = self.channel.session
         request = CreateCq(seq=0, depth=self.depth, channel=self.channel.handle)
-        reply, (fd,) = device.session.request(request, Handle)
+        reply, (fd,) = self.session.request(request, Handle)
         try:
             memory = memfd.map_array(fd)
         finally:
             os.close(fd)
         self.handle = reply.handle
         self.ring = CompletionConsumer(memory, self.depth, fence)
-        self.waiter = Waiter(self.ring, self.channel.fileno(), device.session.control, spin_us)
+        self.waiter = Waiter(self.ring, self.channel.fileno(), self.session.control, spin_us)
         super().__init__(device, self.channel)
 
     def poll(self, n: int = 16) -> list[Wc]:
@@ -98,7 +99,7 @@ class CompletionQueue(DeviceObject):
 
     def _end(self) -> None:
         self.waiter.wake()
-        self.device.session.tell(DestroyCq(seq=0, cq=self.handle))
+        self.session.tell(DestroyCq(seq=0, cq=self.handle))
 
     def _let_go(self) -> None:
         self.waiter.close()

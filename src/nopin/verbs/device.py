@@ -16,18 +16,19 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from nopin.control.arena_messages import SetBudget
-from nopin.control.messages import Event, GetStat, Stat
+from nopin.control.messages import Event, GetStat, Reclaim, Reclaimed, Stat
 from nopin.control.paths import default_socket_path
-from nopin.errors import NopinError
+from nopin.errors import NopinError, ServerGone, ServerRefused
 from nopin.nic.abi import Access, AsyncEventType, Discipline
 from nopin.verbs.accelerator import DEPTH, Accelerator, introduce_worker
 from nopin.verbs.access import AccessLike, parse_access, parse_discipline
 from nopin.verbs.arena import CAPACITY_BYTES, Arena, Order, size_of
-from nopin.verbs.buffers import memory_of
+from nopin.verbs.buffers import Memory, memory_of
 from nopin.verbs.channel import CompletionChannel
 from nopin.verbs.child_server import connect_or_start
 from nopin.verbs.cq import CompletionQueue
 from nopin.verbs.events import AsyncEvent
+from nopin.verbs.lifeline import RECONNECT_S, Lifeline
 from nopin.verbs.objects import DeviceObject
 from nopin.verbs.pd import ProtectionDomain
 from nopin.verbs.prefetch import Prefetch, start_prefetch
@@ -69,8 +70,12 @@ class Device(DeviceObject):
             process when there is none.
         budget: how many bytes of its arenas together may be resident, a number or text such as "256MiB"; None for
             what the server has.
+        reconnect: seconds to look for another server at the same path, when this one was killed. The device goes on
+            with it, and so do its arenas, its shares and what is attached; queue pairs, completion queues and regions
+            do not: they raise `ServerGone`, and `events` tells of it once, by SERVER_REPLACED.
 
     Attributes:
+        lifeline: its connection.
         arenas: its arenas, all of which its accelerators map.
 
     Raises:
@@ -79,10 +84,15 @@ class Device(DeviceObject):
         ServerError: the default server does not start.
     """
 
-    def __init__(self, server: str | None = None, *, budget: int | str | None = None) -> None:
+    def __init__(
+        self, server: str | None = None, *, budget: int | str | None = None, reconnect: float = RECONNECT_S
+    ) -> None:
         budget_bytes = None if budget is None else size_of(budget)
-        self.session = connect_or_start(default_socket_path()) if server is None else Session(Path(server))
-        super().__init__(retired=self.session.retired)
+        session = connect_or_start(default_socket_path()) if server is None else Session(Path(server))
+        self.lifeline = Lifeline(session, reconnect, self._resume)
+        super().__init__(retired=session.retired)
+        self._budget_bytes: int | None = None
+        self._news: list[AsyncEvent] = []
         self._held: set[DeviceObject] = set()
         self.arenas: list[Arena] = []
         self._default_arena: Arena | None = None
@@ -92,7 +102,16 @@ class Device(DeviceObject):
             self.set_budget(budget_bytes)
 
     def __repr__(self) -> str:
-        return f"<Device at {self.session.control.path}>"
+        return f"<Device at {self.lifeline.current.control.path}>"
+
+    @property
+    def session(self) -> Session:
+        """The connection to the server, or to the one that came after it.
+
+        Raises:
+            ServerGone: there is none, and none came in time.
+        """
+        return self.lifeline.session
 
     def share(
         self,
@@ -119,6 +138,9 @@ class Device(DeviceObject):
         self._require_open()
         memory = memory_of(what, length)
         rights, how = _with_atomics(parse_access(access)), parse_discipline(discipline)
+        return self.lifeline.make(lambda _: self._share(memory, rights, how))
+
+    def _share(self, memory: Memory, rights: Access, how: Discipline) -> Share:
         region = MemoryRegion(self.default_pd, memory, rights, how, None)
         try:
             return Share(self, region, memory)
@@ -152,7 +174,7 @@ class Device(DeviceObject):
         Raises:
             UsageError: one of the numbers makes no sense.
         """
-        introduce = functools.partial(introduce_worker, self.session)
+        introduce = functools.partial(introduce_worker, self.lifeline)
         return Accelerator(self, lambda: tuple(self.arenas), introduce, workers=workers, depth=depth)
 
     def arena(self, capacity: int | str = CAPACITY_BYTES, budget: int | str | None = None, *, name: str = "") -> Arena:
@@ -169,7 +191,8 @@ class Device(DeviceObject):
             HostLacks: no userfaultfd for this user.
         """
         self._require_open()
-        return Arena(self, size_of(capacity), None if budget is None else size_of(budget), name)
+        n_bytes, n_budget_bytes = size_of(capacity), None if budget is None else size_of(budget)
+        return self.lifeline.make(lambda _: Arena(self, n_bytes, n_budget_bytes, name))
 
     @property
     def default_arena(self) -> Arena:
@@ -234,7 +257,8 @@ class Device(DeviceObject):
             ServerRefused: it is less than a page.
         """
         self._require_open()
-        self.session.tell(SetBudget(seq=0, budget_bytes=size_of(budget)))
+        self._budget_bytes = n_bytes = size_of(budget)
+        self.lifeline.through(lambda session: session.tell(SetBudget(seq=0, budget_bytes=n_bytes)))
 
     def close(self) -> None:
         """Close it, all its objects first. Arrays in its arenas live on, and are served, until they die."""
@@ -245,21 +269,29 @@ class Device(DeviceObject):
     def stat(self) -> list[dict[str, Any]]:
         """Return one row of figures for each object of this user, keys as the `rdma` tool prints them."""
         self._require_open()
-        return self.session.request(GetStat(seq=0), Stat)[0].rows
+        return self.lifeline.through(lambda session: session.request(GetStat(seq=0), Stat)[0].rows)
 
     def events(self, timeout: float = 0.0) -> list[AsyncEvent]:
         """Return the asynchronous events that came; wait up to `timeout` seconds for the first.
 
         Raises:
-            ServerGone: the server went away.
+            ServerGone: the server went away, and no other came in time.
         """
         self._require_open()
-        return [self._event(each) for each in self.session.control.take_events(timeout)]
+        session = self.session
+        news, self._news = self._news, []
+        try:
+            told = session.control.take_events(0.0 if news else timeout)
+        except ServerGone:
+            told = []
+            if not news and self.session is not session:
+                news, self._news = self._news, []
+        return news + [self._event(each, session) for each in told]
 
     @property
     def info(self) -> DeviceInfo:
         """What the server said when we connected."""
-        welcome = self.session.welcome
+        welcome = self.lifeline.current.welcome
         return DeviceInfo(
             gid=welcome.gid,
             port=welcome.port,
@@ -281,13 +313,46 @@ class Device(DeviceObject):
         """The whole process as a region for local use: nothing needs registering for a transfer."""
         return self.default_pd.register(access=Access.LOCAL_WRITE)
 
-    def _event(self, told: Event) -> AsyncEvent:
+    def _resume(self, session: Session, before: Session) -> None:
+        """Claim what goes on with a new server: arenas and shares. All else is of the dead one, and stays dead.
+
+        Raises:
+            ServerGone: the new one was killed as well; to be called again with the next.
+        """
+        self._news += [self._event(each, before) for each in before.control.left_over()]
+        lost: list[str] = []
+        for arena in list(self.arenas):
+            try:
+                arena._resume(session)
+            except ServerRefused as problem:
+                lost.append(f"{arena!r}: {problem}")
+        if self._budget_bytes is not None:
+            session.tell(SetBudget(seq=0, budget_bytes=self._budget_bytes))
+        shares = {each.name: each for each in list(self._held) if isinstance(each, Share) and not each.closed}
+        reclaimed, _ = session.request(Reclaim(seq=0, shares=list(shares)), Reclaimed)
+        self.__dict__.pop("whole_process", None)
+        self.__dict__.pop("default_pd", None)
+        if reclaimed.pd is not None:
+            self.__dict__["default_pd"] = pd = ProtectionDomain.known(self, session, reclaimed.pd)
+            for told in reclaimed.shares:
+                shares.pop(told.share)._resume(session, pd, told)
+        lost += [repr(each) for each in shares.values()]
+        server_pid = session.welcome.server_pid
+        self._news.append(AsyncEvent(AsyncEventType.SERVER_REPLACED, None, server_pid, "; ".join(lost)))
+
+    def _event(self, told: Event, session: Session) -> AsyncEvent:
         kind = AsyncEventType(told.kind)
         wanted = _ABOUT.get(kind, QueuePair)
         alike = (found for found in _descendants(self) if type(found) is wanted)
-        target = next((found for found in alike if _number_of(found) == told.object_id), None)
+        target = next((found for found in alike if _number_of(found, session) == told.object_id), None)
         base = target.where.start if isinstance(target, Arena) else 0  # the server speaks of places in the arena
         return AsyncEvent(kind, target, told.object_id, told.cause, base + told.start, base + told.end, told.generation)
+
+    def _has_server(self) -> bool:
+        try:
+            return not self.session.control.gone
+        except ServerGone:
+            return False
 
     def _hold(self, held: DeviceObject) -> None:
         """Keep an object alive until it is closed."""
@@ -297,7 +362,7 @@ class Device(DeviceObject):
         self._held.discard(held)
 
     def _end(self) -> None:
-        self.session.close()
+        self.lifeline.close()
 
     def _let_go(self) -> None:
         self._held.clear()
@@ -305,7 +370,7 @@ class Device(DeviceObject):
 
     def _abandon(self) -> None:
         super()._abandon()
-        self.session.abandon()
+        self.lifeline.abandon()
 
 
 _open: set[Device] = set()
@@ -314,7 +379,7 @@ _default: list[Device] = []
 
 def default_device() -> Device:
     """Return the process's own device for `attach`, made at first use."""
-    if _default and (_default[0].closed or _default[0].session.control.gone):
+    if _default and (_default[0].closed or not _default[0]._has_server()):
         _default.pop().close()
     if not _default:
         _default.append(Device())
@@ -331,11 +396,13 @@ _ABOUT: dict[AsyncEventType, type[DeviceObject] | None] = {
 """What events are about that are not about a queue pair."""
 
 
-def _number_of(found: DeviceObject) -> int | None:
-    """What the server calls an object that events can be about."""
+def _number_of(found: DeviceObject, session: Session) -> int | None:
+    """What that server calls an object that events can be about; None for an object of another."""
     if isinstance(found, QueuePair):
-        return found.qpn
-    return found.handle if isinstance(found, MemoryRegion | CompletionQueue | Arena) else None
+        return found.qpn if found.session is session else None
+    if isinstance(found, MemoryRegion | CompletionQueue | Arena):
+        return found.handle if found.session is session else None
+    return None
 
 
 def _descendants(root: DeviceObject) -> set[DeviceObject]:

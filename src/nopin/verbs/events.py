@@ -14,9 +14,11 @@ class AsyncEvent:
 
     Attributes:
         kind: what happened.
-        target: the queue pair, completion queue, region or arena; None when it is closed already, and for a prefetch.
-        object_id: the QPN of a queue pair, the handle of another.
-        cause: for REGION_INVALIDATED: "unmap", "remap", "remove" or "fork".
+        target: the queue pair, completion queue, region or arena; None when it is closed already, for a prefetch, and
+            for SERVER_REPLACED, which is about all of them.
+        object_id: the QPN of a queue pair, the handle of another; for SERVER_REPLACED the new server's process.
+        cause: for REGION_INVALIDATED: "unmap", "remap", "remove" or "fork"; for SERVER_REPLACED: the shares and arenas
+            that could not go on, and why; empty if all do.
         start: first byte concerned; `end` one past the last.
         generation: counts the invalidations of that region, from 1.
     """

@@ -96,6 +96,14 @@ class DeviceObject:
     ) -> None:
         self.close()
 
+    def _move_to(self, *parents: DeviceObject) -> None:
+        """Depend on other parents from now on."""
+        for parent in self._parents:
+            parent._children.discard(self)
+        self._parents = parents
+        for parent in parents:
+            parent._children.add(self)
+
     def _rejoin(self) -> None:
         """Be known to the parents again: the garbage collector drops weak references before finalisers run."""
         if not self._why_closed:

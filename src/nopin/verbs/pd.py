@@ -16,16 +16,31 @@ from nopin.verbs.region import MemoryRegion
 
 if TYPE_CHECKING:
     from nopin.verbs.device import Device
+    from nopin.verbs.session import Session
 
 
 class ProtectionDomain(DeviceObject):
-    """A protection domain; queue pairs use only regions of their own."""
+    """A protection domain; queue pairs use only regions of their own.
+
+    Attributes:
+        session: with the server that has it.
+    """
 
     def __init__(self, device: Device) -> None:
         device._require_open()
-        reply, _ = device.session.request(AllocPd(seq=0), Handle)
-        self.device = device
-        self.handle = reply.handle
+        session = device.session
+        reply, _ = session.request(AllocPd(seq=0), Handle)
+        self._begin(device, session, reply.handle)
+
+    @classmethod
+    def known(cls, device: Device, session: Session, handle: int) -> ProtectionDomain:
+        """Return a protection domain that a server has already."""
+        found = cls.__new__(cls)
+        found._begin(device, session, handle)
+        return found
+
+    def _begin(self, device: Device, session: Session, handle: int) -> None:
+        self.device, self.session, self.handle = device, session, handle
         super().__init__(device)
 
     def register(
@@ -70,4 +85,4 @@ class ProtectionDomain(DeviceObject):
         return QueuePair(self, send_cq, recv_cq or send_cq, caps or QpCaps(), sq_sig_all=sq_sig_all)
 
     def _end(self) -> None:
-        self.device.session.tell(DeallocPd(seq=0, pd=self.handle))
+        self.session.tell(DeallocPd(seq=0, pd=self.handle))

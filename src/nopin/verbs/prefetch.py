@@ -137,9 +137,13 @@ def start_prefetch(
             "made with dev.zeros, dev.empty or dev.asarray"
         )
     ranges = [(piece.start - arena.where.start, piece.length) for piece in pieces]
-    request = PrefetchRequest(seq=0, arena=arena.handle, ranges=ranges, write=write)
-    started, _ = device.session.request(request, PrefetchStarted)
-    return Prefetch(device.session, started.prefetch, f"prefetch of {started.n_bytes} bytes at {address:#x}")
+
+    def start(session: Session) -> Prefetch:
+        request = PrefetchRequest(seq=0, arena=arena.handle, ranges=ranges, write=write)
+        started, _ = session.request(request, PrefetchStarted)
+        return Prefetch(session, started.prefetch, f"prefetch of {started.n_bytes} bytes at {address:#x}")
+
+    return device.lifeline.through(start)
 
 
 def _pages_of(key: object, address: int, shape: Sequence[int], strides: Sequence[int], itemsize: int) -> list[Range]:

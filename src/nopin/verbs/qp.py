@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from numpy.typing import ArrayLike
 
 from nopin.control.messages import CreateQp, DestroyQp, ModifyQp, QpAttributes, QpCreated, QueryQp
-from nopin.errors import UsageError
+from nopin.errors import ServerGone, UsageError
 from nopin.linux import memfd
 from nopin.nic.abi import Access, QpState, SendFlags, WrOpcode
 from nopin.nic.attributes import AddressVector, QpAttr, QpCaps
@@ -44,6 +44,16 @@ class QpEndpoint:
     foreign: bool = False
 
 
+def require_same_server(pd: ProtectionDomain, *cqs: CompletionQueue) -> None:
+    """Check that objects which are to work together are of one server.
+
+    Raises:
+        ServerGone: one of them is of a server that was replaced.
+    """
+    if any(cq.session is not pd.session for cq in cqs):
+        raise ServerGone("the server of this protection domain or completion queue went away; make them anew")
+
+
 class QueuePair(DeviceObject):
     """A reliable-connection queue pair.
 
@@ -65,11 +75,12 @@ class QueuePair(DeviceObject):
         for parent in (pd, send_cq, recv_cq):
             parent._require_open()
         self.pd, self.send_cq, self.recv_cq = pd, send_cq, recv_cq
-        self._session = pd.device.session
+        self.session = pd.session
+        require_same_server(pd, send_cq, recv_cq)
         request = CreateQp(
             seq=0, pd=pd.handle, send_cq=send_cq.handle, recv_cq=recv_cq.handle, caps=caps, sq_sig_all=sq_sig_all
         )
-        made, (fd,) = self._session.request(request, QpCreated)
+        made, (fd,) = self.session.request(request, QpCreated)
         try:
             memory = memfd.map_array(fd, made.n_bytes)
         finally:
@@ -79,7 +90,7 @@ class QueuePair(DeviceObject):
         self.send_ring = WorkProducer(memory[: made.recv_offset], made.caps.max_send_wr, made.send_stride)
         self.recv_ring = WorkProducer(memory[made.recv_offset :], made.caps.max_recv_wr, made.recv_stride)
         self._arrays = ArrayEncoder(made.send_stride)
-        welcome = self._session.welcome
+        welcome = self.session.welcome
         self.endpoint = QpEndpoint(welcome.gid, welcome.port, made.qpn, secrets.randbits(24))
         super().__init__(pd, send_cq, recv_cq)
 
@@ -117,7 +128,7 @@ class QueuePair(DeviceObject):
         Raises:
             ServerRefused: an attribute is impossible, or the queue pair is not in RESET.
         """
-        mtu = path_mtu or self._session.welcome.mtu
+        mtu = path_mtu or self.session.welcome.mtu
         av = AddressVector(gid=remote.gid, port=remote.port, foreign=remote.foreign)
         self.modify(QpAttr(state=QpState.INIT, pkey_index=0, port_num=1, access=int(access)))
         self.modify(
@@ -149,12 +160,12 @@ class QueuePair(DeviceObject):
             ServerRefused: EINVAL, the change is not legal; nothing was changed.
         """
         self._require_open()
-        self._session.tell(ModifyQp(seq=0, qpn=self.qpn, attr=attr))
+        self.session.tell(ModifyQp(seq=0, qpn=self.qpn, attr=attr))
 
     def query(self) -> QpAttr:
         """Return all attributes."""
         self._require_open()
-        return self._session.request(QueryQp(seq=0, qpn=self.qpn), QpAttributes)[0].attr
+        return self.session.request(QueryQp(seq=0, qpn=self.qpn), QpAttributes)[0].attr
 
     def post_send(self, wrs: SendWr | Sequence[SendWr]) -> None:
         """Post send work, all or nothing.
@@ -169,7 +180,7 @@ class QueuePair(DeviceObject):
         if isinstance(wrs, SendWr):
             wrs = (wrs,)
         self.send_ring.post([encode_send(wr, max_sge=caps.max_send_sge, max_inline=caps.max_inline) for wr in wrs])
-        self._session.ring_doorbell()
+        self.session.ring_doorbell()
 
     def post_send_array(
         self,
@@ -214,7 +225,7 @@ class QueuePair(DeviceObject):
             lkey=lkey,
         )
         self.send_ring.post_array(entries)
-        self._session.ring_doorbell()
+        self.session.ring_doorbell()
 
     def post_encoded(self, entry: bytes) -> None:
         """Post one send entry that is encoded already (verbs.wr): the shortest way there is.
@@ -225,7 +236,7 @@ class QueuePair(DeviceObject):
         if self._why_closed:
             raise self._closed_error()
         self.send_ring.post((entry,))
-        self._session.ring_doorbell()
+        self.session.ring_doorbell()
 
     def post_recv(self, wrs: RecvWr | Sequence[RecvWr]) -> None:
         """Post receives, all or nothing. Raises as `post_send`."""
@@ -234,7 +245,7 @@ class QueuePair(DeviceObject):
         if isinstance(wrs, RecvWr):
             wrs = (wrs,)
         self.recv_ring.post([encode_recv(wr, max_sge=self.caps.max_recv_sge) for wr in wrs])
-        self._session.ring_doorbell()
+        self.session.ring_doorbell()
 
     def _end(self) -> None:
-        self._session.tell(DestroyQp(seq=0, qpn=self.qpn))
+        self.session.tell(DestroyQp(seq=0, qpn=self.qpn))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nopin.control.messages import Deregister, Register, Registered
+from nopin.control.messages import Deregister, ReclaimedShare, Register, Registered
 from nopin.errors import UsageError
 from nopin.linux.io_uring import PinnedBuffer
 from nopin.nic.abi import Access, Discipline
@@ -41,7 +41,7 @@ class MemoryRegion(DeviceObject):
             raise UsageError('this buffer is read-only; share it with access="r", or make a writable copy')
         if memory.length is None and discipline is Discipline.PINNED:
             raise UsageError("the whole process cannot be pinned; name a buffer")
-        self.pd = pd
+        self.pd, self.session = pd, pd.session
         self.address = memory.address
         self.length = memory.length
         self.iova = memory.address if iova is None else iova
@@ -75,10 +75,16 @@ class MemoryRegion(DeviceObject):
             discipline=int(self.discipline),
             ring_fd=self._pin.fd if self._pin is not None else None,
         )
-        return self.pd.device.session.request(request, Registered)[0]
+        return self.session.request(request, Registered)[0]
+
+    def _resume(self, pd: ProtectionDomain, told: ReclaimedShare) -> None:
+        """Be the region that a new server has for the same memory."""
+        self.pd, self.session = pd, pd.session
+        self.handle, self.lkey, self.rkey, self.watched = told.mr, told.lkey, told.rkey, told.watched
+        self._move_to(pd)
 
     def _end(self) -> None:
-        self.pd.device.session.tell(Deregister(seq=0, mr=self.handle))
+        self.session.tell(Deregister(seq=0, mr=self.handle))
 
     def _let_go(self) -> None:
         self._memory = None

@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from nopin.control.messages import PROTOCOL_VERSION, Done, Hello, Reply, Request, Welcome
 from nopin.control.packets import close_all
+from nopin.control.share_book import ShareBook
 from nopin.control.socket import ControlSocket
-from nopin.errors import HostLacks, ServerError
+from nopin.errors import HostLacks, ServerError, ServerGone
 from nopin.linux import memfd
 from nopin.linux.fence import fence
 from nopin.linux.prctl import allow_tracer
@@ -21,6 +22,7 @@ from nopin.units import PAGE_BYTES
 from nopin.verbs.objects import DeviceObject
 
 R = TypeVar("R", bound=Reply)
+_ASLEEP = (1,)
 
 
 class Session:
@@ -28,6 +30,7 @@ class Session:
 
     Args:
         path: the server's socket.
+        before: the session with a server that was killed: its share book is shown to this one.
 
     Attributes:
         welcome: what the server said about itself.
@@ -39,9 +42,10 @@ class Session:
         ServerError: it speaks another version.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, before: Session | None = None) -> None:
         self.control = ControlSocket(path)
-        self.retired: deque[DeviceObject] = deque()
+        self.retired: deque[DeviceObject] = deque() if before is None else before.retired
+        self._book: int = -1 if before is None else before._book
         try:
             self.welcome, (state_fd, self._doorbell, self._book) = self._greet()
         except BaseException:
@@ -51,22 +55,20 @@ class Session:
             page = memfd.map_array(state_fd, PAGE_BYTES, writable=False)
         finally:
             os.close(state_fd)
-        self._sleeping = page.data.cast("Q")
+        self._sleeping: Sequence[int] = page.data.cast("Q")
         allow_tracer(self.welcome.server_pid)
 
     def _greet(self) -> tuple[Welcome, list[int]]:
         """Say hello, our userfaultfd beside it; the server then holds the only copy, so its death frees us."""
-        try:
+        hello, watch = Hello(seq=0, version=PROTOCOL_VERSION, has_book=self._book >= 0), []
+        with contextlib.suppress(HostLacks):
             watch_fd, features = open_watch()
-        except HostLacks:
-            hello, passed = Hello(seq=0, version=PROTOCOL_VERSION), []
-        else:
-            passed = [watch_fd]
-            hello = Hello(seq=0, version=PROTOCOL_VERSION, has_uffd=True, uffd_features=int(features))
+            watch.append(watch_fd)
+            hello.has_uffd, hello.uffd_features = True, int(features)
         try:
-            reply, fds = self.control.request(hello, passed)
+            reply, fds = self.control.request(hello, [*watch, self._book] if hello.has_book else watch)
         finally:
-            close_all(passed)
+            close_all(watch)
         if not isinstance(reply, Welcome) or reply.version != PROTOCOL_VERSION or len(fds) != 3:
             close_all(fds)
             raise ServerError(
@@ -108,11 +110,19 @@ class Session:
         """
         fence()
         if self._sleeping[0]:
+            if self._doorbell < 0:
+                raise ServerGone("the device server of this queue pair went away; make a new one")
             with contextlib.suppress(BlockingIOError):  # the counter is full, so nobody sleeps
                 os.eventfd_write(self._doorbell, 1)
 
+    def strike(self, share: str) -> None:
+        """Clear a share in our share book: no server that reads it from now on publishes it."""
+        before = os.pread(self._book, os.fstat(self._book).st_size, 0)
+        ShareBook(memfd.map_array(self._book), before).strike(share)
+
     def close(self) -> None:
         """End the connection and with it all the server holds for us."""
+        self._sleeping = _ASLEEP  # so that a doorbell is asked for, and found missing
         self.control.close()
         self._close_descriptors()
 

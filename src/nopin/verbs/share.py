@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nopin.control.messages import Publish, Published, Withdraw
+from nopin.control.messages import Publish, Published, ReclaimedShare, Withdraw
 from nopin.control.url import ShareUrl
+from nopin.errors import ServerGone
 from nopin.verbs.buffers import Memory
 from nopin.verbs.objects import DeviceObject
 from nopin.verbs.prefetch import Prefetch, start_prefetch
@@ -15,13 +16,14 @@ from nopin.verbs.region import MemoryRegion
 
 if TYPE_CHECKING:
     from nopin.verbs.device import Device
+    from nopin.verbs.pd import ProtectionDomain
+    from nopin.verbs.session import Session
 
 
 class Share(DeviceObject):
     """Published memory of this process. It stays shared until closed, or until the device is.
 
     Attributes:
-        url: whoever has it may attach, with the share's rights. It holds a secret.
         region: the memory region behind it.
     """
 
@@ -34,27 +36,30 @@ class Share(DeviceObject):
             strides=list(memory.strides),
             offset=memory.offset,
         )
-        published, _ = device.session.request(request, Published)
-        welcome = device.session.welcome
+        self.session = region.session
+        published, _ = self.session.request(request, Published)
         self.device = device
         self._first = memory.address + memory.offset
         self._shape, self._strides = memory.shape, memory.strides
         self._itemsize = np.dtype(memory.dtype).itemsize
         self.region = region
         self.name = published.share
-        self.url = str(
-            ShareUrl(
-                host=welcome.exchange_host,
-                port=welcome.exchange_port,
-                share=published.share,
-                token=published.token,
-            )
-        )
+        self._token = published.token
         super().__init__(region)
         device._hold(self)
 
     def __repr__(self) -> str:
         return f"<Share {self.name} of {self.region!r}>"
+
+    @property
+    def url(self) -> str:
+        """Whoever has it may attach, with the share's rights. It holds a secret.
+
+        A server that takes over is found at the same place, so it stays the same.
+        """
+        welcome = self.session.welcome
+        host, port = welcome.exchange_host, welcome.exchange_port
+        return str(ShareUrl(host=host, port=port, share=self.name, token=self._token))
 
     def prefetch(self, key: object = ..., *, write: bool = False) -> Prefetch:
         """Start making what `key` selects of the shared array resident, so that peers find it.
@@ -71,4 +76,15 @@ class Share(DeviceObject):
         self.region.close()
 
     def _end(self) -> None:
-        self.device.session.tell(Withdraw(seq=0, share=self.name))
+        """Withdraw it. Where there is no server, see to it that no other publishes it."""
+        try:
+            self.session.tell(Withdraw(seq=0, share=self.name))
+        except ServerGone:
+            if self.session is self.device.lifeline.current:
+                self.session.strike(self.name)
+                self.device.lifeline.look_for_successor()  # that may have read the book just before
+
+    def _resume(self, session: Session, pd: ProtectionDomain, told: ReclaimedShare) -> None:
+        """Go on with a new server."""
+        self.session = session
+        self.region._resume(pd, told)

@@ -132,7 +132,7 @@ class Waiter:
             else:
                 self._control.close()
         if self._control.gone:
-            raise ServerGone(f"the device server at {self._control.path} went away; make a new Device and attach again")
+            raise ServerGone(f"the device server at {self._control.path} went away; make a new queue, or attach again")
 
     def wake(self) -> None:
         """Wake the thread that sleeps in `wait`; nobody else can take this word away, as `collect` could."""
