@@ -3,9 +3,9 @@
 Each connection asks, waits for the answer, and asks again. An entry of the ring faults the first time it is used.
 
 **Drop.** The packet at the head is lost, and so is everything that comes until the page is there. The client's timer
-brings it again: 1 s for the first packet of a connection, then as long as the last one had to wait, twice. A packet that
-was sent twice gives no sample of the round trip (Karn), so the timer stays long; the next packet finds the next entry
-and is lost in its turn. That is how 64 faults of a fifth of a millisecond become minutes.
+brings it again: 1 s for the first packet of a connection, then twice as long as the last one had to wait. A packet
+that was sent twice gives no sample of the round trip (Karn), so the timer stays long; the next packet finds the next
+entry and is lost in its turn. That is how 64 faults of a fifth of a millisecond become minutes.
 
 **Backup ring.** Nothing is lost; answers wait for the faults, of which a few are served at a time.
 
@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 
 from nopin.lab.validate.resources import Pool, Steps
 from nopin.model.costs import Costs
@@ -33,7 +35,8 @@ class ColdStart:
     Attributes:
         policy: drop, backup or pin.
         n_backup: entries of the backup ring.
-        copy_ns: out of the backup ring. serve_ns: the server's work on a request. apart_ns: between the starts of connections.
+        copy_ns: out of the backup ring. serve_ns: the server's work on a request.
+        apart_ns: between the starts of connections.
     """
 
     costs: Costs
@@ -73,7 +76,7 @@ class Outcome:
     def n_served_until(self, until_ns: int) -> float:
         """Return requests served until a time after the ring was warm."""
         edges = sorted({self.warm_ns, *(at for at in self.resumes_ns if self.warm_ns < at < until_ns), until_ns})
-        rates = (self.rate(start) * (end - start) / S_NS for start, end in zip(edges, edges[1:], strict=False))
+        rates = (self.rate(start) * (end - start) / S_NS for start, end in pairwise(edges))
         return self.n_served + sum(rates)
 
     def done_ns(self, n_requests: int) -> int:
@@ -143,10 +146,11 @@ class _Ring:
         """Give the server what is next in order."""
         while self.in_order and self.in_order[0][0].is_open:
             _, answered = self.in_order.popleft()
-            self.scheduler.spawn("serve", self._serve(), lane=self.processor, done=lambda _, tell=answered: tell())
+            self.scheduler.spawn("serve", self._serve(answered), lane=self.processor)
 
-    def _serve(self) -> Steps:
+    def _serve(self, answered: Callable[[], None]) -> Steps:
         yield Work("serve", self.start.serve_ns)
+        answered()
 
 
 class _Connection:
@@ -190,7 +194,7 @@ class _Connection:
         for attempt in range(n_retries + 1):
             answered = Gate()
             timer = self.scheduler.call_at(
-                self.scheduler.now_ns + self._rto_ns, "timeout", lambda gate=answered: self.scheduler.open(gate)
+                self.scheduler.now_ns + self._rto_ns, "timeout", partial(self.scheduler.open, answered)
             )
             self.retry_ns = self.scheduler.now_ns + self._rto_ns
             came: list[bool] = []

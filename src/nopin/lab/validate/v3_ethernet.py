@@ -108,6 +108,6 @@ EXPERIMENT = Experiment(
         "connect_apart_ns": Parameter(50_000, "ns", "X", "between two connects of the load generator"),
         "serve_ns": Parameter(5_000, "ns", "X", "memcached over a user-level stack; only ratios are predicted"),
     },
-    missing="fast retransmit (all that is behind a dropped packet is dropped with it); faults of memcached's own memory; "
-    "whether f counts packets (assumed) or messages",
+    missing="fast retransmit (all that is behind a dropped packet is dropped with it); faults of memcached's own "
+    "memory; whether f counts packets (assumed) or messages",
 )

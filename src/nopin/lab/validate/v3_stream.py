@@ -4,8 +4,8 @@
 behind it land in place, but the receiver is shown nothing newer than the oldest open fault, so what it acknowledges
 stops, and the sender stops a window later. Nothing is lost.
 
-**Drop.** The entry at the head has no page, so whatever arrives until it has one is dropped: all that is under way. With
-nothing behind it to tell, only the sender's timer finds out (RFC 6298), and slow start follows.
+**Drop.** The entry at the head has no page, so whatever arrives until it has one is dropped: all that is under way.
+With nothing behind it to tell, only the sender's timer finds out (RFC 6298), and slow start follows.
 
 The stream is a recurrence over packets: one arrives when the link has carried it and the window allows it; it is shown
 when those before it have been, and its page is there. Between faults that are far apart nothing happens, and whole

@@ -2,10 +2,10 @@
 
 A transfer is cut into blocks of four pages, of which two may be under way. A page that is absent where it should be
 written loses its packets; the interrupt leaves the rest to a deferred task, which pages in what its *scheme* says
-(the faulting pages: PIO; the block: PI4; all that is left of the transfer: PIA), tells a process by netlink, and has the
-source asked to send again (ERR). A source that hears nothing sends the block again after a timeout. That is wasteful
-while the page is still absent, but if many pages are being paged in one after the other, the early ones are sent
-meanwhile: with a timeout, paging and transfer overlap.
+(the faulting pages: PIO; the block: PI4; all that is left of the transfer: PIA), tells a process by netlink, and has
+the source asked to send again (ERR). A source that hears nothing sends the block again after a timeout. That is
+wasteful while the page is still absent, but if many pages are being paged in one after the other, the early ones are
+sent meanwhile: with a timeout, paging and transfer overlap.
 
 The link and the deferred task each do one thing at a time; everything else comes from that.
 """
@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from nopin.lab.validate.experiment import Experiment, Parameter, Row, Settings
-from nopin.model.effects import Gate, Lane, Open, Pause, Work
+from nopin.model.effects import Gate, Lane, Pause, Work
 from nopin.model.scheduler import Scheduler, Timer
 from nopin.model.streams import Streams
 from nopin.units import PAGE_BYTES, S_NS, US_NS
@@ -199,7 +200,7 @@ class _Write:
             wanted = [page for page in block.pages if page in self.missing and pages[0] <= page <= pages[-1]]
             if wanted and block.n_left:
                 at_ns = self.scheduler.now_ns + self.given["resend_ns"]
-                self.scheduler.call_at(at_ns, "resend", lambda block=block, wanted=wanted: self._send(block, wanted))
+                self.scheduler.call_at(at_ns, "resend", partial(self._send, block, wanted))
 
 
 def run_transfer(transfer: Transfer) -> int:
@@ -303,7 +304,9 @@ EXPERIMENT = Experiment(
         "netlink_ns": Parameter(7_000, "ns", "P", _PART),
         "bookkeeping_ns": Parameter(4_000, "ns", "P", _PART),
         "err_ns": Parameter(1_000, "ns", "P", _PART),
-        "resend_ns": Parameter(1_100, "ns", "D", "a page alone takes 6: less 3.3 on the link, 1 of network, 0.6 of walk"),
+        "resend_ns": Parameter(
+            1_100, "ns", "D", "a page alone takes 6: less 3.3 on the link, 1 of network, 0.6 of walk"
+        ),
         "acknowledge_ns": Parameter(300, "ns", "D", "two hops of 0.15"),
         "block_pages": Parameter(4, "", "P", _PART),
         "outstanding": Parameter(2, "", "P", f"{_PART}: blocks of a transfer"),
