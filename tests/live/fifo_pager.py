@@ -74,6 +74,9 @@ class FifoPager:
                 return FaultPages(page - pages.first, Reason.LOST)
         return FaultPages(pages.n)
 
+    def settled(self, pages: PageRun, *, write: bool) -> bool:
+        return all(page in self.resident and page not in self.busy for page in range(pages.first, pages.end))
+
     def prefetch(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
         return self.device_fault(pages, write=write)
 

@@ -136,8 +136,11 @@ def dirty_bits_are_not_asked_for(patch: pytest.MonkeyPatch) -> None:
 
 
 def device_faults_do_not_say_that_they_write(patch: pytest.MonkeyPatch) -> None:
-    original = faults.device_fault
-    patch.setattr(faults, "device_fault", lambda arena, pages, *, write: original(arena, pages, write=False))
+    for name in ("device_fault", "settled"):
+        original = getattr(faults, name)
+        patch.setattr(
+            faults, name, lambda arena, pages, *, write, original=original: original(arena, pages, write=False)
+        )
 
 
 def what_devices_write_is_not_heard_at_all(patch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,13 @@ class Manager:
         self.held += n
         return FaultPages(n)
 
+    def settled(self, pages: PageRun, *, write: bool) -> bool:
+        numbers = set(range(pages.first, pages.end))
+        if not numbers <= self.present:
+            return False
+        self.writable |= numbers if write else set()
+        return True
+
     def release(self, pages: PageRun) -> None:
         self.held -= pages.n
 
@@ -68,6 +75,11 @@ class Manager:
         came = yield from self.mirror.fill(PageRun(page, n), write=write)
         self.mirror.unhold(PageRun(page, n), came)
         return came
+
+    def take_in(self, page: int, n: int = 1, *, write: bool = False) -> Steps:
+        self.mirror.fill_present(PageRun(page, n), write=write)
+        yield CHANGED
+        return None
 
     def take_away(self, pages: Range, cause: Cause) -> Steps:
         gone = set(range(pages.start, pages.end))
@@ -160,6 +172,24 @@ CASES: dict[str, Case] = {
     ],
     "fill against release": lambda m: [m.fill(0, 2, write=True), m.release_all(), m.access(1, write=True)],
     "fill against reclaim and release": lambda m: [m.fill(0), m.take_away(BOTH, Cause.RECLAIM), m.release_all()],
+    "pages taken in at once, and accessed, against reclaim": lambda m: [
+        m.take_in(0, 2),
+        m.take_away(Range(1, 2), Cause.RECLAIM),
+        m.take_in(1),
+        m.access(1, write=False),
+    ],
+    "pages taken in at once, and accessed by writing, against protection": lambda m: [
+        m.take_in(0),
+        m.take_in(0, write=True),
+        m.protect(Range(0, 1)),
+        m.access(0, write=True),
+    ],
+    "pages taken in at once against release": lambda m: [
+        m.take_in(0, write=True),
+        m.take_in(0, 2),
+        m.take_away(BOTH, Cause.UNMAP),
+        m.release_all(),
+    ],
     "access by writing against sync and reclaim": lambda m: [
         m.filled().sync(BOTH),
         m.take_away(BOTH, Cause.RECLAIM),
@@ -235,6 +265,19 @@ class Trusting(Notifiers):
 def test_the_oracle_finds_a_mirror_that_does_not_check(name: str) -> None:
     with pytest.raises(AssertionError, match="is held"):
         run_all(name, lambda: Manager(Trusting()))
+
+
+class Calm(Notifiers):
+    """Notifiers that never say that an invalidation runs."""
+
+    def running(self, where: Range) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "taken in" in name and "release" not in name])
+def test_the_oracle_finds_a_mirror_that_takes_pages_in_while_they_go(name: str) -> None:
+    with pytest.raises(AssertionError, match="is held"):
+        run_all(name, lambda: Manager(Calm()))
 
 
 class Deaf(Mirror):

@@ -8,10 +8,10 @@ Managed memory lies in windows over some addresses of a process and is reached t
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 
 from nopin.iommu.access import PARKED, Access, Span
-from nopin.iommu.managed import Fault, ManagedAccess
+from nopin.iommu.managed import Fault, ManagedAccess, RunFault
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
 from nopin.iommu.pasid import PasidTable
 from nopin.iommu.relay import Copy, Place, Relay, Relayed, relay_in_turn, relay_once
@@ -38,15 +38,16 @@ class Iommu:
     Args:
         queue_limit: page requests outstanding at most.
         relay: how copies from space to space are carried out.
+        run: given each fault of managed memory when it is raised, and may carry it out: an access whose pages come
+            so quickly does not park. Without it they wait for `take_faults`.
     """
 
-    def __init__(self, *, queue_limit: int = 4096, relay: Relay = relay_in_turn) -> None:
+    def __init__(self, *, queue_limit: int = 4096, relay: Relay = relay_in_turn, run: RunFault | None = None) -> None:
         self._relay = relay
         self._pasids = PasidTable()
         self._plain: dict[int, AddressSpace] = {}  # those without windows; looked up on every access
         self._requests = PageRequests(queue_limit)
-        self._managed = ManagedAccess(self._requests, self._passes)
-        self._faults: list[Fault] = []
+        self._managed = ManagedAccess(self._requests, self._passes, run)
 
     def bind(self, space: AddressSpace) -> int:
         """Give a space a PASID. The caller keeps owning the space.
@@ -202,21 +203,30 @@ class Iommu:
         False: parked. What is slow is waited for together, and nobody's patience counts as used before all pass:
         ranges that stay absent by turns would otherwise never get through.
         """
+        waiters = {span.waiter for span, _length, _write in accesses}
         looks = [self._look(*access) for access in accesses]
         if not all(looks):
-            self._managed.put_off({span.waiter for span, _length, _write in accesses})
-            return False
+            self._managed.put_off(waiters)
+            if not self._are_there_now(accesses, waiters):
+                return False
         for span, _length, _write in accesses:
             self.settle(span.waiter)
         return True
 
-    def prepare(self, accesses: Iterable[Access], waiter: Hashable) -> bool:
+    def prepare(self, accesses: Sequence[Access], waiter: Hashable) -> bool:
         """Bring ranges in once, before the first of the copies that will look again. False: parked.
 
         True also when the memory is bad; the copy will tell.
         """
         if self._requests.was_resumed(waiter):
             return True
+        looks = [self._look(*access) for access in accesses]
+        return all(looks) or self._are_there_now(accesses, (waiter,))
+
+    def _are_there_now(self, accesses: Sequence[Access], waiters: Collection[Hashable | None]) -> bool:
+        """Look again at ranges that were parked for, if what was missing has come at once; else they stay so."""
+        if not self._managed.came_at_once(waiters):
+            return False
         looks = [self._look(*access) for access in accesses]
         return all(looks)
 
@@ -227,21 +237,11 @@ class Iommu:
 
     def take_requests(self) -> list[PageRequest]:
         """Page requests for plain memory, for whoever runs faults; each is to be answered by `respond`."""
-        taken = self._requests.take()
-        if not taken:
-            return taken
-        plain = [request for request in taken if request.pasid > 0]
-        if len(plain) < len(taken):
-            self._faults += self._managed.faults(taken)
-        return plain
+        return self._requests.take()
 
     def take_faults(self) -> list[Fault]:
-        """Page requests for managed memory, for whoever runs the procedures of each arena. They answer themselves.
-
-        Call it after `take_requests`, which sorts.
-        """
-        faults, self._faults = self._faults, []
-        return faults
+        """Page requests for managed memory, for whoever runs the procedures of each arena. They answer themselves."""
+        return self._managed.take_faults()
 
     def respond(self, request: PageRequest, result: FaultResult) -> None:
         """A request has been dealt with. Bad memory wakes the waiters too: their copies find the byte."""

@@ -4,22 +4,26 @@ An access comes by process address. It is cut at window borders (`windows.py`). 
 lies in a window is a matter between us and the arena's mirror:
 
     held by the mirror?  copy between the frames and the buffer, no system call, nothing to wait for
-    not held?            park: a page request for the pages of this part, filed under the arena
+    in memory?           the mirror takes it in, and that is all, where faults are carried out at once
+    not there?           a page request for the pages of this part, filed under the arena: carried out at once where
+                         that can be, else the access parks
     never to be had?     the access ends here, short, as at an unmapped address
 
 All parts of an access are looked at before a byte moves, so that one waits for all it lacks at once and resumes to do
 all of it. Requests are filed by arena and page rather than by process and address: the same page wanted through two
 processes, or two regions, is one fault.
 
-A copy is one step of the loop, and invalidations are other steps: none comes between the look and the copy.
+A copy is one step of the loop, and invalidations are other steps, or come with a request that is carried out at once.
+After one all is looked at again, so none comes between the last look and the copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import NamedTuple
 
 from nopin.iommu.access import PARKED, Span
+from nopin.iommu.mirror import Mirror
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
 from nopin.iommu.relay import Relayed
 from nopin.iommu.tickets import Tickets
@@ -41,17 +45,23 @@ class Fault(NamedTuple):
     procedure: Procedure[None]
 
 
+RunFault = Callable[[Fault], None]
+"""Carries a fault out, now as far as it goes without waiting."""
+
+
 class ManagedAccess:
     """The part of an Iommu that knows windows.
 
     Args:
         requests: shared with plain memory, because one access may wait for both.
         look_at_plain: decides about the plain parts of an access.
+        run: see `Iommu`.
     """
 
-    def __init__(self, requests: PageRequests, look_at_plain: PlainLook) -> None:
+    def __init__(self, requests: PageRequests, look_at_plain: PlainLook, run: RunFault | None) -> None:
         self._requests = requests
         self._look_at_plain = look_at_plain
+        self._run = run
         self._tickets = Tickets()
         self._spaces: dict[int, WindowedSpace] = {}
         self._arenas: dict[int, DeviceArena] = {}
@@ -119,7 +129,11 @@ class ManagedAccess:
         if window is not None:
             at = address - window.start + window.offset
             first = at >> PAGE_SHIFT
-            if window.arena.mirror.use(first, ((at + length - 1) >> PAGE_SHIFT) - first + 1, write=write):
+            n = ((at + length - 1) >> PAGE_SHIFT) - first + 1
+            mirror = window.arena.mirror
+            if mirror.use(first, n, write=write) or (
+                self._fills(mirror, first, n, meter, write=write) and mirror.use(first, n, write=write)
+            ):
                 memory = window.arena.memory.view
                 if write:
                     memory[at : at + length] = staging.view[offset : offset + length]
@@ -128,11 +142,9 @@ class ManagedAccess:
                 self._go_on(waiter)
                 return length
         segments = ((address, length),)
-        limit = self._look(space, Span(pasid, address, meter, waiter), segments, write=write)
+        limit = self._admit(space, Span(pasid, address, meter, waiter), segments, write=write)
         if limit == PARKED:
-            self.settle(waiter)
             return PARKED
-        self._go_on(waiter)
         return copy_parts(space, segments, limit, staging, offset, write=write)
 
     def copy_v(
@@ -155,11 +167,9 @@ class ManagedAccess:
             self._go_on(waiter)
             return done
         segments: Segments = remote.tolist()
-        limit = self._look(space, Span(pasid, 0, meter, waiter), segments, write=write)
+        limit = self._admit(space, Span(pasid, 0, meter, waiter), segments, write=write)
         if limit == PARKED:
-            self.settle(waiter)
             return PARKED
-        self._go_on(waiter)
         return copy_packed(space, segments, limit, staging, local, write=write)
 
     def relay(
@@ -181,15 +191,23 @@ class ManagedAccess:
             return Relayed(0, 0)
         if target_space is None:
             return Relayed(length, 0)
-        n_readable = self._look(source_space, source_span, ((source_span.address, length),), write=False)
-        n_writable = self._look(target_space, target_span, ((target_span.address, length),), write=True)
-        if PARKED in (n_readable, n_writable):
-            self.put_off({source_span.waiter, target_span.waiter})
+        waiters = {source_span.waiter, target_span.waiter}
+
+        def look() -> tuple[int, int]:
+            n_readable = self._look_at_one(source_space, source_span, length, write=False)
+            return n_readable, self._look_at_one(target_space, target_span, length, write=True)
+
+        limits = look()
+        if PARKED in limits:
+            self.put_off(waiters)
+            if self.came_at_once(waiters):
+                limits = look()
+        if PARKED in limits:
             return None
         self._go_on(source_span.waiter)
         self._go_on(target_span.waiter)
         places = (source_space, source_span.address), (target_space, target_span.address)
-        return relay(*places, n_readable, n_writable, length, staging, grain)
+        return relay(*places, *limits, length, staging, grain)
 
     def admits(self, span: Span, length: int, *, write: bool) -> bool:
         """Look at one of several ranges of a step; False when it is parked for. Bad memory passes: the copy tells."""
@@ -198,8 +216,40 @@ class ManagedAccess:
             return True
         return self._look(space, span, ((span.address, length),), write=write) != PARKED
 
+    def _look_at_one(self, space: WindowedSpace, span: Span, length: int, *, write: bool) -> int:
+        """Say how much can be copied of one range, as `_look`; one in a single window is looked at the quick way."""
+        window = space.find(span.address, length)
+        if window is not None and length > 0:
+            first, n = page_run(window.at(span.address), length)
+            mirror = window.arena.mirror
+            if mirror.holds(first, n, write=write) or self._fills(mirror, first, n, span.meter, write=write):
+                return length
+        return self._look(space, span, ((span.address, length),), write=write)
+
+    def _fills(self, mirror: Mirror, first: int, n: int, meter: Meter, *, write: bool) -> bool:
+        """Have the mirror take in pages that are in memory, if all are. Counts as a fault."""
+        if self._run is None:
+            return False
+        n_missing = mirror.n_missing(first, n, write=write)
+        if not mirror.fill_present(PageRun(first, n), write=write):
+            return False
+        meter.page_faults += n_missing
+        meter.page_faults_handled += 1
+        return True
+
     def _space_of(self, span: Span, plain: AddressSpace | None) -> WindowedSpace | None:
         return WindowedSpace(plain) if plain is not None else self._spaces.get(span.pasid)
+
+    def _admit(self, space: WindowedSpace, span: Span, segments: Segments, *, write: bool) -> int:
+        """Look at an access that is about to be made; returns as `_look`."""
+        limit = self._look(space, span, segments, write=write)
+        if limit == PARKED:
+            self.settle(span.waiter)
+            if self.came_at_once((span.waiter,)):
+                limit = self._look(space, span, segments, write=write)
+        if limit != PARKED:
+            self._go_on(span.waiter)
+        return limit
 
     def _look(self, space: WindowedSpace, span: Span, segments: Segments, *, write: bool) -> int:
         """Say how many bytes of segments can be copied now, the rest never; or park for what is to come.
@@ -255,8 +305,17 @@ class ManagedAccess:
 
     # Faults
 
-    def faults(self, requests: Iterable[PageRequest]) -> list[Fault]:
-        """Return what answers those requests that are for arenas. Of one that is gone the waiters are awake."""
+    def came_at_once(self, waiters: Collection[Hashable | None]) -> bool:
+        """Carry out what was asked for by those who just parked; True if they need not wait, and are to look again."""
+        if self._run is None:
+            return False
+        for fault in self.take_faults():
+            self._run(fault)
+        return self._requests.take_back(waiters)
+
+    def take_faults(self) -> list[Fault]:
+        """Return what answers the requests for arenas. Of one that is gone the waiters are awake."""
+        requests = self._requests.take(managed=True)
         arenas = ((self._arenas.get(request.pasid), request) for request in requests)
         return [Fault(arena, self._answer(arena, request)) for arena, request in arenas if arena is not None]
 

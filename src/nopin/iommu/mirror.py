@@ -9,7 +9,7 @@ answers are those of every secondary page table, in a graphics driver, in KVM, i
 in here cannot be touched. There is no address in an entry: frames of an arena lie in its file in page order, so page
 number is frame number, and what a translation says is only *there* and *writable*.
 
-**How does an entry come in?** By `fill`, as the last step of a device fault, and by nothing else (but see *Pushed*):
+**How does an entry come in?** By `fill`, as the last step of a device fault (but see *At once* and *Pushed*):
 
     read_begin                    remember the moment
     yield from device_fault       the pager brings the pages, perhaps from swap, and holds them
@@ -19,6 +19,9 @@ number is frame number, and what a translation says is only *there* and *writabl
 The pager's answer is true when it is given, and may be false a moment later; the check makes that harmless. It asks
 about exactly these pages, so traffic elsewhere never makes a fill repeat. Repeats are bounded: a fill that is beaten
 `ATTEMPTS` times ends with BUSY, and whoever wanted the pages asks again later, behind others.
+
+**At once.** Pages that are in memory need nobody brought and nothing waited for: `fill_present` asks the pager and
+installs in one step. There is no moment in between to remember; only an invalidation that runs forbids it.
 
 **How does it go?** The notifiers tell (`mm/notifier.py`). For eviction, unmapping and all else that takes a page away
 its entry is dropped and its bits are handed over: *dirty* tells the pager that its copy in swap is out of date,
@@ -250,6 +253,16 @@ class Mirror(Subscriber):
             backoff_ns *= 2
         self._statistics.busy += 1
         return FaultPages(0, Reason.BUSY)
+
+    def fill_present(self, pages: PageRun, *, write: bool) -> bool:
+        """Install pages that are in memory and settled, all or none; tell whether they were. They are not held."""
+        if self._released or self._notifiers.running(Range(pages.first, pages.end)):
+            return False
+        if not self._pager.settled(pages, write=write):
+            return False
+        self._install(pages.first, pages.n, write=write)
+        self._statistics.fills += 1
+        return True
 
     def unhold(self, pages: PageRun, came: FaultPages) -> None:
         """Give back the hold that `fill` of `pages` returned with. The entries stay until they are invalidated."""

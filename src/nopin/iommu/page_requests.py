@@ -18,7 +18,7 @@ ranges go to whoever runs faults. When the last one is answered the waiter may g
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 
 from nopin.ranges import Range
@@ -129,11 +129,12 @@ class PageRequests:
         if self._n_parks:
             self._n_parks.pop(waiter, None)
 
-    def take(self) -> list[PageRequest]:
-        """Requests made since the last call; each must be answered by `answer`."""
+    def take(self, *, managed: bool = False) -> list[PageRequest]:
+        """Requests of one kind of memory made since the last call; each must be answered by `answer`."""
         if not self._fresh:
             return []
-        taken, self._fresh = self._fresh, []
+        taken = [request for request in self._fresh if (request.pasid < 0) == managed]
+        self._fresh = [request for request in self._fresh if (request.pasid < 0) != managed]
         for request in taken:
             request._taken = True
         return taken
@@ -153,6 +154,14 @@ class PageRequests:
             self._await_one_less(waiter)
         self._refill()
         return list(request._waiters)
+
+    def take_back(self, waiters: Collection[Hashable]) -> bool:
+        """Have those who just parked go on at once instead of being woken; False, and nothing is done, if any waits."""
+        if any(waiter in self._n_awaited for waiter in waiters):
+            return False
+        for waiter in waiters:
+            self._wakeups.pop(waiter, None)
+        return True
 
     def take_wakeups(self) -> list[Hashable]:
         """Waiters that may go on, each once, in the order they became ready."""

@@ -27,6 +27,10 @@ class DeviceFaults(Protocol):
         """Bring pages into the file and hold them: a held page is not evicted. With `write` they count as dirty."""
         ...
 
+    def settled(self, pages: PageRun, *, write: bool) -> bool:
+        """Tell whether all pages are in the file and none is on its way; if so, with `write` they count as dirty."""
+        ...
+
     def release(self, pages: PageRun) -> None:
         """End one hold of pages, those that `device_fault` said were done. Holds are counted."""
         ...

@@ -238,6 +238,16 @@ def device_fault(arena: ArenaPages, pages: PageRun, *, write: bool) -> Procedure
     return FaultPages(pages.n)
 
 
+def settled(arena: ArenaPages, pages: PageRun, *, write: bool) -> bool:
+    """Tell whether a device can have pages at once; see `DeviceFaults`."""
+    first, n = pages
+    if arena.state[first] != _RESIDENT or (n > 1 and arena.table.run_length(first, n) < n):
+        return False
+    if write:
+        arena.dirtied(pages)
+    return True
+
+
 class _Holds:
     """What of a run one device fault holds: each page once, whatever happens to it meanwhile."""
 

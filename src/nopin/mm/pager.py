@@ -85,6 +85,10 @@ class Pager:
         """Bring pages into the file and hold them; see `DeviceFaults`."""
         return faults.device_fault(self._arena, pages, write=write)
 
+    def settled(self, pages: PageRun, *, write: bool) -> bool:
+        """Tell whether pages are there, and so need no `device_fault`; see `DeviceFaults`."""
+        return faults.settled(self._arena, pages, write=write)
+
     def release(self, pages: PageRun) -> None:
         """End one hold of pages."""
         self._arena.residency.unhold(pages)

@@ -114,6 +114,7 @@ class Residency:
         self._where_one: memoryview = self._where.data  # the same, for single pages
         self._shadow_one: memoryview = self._shadow.data
         self._holds = np.zeros(len(states), np.uint16)
+        self._holds_one: memoryview = self._holds.data
         self._probation: deque[PageRun] = deque()
         self._protected: deque[PageRun] = deque()
         self._n_protected = 0
@@ -163,15 +164,22 @@ class Residency:
 
     def hold(self, run: PageRun) -> None:
         """Keep pages from being chosen. Counted."""
-        self._holds[run.first : run.end] += 1
         self.n_held += run.n
+        if run.n == 1:
+            self._holds_one[run.first] += 1
+        else:
+            self._holds[run.first : run.end] += 1
 
     def unhold(self, run: PageRun) -> None:
         """End one hold."""
+        self.n_held -= run.n
+        if run.n == 1:
+            assert self._holds_one[run.first] > 0, "released more often than held"
+            self._holds_one[run.first] -= 1
+            return
         holds = self._holds[run.first : run.end]
         assert (holds > 0).all(), "released more often than held"
         holds -= 1
-        self.n_held -= run.n
 
     def victims(self, n_most: int, young: Young, *, hot: bool) -> Pages:
         """Choose up to `n_most` pages that are resident, settled and not held; fewer only when there are no more.

@@ -139,10 +139,10 @@ def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Cor
     stack.callback(workers.close)
     poller = Poller()
     stack.callback(poller.close)
-    iommu = Iommu(relay=_make_relay(clock, stack))
-    nic = Nic(iommu=iommu, endpoint=link.endpoint, mtu=link.mtu, draw=secrets.randbelow)
     arenas = Arenas(poller, timers, clock)
     stack.callback(arenas.close)
+    iommu = Iommu(relay=_make_relay(clock, stack), run=arenas.run)
+    nic = Nic(iommu=iommu, endpoint=link.endpoint, mtu=link.mtu, draw=secrets.randbelow)
     core = Core(
         nic=nic,
         iommu=iommu,

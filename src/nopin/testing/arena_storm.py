@@ -264,6 +264,10 @@ class Storm:
             self._n_device -= 1
             return
 
+        if self._coin() and self.mirror.fill_present(run, write=write):
+            self._device_access(run, cell, write=write)
+            return
+
         def filled(came: FaultPages) -> None:
             if came.reason is not None and came.reason is not Reason.BUSY:
                 self.refused[came.reason] += 1

@@ -87,6 +87,15 @@ class PagedArena:
         self._hold(pages.first, pages.n)
         return FaultPages(pages.n)
 
+    def settled(self, pages: PageRun, *, write: bool) -> bool:
+        """See `DeviceFaults`."""
+        run = range(pages.first, pages.end)
+        if not self.resident.issuperset(run):
+            return False
+        if write:
+            self.dirty.update(run)
+        return True
+
     def release(self, pages: PageRun) -> None:
         """See `DeviceFaults`."""
         for page in range(pages.first, pages.end):
