@@ -119,6 +119,8 @@ PRESETS = {
                 "ack_interval_factor": Figure(1, "S", _NOTES_CX6),
                 "ack_first_min_permille": Figure(570, "D", _NOTES_CX6),
                 "ack_first_max_permille": Figure(1_050, "D", _NOTES_CX6),
+                "ack_timeouts_less": Figure(0, "S", _NOTES_CX6),
+                "ack_timeouts_more": Figure(1, "S", _NOTES_CX6),
             },
         ),
         Preset(
@@ -148,6 +150,7 @@ PRESETS = {
                 "ack_interval_factor": Figure(1, "C", "drivers/infiniband/sw/rxe"),
                 "ack_first_min_permille": Figure(1_000, "C", "drivers/infiniband/sw/rxe"),
                 "ack_first_max_permille": Figure(1_000, "C", "drivers/infiniband/sw/rxe"),
+                "ack_timeouts_less": Figure(0, "C", "drivers/infiniband/sw/rxe"),
                 "nic_fault_report_ns": Figure(0, "C", "there is no device to report"),
                 "nic_fault_report_page_ns": Figure(0, "C", "there is no device to report"),
                 "nic_resume_ns": Figure(0, "C", "there is no device to resume"),

@@ -24,6 +24,7 @@ class Timers:
 
     Args:
         rnr_wait_factor: of the wait that an RNR NAK asks for.
+        rnr_wait_min_ns: no such wait is shorter.
         ack_code_min: codes below it count as this one.
         ack_factor: of the acknowledge timeout.
         ack_first_factor: of the first timeout after progress, in timeouts (a timer that is already running, or checked
@@ -43,13 +44,14 @@ class Timers:
         self,
         *,
         rnr_wait_factor: float = 1.0,
+        rnr_wait_min_ns: int = 0,
         ack_code_min: int = 0,
         ack_factor: float = 1.0,
         ack_first_factor: float = 1.0,
         more_timeouts: int = 0,
         park_bound_ns: int = 20 * MS_NS,
     ) -> None:
-        self.rnr_ns = tuple(round(rnr_ns(code) * rnr_wait_factor) for code in range(RNR_CODES))
+        self.rnr_ns = tuple(max(rnr_wait_min_ns, round(rnr_ns(code) * rnr_wait_factor)) for code in range(RNR_CODES))
         waits = [round((ACK_UNIT_NS << max(code, ack_code_min)) * ack_factor) for code in range(1, ACK_CODES)]
         self.ack_ns: tuple[int | None, ...] = (None, *waits)
         self.first_ack_ns: tuple[int | None, ...] = (None, *(round(wait * ack_first_factor) for wait in waits))

@@ -12,7 +12,14 @@ from nopin.lab.validate.experiment import Experiment, Row, Settings, in_turn
 from nopin.model.costs import NAMES, override
 from nopin.model.presets import preset_named
 
-MODULES = {"V3": "v3_ethernet", "V4": "v4_overcommit", "V6": "v6_part", "V7": "v7_uffd", "V8": "v8_prefetch"}
+MODULES = {
+    "V1": "v1_fault",
+    "V3": "v3_ethernet",
+    "V4": "v4_overcommit",
+    "V6": "v6_part",
+    "V7": "v7_uffd",
+    "V8": "v8_prefetch",
+}
 """The module of each experiment, which has it as `EXPERIMENT`."""
 
 

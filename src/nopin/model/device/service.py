@@ -22,6 +22,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from math import log2
 from random import Random
 
@@ -41,7 +42,10 @@ _MANY_PAGES = 1024
 """The other number of pages that the tail was measured with."""
 
 Tail = Sequence[float]
-"""Factors of the median service time at `TAIL_QUANTILES`; linear in between."""
+"""Factors of the median service time at `TAIL_QUANTILES`; linear in between, but for the last stretch."""
+
+_BEND = 3
+"""The last hundredth grows with this power, to reach the largest time ever seen only at its end: an assumption."""
 
 
 class FaultService:
@@ -133,13 +137,18 @@ def quantile(tail: Tail, at: float) -> float:
     """Return a quantile of a tail, 0 <= at <= 1."""
     upper = max(1, bisect_left(TAIL_QUANTILES, at))
     low, high = TAIL_QUANTILES[upper - 1], TAIL_QUANTILES[upper]
-    return tail[upper - 1] + (tail[upper] - tail[upper - 1]) * (at - low) / (high - low)
+    share = (at - low) / (high - low)
+    if high == 1.0:
+        share **= _BEND
+    return tail[upper - 1] + (tail[upper] - tail[upper - 1]) * share
 
 
 def mean_of(tail: Tail) -> float:
     """Return the mean of a tail."""
-    pairs = zip(TAIL_QUANTILES, TAIL_QUANTILES[1:], tail, tail[1:], strict=False)
-    return sum((high - low) * (before + after) / 2 for low, high, before, after in pairs)
+    spans = zip(pairwise(TAIL_QUANTILES), pairwise(tail), strict=True)
+    *straight, ((low, high), (before, after)) = spans
+    mean = sum((high - low) * (before + after) / 2 for (low, high), (before, after) in straight)
+    return mean + (high - low) * (before + (after - before) / (_BEND + 1))
 
 
 def invalidation_time(costs: InvalidationCosts, random: Random) -> QuiesceTime:

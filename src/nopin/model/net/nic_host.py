@@ -18,7 +18,9 @@ from collections import deque
 from collections.abc import Callable
 
 from nopin.iommu.iommu import Iommu
-from nopin.iommu.windows import DeviceArena
+from nopin.iommu.windows import DeviceArena, page_run
+from nopin.mm.device_faults import FaultPages
+from nopin.mm.effects import PageRun
 from nopin.model.device.attachment import Attachment
 from nopin.model.device.engine import QuiesceTime
 from nopin.model.device.faults import FaultPath
@@ -143,6 +145,14 @@ class NicHost:
         made = HostClient(self, make_client(self.nic, self.pd, depth=depth))
         self._clients.append(made)
         return made
+
+    def prefetch(self, process: Process, va: int, length: int, *, write: bool) -> Procedure[FaultPages]:
+        """Bring pages before the first packet needs them; returns how far that came."""
+        self.bind(process)
+        mirror, pages = self.attachment(process).mirror, PageRun(*page_run(va, length))
+        came = yield from mirror.fill(pages, write=write)
+        mirror.unhold(pages, came)
+        return came
 
     # Turns
 
