@@ -80,6 +80,9 @@ def test_what_a_device_used_is_spared_by_who_asks_it(asks: bool) -> None:
         def device_fault(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
             return fault_pages(process, pages.first, pages.n, write=write)
 
+        def settled(self, pages: PageRun, *, write: bool) -> bool:
+            return False
+
         def release(self, pages: PageRun) -> None:
             """Nothing is held."""
 

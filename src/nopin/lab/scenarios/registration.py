@@ -48,6 +48,11 @@ class _Faults:
         yield Work("device fault", self._costs.fault_service_ns(pages.n))
         return FaultPages(pages.n, None)
 
+    def settled(self, pages: PageRun, *, write: bool) -> bool:
+        """Never: these pages were not touched before."""
+        del pages, write
+        return False
+
     def release(self, pages: PageRun) -> None:
         """Nothing is held: no one evicts here."""
         del pages

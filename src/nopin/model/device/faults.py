@@ -61,6 +61,11 @@ class ProcessFaults:
             return (yield from self._resolve(pages, write))
         return (yield from self._path.serve(pages, write, self._resolve))
 
+    def settled(self, pages: PageRun, *, write: bool) -> bool:
+        """Never: every fault takes its way, and its time."""
+        del pages, write
+        return False
+
     def release(self, pages: PageRun) -> None:
         """Nothing is held."""
 
