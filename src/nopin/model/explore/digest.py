@@ -28,6 +28,8 @@ from nopin.iommu.mirror import Mirror
 from nopin.mm.arena_pages import ArenaPages
 from nopin.mm.notifier import Notifiers
 from nopin.model.arena.machine import ArenaMachine
+from nopin.model.device.engine import Engine
+from nopin.model.device.faults import ProcessFaults
 from nopin.model.explore.guide import Guide
 from nopin.model.explore.world import World
 from nopin.model.scheduler import Scheduler, Task
@@ -38,6 +40,8 @@ _IGNORED: dict[type, frozenset[str]] = {
     Scheduler: frozenset({"trace", "chooser", "n_steps", "_n_put", "now_ns", "_heap", "_ready"}),
     Mirror: frozenset({"_statistics"}),
     ArenaPages: frozenset({"counts"}),
+    ProcessFaults: frozenset({"n_faults"}),
+    Engine: frozenset({"_n_dropped_before"}),
     ArenaMachine: frozenset({"n_effects"}),
     Notifiers: frozenset({"_by_cause", "_n_vetoes", "_n_agains", "_n_fences"}),
 }

@@ -1,0 +1,278 @@
+"""The oracle of modelled hosts: it hears what programs and devices do, and knows what they may see.
+
+It is told by hooks and asks nobody, so a bug in notifiers, mirrors, faults or the modelled kernel cannot talk it round:
+
+- Every read, of a program or a device, finds a value that may be there (`memory.py`), in a page that is mapped, with
+  the right to read it. So no store is lost, none is seen twice, none by whom it does not concern.
+- A device touches only frames that are in use, and only pages it has asked for since it was last told to let go of
+  them. It writes none whose right to be written was taken back, and no process that is gone.
+- Who is refused an access was refused it for a reason that was there while it was tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from nopin.mm.causes import Cause
+from nopin.mm.effects import PageRun
+from nopin.mm.space import Reason
+from nopin.model.device.observer import DeviceObserver
+from nopin.model.host.observer import HostObserver
+from nopin.model.host.process import Process
+from nopin.model.oracle.memory import Memory, words_of
+from nopin.model.oracle.violation import violate
+from nopin.ranges import Range
+from nopin.units import PAGE_SHIFT
+
+_STILL_MIRRORED = frozenset({Cause.PROTECT, Cause.SYNC})
+"""After these a device need not ask anew in order to read."""
+
+
+class Space:
+    """What the oracle knows of one address space.
+
+    Attributes:
+        rights: of each page that is mapped: (read, write).
+        bad_at: when a page last was not to be had, in full or in part.
+        copies: of forks that are under way.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.memory = Memory()
+        self.rights: dict[int, tuple[bool, bool]] = {}
+        self.bad_at: dict[int, int] = {}
+        self.released_at: int | None = None
+        self.copies: list[Memory] = []
+
+    def allows(self, page: int, *, write: bool) -> bool:
+        """Tell whether a page is mapped, with that right."""
+        rights = self.rights.get(page)
+        return rights is not None and rights[write]
+
+
+class HostOracle(HostObserver):
+    """See above; give it to hosts, and `devices` to devices.
+
+    Args:
+        note: told what happens in words, for the trace.
+
+    Attributes:
+        clock: counts changes of what may be accessed, from 1.
+    """
+
+    def __init__(self, note: Callable[[str, str], None]) -> None:
+        self.clock = 1
+        self.devices = DeviceOracle(self)
+        self.note = note
+        self.in_use: set[int] = set()
+        self._spaces: dict[int, Space] = {}
+
+    def space(self, process: Process) -> Space:
+        """Return what is known of a process."""
+        found = self._spaces.get(process.pid)
+        if found is None:
+            found = self._spaces[process.pid] = Space(f"process {process.pid}")
+        return found
+
+    def refused(self, who: str, process: Process, va: int, n_bytes: int, *, write: bool, since: int) -> None:
+        """An access failed for good that began when the clock was `since`: was there ever a reason?"""
+        space = self.space(process)
+        pages = range(va >> PAGE_SHIFT, (va + n_bytes - 1 >> PAGE_SHIFT) + 1)
+        bad = any(not space.allows(page, write=write) or space.bad_at.get(page, 0) >= since for page in pages)
+        if not bad and space.released_at is None:
+            violate("transient_as_permanent", f"{who} is refused {va:#x}, which could be had all the time")
+
+    def check_idle(self) -> None:
+        """Check what holds when nothing is under way."""
+        self.devices.check_idle()
+
+    def read(self, who: str, process: Process, va: int, data: bytes) -> None:
+        """Somebody found bytes in a page."""
+        space = self.space(process)
+        if not space.allows(va >> PAGE_SHIFT, write=False):
+            violate("stale_access", f"{who} reads {va:#x} of {space.name}, which is not mapped or not to be read")
+        for at, found in words_of(va, data):
+            self.note(who, f"reads {found:#x} at {at:#x}")
+            right = space.memory.load(at, found)
+            if right is not None:
+                may_be = " or ".join(f"{each:#x}" for each in right)
+                which = "lost_write" if found == 0 else "wrong_bytes"
+                violate(which, f"{who} reads {found:#x} at {at:#x} of {space.name}; it may be {may_be}")
+
+    def wrote(self, who: str, process: Process, va: int, data: bytes) -> None:
+        """Somebody put bytes into a page."""
+        space = self.space(process)
+        page = va >> PAGE_SHIFT
+        if page not in space.rights:
+            violate("stale_access", f"{who} writes {va:#x} of {space.name}, which is not mapped")
+        if not space.allows(page, write=True):
+            violate("write_after_protect", f"{who} writes {va:#x} of {space.name}, which may not be written")
+        for at, value in words_of(va, data):
+            self.note(who, f"writes {value:#x} at {at:#x}")
+            space.memory.store(at, value)
+            for copy in space.copies:
+                copy.also(at, value)
+
+    # What hosts tell
+
+    def allocated(self, frame: int) -> None:
+        """See `FrameObserver`."""
+        assert frame not in self.in_use, f"frame {frame} is given out twice"
+        self.in_use.add(frame)
+
+    def freed(self, frame: int) -> None:
+        """See `FrameObserver`."""
+        if frame not in self.in_use:
+            violate("released_twice", f"frame {frame} is freed, and is free")
+        self.in_use.discard(frame)
+
+    def cpu_loaded(self, process: Process, va: int, data: bytes) -> None:
+        """See `HostObserver`."""
+        self.read(f"process {process.pid}", process, va, data)
+
+    def cpu_stored(self, process: Process, va: int, data: bytes) -> None:
+        """See `HostObserver`."""
+        self.wrote(f"process {process.pid}", process, va, data)
+
+    def mapped(self, process: Process, where: Range) -> None:
+        """See `HostObserver`."""
+        space = self.space(process)
+        space.memory.map(where)
+        self._set(space, where, (True, True))
+
+    def unmap_begins(self, process: Process, where: Range) -> None:
+        """See `HostObserver`."""
+        self._is_bad(self.space(process), where)
+
+    def unmap_ends(self, process: Process, where: Range) -> None:
+        """See `HostObserver`."""
+        space = self.space(process)
+        space.memory.map(where)
+        self._set(space, where, None)
+
+    def discard_begins(self, process: Process, where: Range) -> None:
+        """See `HostObserver`."""
+        self.space(process).memory.discard_begins(where)
+
+    def discard_ends(self, process: Process, where: Range) -> None:
+        """See `HostObserver`."""
+        self.space(process).memory.discard_ends(where)
+
+    def protected(self, process: Process, where: Range, *, read: bool, write: bool) -> None:
+        """See `HostObserver`."""
+        self._set(self.space(process), where, (read, write))
+
+    def move_begins(self, process: Process, source: Range, target: Range) -> None:
+        """See `HostObserver`."""
+        space = self.space(process)
+        space.memory.move_begins(source, target)
+        shift = (target.start - source.start) >> PAGE_SHIFT
+        for page in _pages(source):
+            space.rights[page + shift] = space.rights[page]
+        self._is_bad(space, source)
+
+    def move_ends(self, process: Process, source: Range, target: Range) -> None:
+        """See `HostObserver`."""
+        space = self.space(process)
+        space.memory.move_ends(source, target)
+        self._set(space, source, None)
+        self._is_bad(space, target)  # until now
+
+    def fork_begins(self, parent: Process) -> None:
+        """See `HostObserver`."""
+        space = self.space(parent)
+        space.copies.append(space.memory.copy())
+
+    def fork_ends(self, parent: Process, child: Process) -> None:
+        """See `HostObserver`."""
+        space, twin = self.space(parent), self.space(child)
+        twin.memory = space.copies.pop(0)
+        twin.rights = dict(space.rights)
+
+    def released(self, process: Process) -> None:
+        """See `HostObserver`."""
+        self.clock += 1
+        self.space(process).released_at = self.clock
+
+    def _set(self, space: Space, where: Range, rights: tuple[bool, bool] | None) -> None:
+        self._is_bad(space, where)
+        for page in _pages(where):
+            if rights is None:
+                space.rights.pop(page, None)
+            else:
+                space.rights[page] = rights
+
+    def _is_bad(self, space: Space, where: Range) -> None:
+        """Note that for a moment pages were not to be had, or not for all uses."""
+        self.clock += 1
+        for page in _pages(where):
+            space.bad_at[page] = self.clock
+
+
+class DeviceOracle(DeviceObserver):
+    """The part that devices tell."""
+
+    def __init__(self, host: HostOracle) -> None:
+        self._host = host
+        self._asked: dict[tuple[str, int, bool], set[int]] = {}  # pages, by device, process, and for writing
+        self._open: list[tuple[str, int, PageRun, bool]] = []
+        self._quiet: set[tuple[str, int]] = set()  # released, and no fence left
+
+    def device_read(self, device: str, process: Process, va: int, frame: int, data: bytes) -> None:
+        """See `DeviceObserver`."""
+        self._check_access(device, process, va, frame, write=False)
+        self._host.read(device, process, va, data)
+
+    def device_wrote(self, device: str, process: Process, va: int, frame: int, data: bytes) -> None:
+        """See `DeviceObserver`."""
+        self._check_access(device, process, va, frame, write=True)
+        self._host.wrote(device, process, va, data)
+
+    def invalidation_returned(self, process: Process, device: str, pages: Sequence[Range], cause: Cause) -> None:
+        """See `DeviceObserver`."""
+        self._host.note(device, f"reaches nothing of {_text(pages)} any more: {cause.value}")
+        kinds = (True,) if cause in _STILL_MIRRORED else (False, True)
+        for write in kinds if cause is not Cause.SYNC else ():
+            asked = self._asked.get((device, process.pid, write), set())
+            asked -= {page for page in sorted(asked) if any(part.start <= page < part.end for part in pages)}
+        if cause is Cause.RELEASE:
+            self._quiet.add((device, process.pid))
+
+    def fault_raised(self, device: str, process: Process, pages: PageRun, *, write: bool) -> None:
+        """See `DeviceObserver`."""
+        self._open.append((device, process.pid, pages, write))
+
+    def fault_answered(self, device: str, process: Process, pages: PageRun, reason: Reason | None) -> None:
+        """See `DeviceObserver`."""
+        mine = [each for each in self._open if each[:3] == (device, process.pid, pages)]
+        assert mine, "an answer to a fault that was not raised"
+        write = any(each[3] for each in mine)  # which of several it is, is not told
+        self._open.remove(min(mine))
+        for kind in (False, True) if write else (False,):
+            self._asked.setdefault((device, process.pid, kind), set()).update(range(pages.first, pages.end))
+
+    def check_idle(self) -> None:
+        """Check that every fault was answered."""
+        if self._open:
+            device, pid, pages, _ = self._open[0]
+            violate("unanswered_fault", f"{device} asked for page {pages.first} of process {pid} and was not answered")
+
+    def _check_access(self, device: str, process: Process, va: int, frame: int, *, write: bool) -> None:
+        page, verb = va >> PAGE_SHIFT, "writes" if write else "reads"
+        what = f"{device} {verb} page {page:#x} of process {process.pid} in frame {frame}"
+        if frame not in self._host.in_use:
+            violate("stale_access", f"{what}, which is free")
+        if page not in self._asked.get((device, process.pid, write), ()):
+            violate("stale_access", f"{what}, and has not asked for it since it was told to let go")
+        released = self._host.space(process).released_at is not None
+        if (released and write) or (device, process.pid) in self._quiet:
+            violate("stale_access", f"{what}, which is gone")
+
+
+def _pages(where: Range) -> range:
+    return range(where.start >> PAGE_SHIFT, where.end >> PAGE_SHIFT)
+
+
+def _text(pages: Sequence[Range]) -> str:
+    return ", ".join(str(part) for part in pages)
