@@ -20,3 +20,11 @@ def test_v1_fault_stages_add_up_as_published(seed: int) -> None:
     rows = {row.label: row.predicted for row in report.rows}
     assert rows["4 MB, a page a request: message"] > 220
     assert rows["4 KB, 16 senders: p50"] > 3 * rows["4 KB: p50"], "four contexts for sixteen senders"
+
+
+def test_v5_connections_give_up_when_the_card_does() -> None:
+    report = run_experiment(experiment_named("V5"))
+    assert_targets_met(report)
+    rows = {row.label: row.predicted for row in report.rows}
+    for label in ("RNR exhausted, code 12, rnr_retry 6", "ACK exhausted, floor off, T=8"):
+        assert rows[f"{label}, on this host's clock"] > 0.99 * rows[label], "a clock cannot be early"

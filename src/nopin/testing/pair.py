@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nopin.iommu.iommu import Iommu
-from nopin.model.net.client import ALL_RIGHTS, Client, connect, make_client, no_fence, recv_entry, send_entry
+from nopin.model.net.client import ALL_RIGHTS, Client, connect, make_client, no_fence, send_entry
 from nopin.nic.abi import Access, Discipline, WrOpcode
 from nopin.nic.mr import Region
 from nopin.nic.nic import Nic
@@ -57,7 +57,7 @@ class Side(Client):
     def post_recv(self, offset: int, length: int, wr_id: int = 0) -> None:
         """Post one receive into [offset, offset + length) of our region."""
         sges = [(self.region.iova + offset, length, self.region.lkey)] if length else []
-        self.recvs.post([recv_entry(sges, wr_id=wr_id)])
+        self.post_receive(sges, wr_id=wr_id)
 
 
 def make_side(

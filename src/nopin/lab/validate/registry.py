@@ -16,6 +16,7 @@ MODULES = {
     "V1": "v1_fault",
     "V3": "v3_ethernet",
     "V4": "v4_overcommit",
+    "V5": "v5_timers",
     "V6": "v6_part",
     "V7": "v7_uffd",
     "V8": "v8_prefetch",

@@ -76,6 +76,24 @@ class Client:
     recvs: WorkProducer
     completions: CompletionConsumer
 
+    def post_send(
+        self, opcode: WrOpcode, sges: Sequence[Sge], *, wr_id: int = 0, remote: int = 0, rkey: int = 0
+    ) -> None:
+        """Post a send.
+
+        Raises:
+            QueueFull: no entry is free.
+        """
+        self.sends.post([send_entry(opcode, sges, wr_id=wr_id, remote=remote, rkey=rkey)])
+
+    def post_receive(self, sges: Sequence[Sge], *, wr_id: int = 0) -> None:
+        """Post a receive.
+
+        Raises:
+            QueueFull: no entry is free.
+        """
+        self.recvs.post([recv_entry(sges, wr_id=wr_id)])
+
     def poll(self) -> list[tuple[int, WcStatus]]:
         """Take completions as (wr_id, status)."""
         return [(int(c["wr_id"]), WcStatus(int(c["status"]))) for c in self.completions.poll(1024)]

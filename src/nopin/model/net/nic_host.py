@@ -28,7 +28,7 @@ from nopin.model.device.memory import ADDRESS_BYTES
 from nopin.model.device.observer import DeviceObserver
 from nopin.model.effects import Gate, Pause, Procedure
 from nopin.model.host.process import Process
-from nopin.model.net.client import ALL_RIGHTS, Client, Sge, make_client, recv_entry, send_entry
+from nopin.model.net.client import ALL_RIGHTS, Client, Sge, make_client
 from nopin.model.net.fates import Fates, all_pass
 from nopin.model.net.network import Network
 from nopin.model.net.nothing import NothingMapped
@@ -249,7 +249,7 @@ class HostClient:
         Raises:
             QueueFull: no entry is free.
         """
-        self.client.sends.post([send_entry(opcode, sges, wr_id=wr_id, remote=remote, rkey=rkey)])
+        self.client.post_send(opcode, sges, wr_id=wr_id, remote=remote, rkey=rkey)
         self.host.kick()
 
     def post_recv(self, sges: list[Sge], *, wr_id: int = 0) -> None:
@@ -258,7 +258,7 @@ class HostClient:
         Raises:
             QueueFull: no entry is free.
         """
-        self.client.recvs.post([recv_entry(sges, wr_id=wr_id)])
+        self.client.post_receive(sges, wr_id=wr_id)
 
     def completions(self) -> Procedure[list[tuple[int, WcStatus]]]:
         """Wait for completions; returns at least one, as (wr_id, status)."""
