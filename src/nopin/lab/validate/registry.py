@@ -14,6 +14,7 @@ from nopin.model.presets import preset_named
 
 MODULES = {
     "V1": "v1_fault",
+    "V2": "v2_stream",
     "V3": "v3_ethernet",
     "V4": "v4_overcommit",
     "V5": "v5_timers",
