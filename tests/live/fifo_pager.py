@@ -54,6 +54,10 @@ class FifoPager:
         self.counts = Statistics()
         self.calls: list[tuple[str, PageRun, bool | None]] = []
 
+    @property
+    def uses_swap(self) -> bool:
+        return bool(self.swapped)
+
     def cpu_fault(self, mapper: Mapper, page: int, *, write: bool, minor: bool, protected: bool) -> Procedure[None]:
         self.counts.faults += 1
         run = PageRun(page, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from nopin.linux.paging_uffd import PagingUffd
 from nopin.linux.pidfd import PidFd
 from nopin.linux.swap_file import SwapFile
 from nopin.mm.arena_pages import News
-from nopin.mm.effects import PageRun
+from nopin.mm.effects import PageRun, WriteProtect
 from nopin.mm.notifier import Notifiers
 from nopin.mm.residency import Budget
 from nopin.server.arena import Arena
@@ -180,6 +181,22 @@ def test_dontneed_keeps_and_remove_drops_what_is_resident_and_what_is_swapped(ri
     rig.do("advise", rig.at(8), 48 * PAGE, MADV_REMOVE)
     assert rig.get(0, 64 * PAGE) == data[: 8 * PAGE] + bytes(48 * PAGE) + data[56 * PAGE :]
     assert [call[2] for call in rig.pager.calls if call[0] == "removed"] == [False, True]
+
+
+@pytest.mark.parametrize(("advice", "dropped"), [(MADV_REMOVE, True), (MADV_DONTNEED, False)])
+def test_a_madvise_heard_of_in_the_middle_of_something_else_is_known_for_what_it_is(
+    rig: Rig, advice: int, dropped: bool
+) -> None:
+    data = np.random.default_rng(2).bytes(64 * PAGE)
+    rig.put(0, data)
+    assert set(range(4, 12)) <= rig.pager.swapped
+    rig.owner.begin("advise", rig.at(4), 8 * PAGE, advice)
+    assert select.select([rig.mapper.uffd], [], [], 10)[0]
+    rig.arena._machine.write_protect(WriteProtect(PageRun(40, 1)))  # an eviction meets the message, and reads it
+    rig.until(lambda: bool(rig.pager.calls) and not rig.owner.is_busy())
+    rig.owner.finish()
+    assert [call[2] for call in rig.pager.calls if call[0] == "removed"] == [dropped]
+    assert rig.get(4, 8 * PAGE) == (bytes(8 * PAGE) if dropped else data[4 * PAGE : 12 * PAGE])
 
 
 def test_unmapped_pages_are_freed_and_the_rest_goes_on(rig: Rig) -> None:

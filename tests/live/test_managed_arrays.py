@@ -21,6 +21,7 @@ from nopin.lab.child import Child
 from nopin.lab.line import Line
 from nopin.lab.servers import LocalServer
 from nopin.linux.arena_file import present, resident_bytes
+from nopin.linux.libc import LIBC
 from nopin.units import PAGE_BYTES
 from nopin.verbs.arena import Arena
 
@@ -220,6 +221,19 @@ def test_a_child_uses_arrays_but_makes_none(device: nopin.Device) -> None:
     assert os.waitpid(pid, 0)[1] == 0
     assert array[MIB] == 9
     assert device.default_arena.n_arrays == 1
+
+
+def test_bytes_in_swap_that_a_child_gives_up_with_madvise_are_zeros_for_all(device: nopin.Device) -> None:
+    array = device.zeros((256, PAGE), np.uint8)
+    array[:] = 3
+    device.set_budget("64KiB")
+    for first, advice in ((0, 9), (64, 4)):  # MADV_REMOVE, MADV_DONTNEED
+        pid = os.fork()
+        if pid == 0:
+            os._exit(LIBC.madvise(array[first:].ctypes.data, 64 * PAGE, advice))
+        assert os.waitpid(pid, 0)[1] == 0
+    assert not array[:64].any()
+    assert (array[64:] == 3).all()
 
 
 def test_a_smaller_budget_holds_at_once(device: nopin.Device) -> None:

@@ -2,43 +2,80 @@
 
 The kernel's message says that a range is about to be dropped, not whether by MADV_DONTNEED, which keeps the bytes of
 shared memory, or by MADV_REMOVE, which makes zeros of them. Until the message is read the thread waits inside the
-system call, and /proc shows its arguments.
+system call, and /proc shows its arguments. Afterwards it is too late. It shows them only once the thread sleeps, which
+is a moment after its message came: so when no thread is found where it could have sent one, the look is repeated.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from nopin.ranges import Range
 
 _SYS_MADVISE = 28
+_TELLING = {9, 11, 25, _SYS_MADVISE, 56, 57, 58, 435}
+"""System calls that send messages: mmap, munmap, mremap, madvise, clone, fork, vfork, clone3."""
 _MADV_REMOVE = 9
+_LOOKS = 64
 
 
-class MadviseSpy:
-    """Looks at the threads of a process."""
+class Advice(NamedTuple):
+    """A thread waits in madvise: whole pages, and whether their bytes are given up or only the view of them."""
 
-    def __init__(self, pid: int) -> None:
-        self._tasks = f"/proc/{pid}/task"
+    where: Range
+    gives_up: bool
 
-    def removes(self) -> list[Range]:
-        """Return the ranges that threads which wait just now give up by MADV_REMOVE."""
-        found: list[Range] = []
-        with contextlib.suppress(OSError):  # gone, or not ours to look at
-            for thread in os.listdir(self._tasks):
-                where = self._removed_by(thread)
-                if where is not None:
-                    found.append(where)
-        return found
 
-    def _removed_by(self, thread: str) -> Range | None:
-        try:
-            with open(f"{self._tasks}/{thread}/syscall") as file:
+def advice_of(pids: Iterable[int]) -> list[Advice]:
+    """Return what threads of these processes wait in madvise for. Call it when a message is known to wait."""
+    tasks = [f"/proc/{pid}/task" for pid in pids]
+    found: list[Advice] = []
+    for _ in range(_LOOKS):
+        n_telling = 0
+        found.clear()
+        for folder in tasks:
+            for fields in _system_calls(folder):
+                n_telling += 1
+                if fields[0] == _SYS_MADVISE and fields[2]:
+                    where = Range.of_length(fields[1], fields[2]).to_pages()
+                    found.append(Advice(where, fields[3] == _MADV_REMOVE))
+        if n_telling:
+            break
+        os.sched_yield()
+    return found
+
+
+def gives_up(advice: Iterable[Advice], where: Range) -> bool | None:
+    """Tell whether the bytes of a range are given up; None if that was not seen, or both were."""
+    answers = {each.gives_up for each in advice if each.where.contains(where)}
+    return answers.pop() if len(answers) == 1 else None
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the children of a process, their children, and so on, as far as they can be seen."""
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        folder = f"/proc/{waiting.pop()}/task"
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(folder):
+                with open(f"{folder}/{thread}/children") as file:
+                    children = [int(child) for child in file.read().split()]
+                found += children
+                waiting += children
+    return found
+
+
+def _system_calls(folder: str) -> list[list[int]]:
+    """Return number and arguments of the calls that send messages, of the threads that wait in one."""
+    calls: list[list[int]] = []
+    with contextlib.suppress(OSError):  # gone, or not ours to look at
+        for thread in os.listdir(folder):
+            with contextlib.suppress(OSError), open(f"{folder}/{thread}/syscall") as file:
                 fields = file.read().split()
-        except OSError:
-            return None
-        if len(fields) < 4 or fields[0] != str(_SYS_MADVISE):  # "running", or in another call
-            return None
-        start, length, advice = (int(field, 16) for field in fields[1:4])
-        return Range.of_length(start, length).to_pages() if advice == _MADV_REMOVE and length else None
+                if len(fields) > 4 and int(fields[0]) in _TELLING:  # else "running", or waiting elsewhere
+                    calls.append([int(fields[0]), *(int(field, 16) for field in fields[1:4])])
+    return calls

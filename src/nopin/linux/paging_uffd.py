@@ -144,6 +144,7 @@ class PagingUffd:
         "_fd",
         "_info_fd",
         "_iov",
+        "_poll",
         "_range",
         "_range_mode",
         "_range_mode_done",
@@ -153,9 +154,9 @@ class PagingUffd:
     def __init__(self, fd: int) -> None:
         if os.readlink(f"/proc/self/fd/{fd}") != LINK:
             raise UsageError("the descriptor is not a userfaultfd")
-        poller = select.poll()
-        poller.register(fd, select.POLLIN)
-        if any(events & select.POLLERR for _, events in poller.poll(0)):
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        if any(events & select.POLLERR for _, events in self._poll.poll(0)):
             raise UsageError("the userfaultfd is not open for faults, or it is blocking")
         self._fd = fd
         self._info_fd = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -195,7 +196,7 @@ class PagingUffd:
 
     def event_waits(self) -> bool:
         """Tell whether what `read` would return first is no page fault. Takes longer than `read` itself."""
-        return b"pending:\t0\n" in os.pread(self._info_fd, 256, 0)
+        return b"pending:\t0\n" in os.pread(self._info_fd, 256, 0) and bool(self._poll.poll(0))
 
     def copy(self, target: int, source: int, length: int, *, protect: bool) -> tuple[int, int]:
         """Make pages at holes from bytes at `source` in this process."""

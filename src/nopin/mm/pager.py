@@ -117,6 +117,11 @@ class Pager:
         limit = budget.limit
         return limit - budget.room > HIGH_SHARE * limit and budget.n_used > 1 and not self._arena.swap_is_full
 
+    @property
+    def uses_swap(self) -> bool:
+        """True while bytes of some page are in swap, perhaps there alone."""
+        return self._arena.swap.n_used > 0
+
     def reclaim(self) -> Procedure[int]:
         """Bring residency below the low mark, as far as it goes; returns the pages that left.
 

@@ -21,7 +21,6 @@ from functools import partial
 from typing import Any, Protocol
 
 from nopin.linux.arena_file import resident_bytes
-from nopin.linux.madvise_spy import MadviseSpy
 from nopin.linux.paging_uffd import FAULT_MINOR, FAULT_WP, FAULT_WRITE, Message, PagingUffd
 from nopin.linux.pidfd import PidFd
 from nopin.linux.uffd_handshake import EventKind
@@ -33,7 +32,7 @@ from nopin.ranges import Range, subtract
 from nopin.server.arena_machine import ArenaMachine
 from nopin.server.arena_maker import ArenaParts
 from nopin.server.arena_store import MapperEntry
-from nopin.server.mapper import Mapper, Placed
+from nopin.server.mapper import IS_GIVEN_UP, Mapper, Placed
 from nopin.server.owner_view import OwnerView
 from nopin.server.pager_runner import Clockwork, Runner
 from nopin.server.registry import Record
@@ -99,6 +98,11 @@ class ArenaPager(DeviceFaults, Protocol):
     @property
     def wants_reclaim(self) -> bool:
         """True while `reclaim` has something to do."""
+        ...
+
+    @property
+    def uses_swap(self) -> bool:
+        """True while bytes of some page are in swap, perhaps there alone."""
         ...
 
     def give_back(self, n_pages: int) -> Procedure[int]:
@@ -179,7 +183,6 @@ class Arena:
         self.pager = parts.pager
         self.n_pages = parts.frames.n_pages
         self._latency = [[0] * _N_BUCKETS for _ in _FLAGS]
-        self._removing: list[Range] | None = None
         self._host = host
         self._clock = host.clock
         self._machine = ArenaMachine(parts.frames, self._note)
@@ -303,19 +306,18 @@ class Arena:
         """Answer what a process's userfaultfd has to say, and what it says then, up to `ROUNDS` times.
 
         In between the CPU is offered: a toucher on the same CPU gets it, faults again, and is answered without a turn
-        of the whole loop.
+        of the whole loop. Looking what a madvise is for takes as long as half a fault. Where no page is in swap it can
+        be found out later as well (`mm.giving_up`), so the look is made once a burst only.
 
         Raises:
             UsageError: the process tampered with it.
         """
         began_ns = self._clock()
-        self._removing = self._look_ahead(mapper)
-        read, rounds = mapper.uffd.read, ROUNDS
-        while messages := read():
+        rounds = ROUNDS
+        while messages := mapper.read(look=rounds == ROUNDS or self.pager.uses_swap):
             if mapper.worker:
                 self.faults_worker += len(messages)
             self._answer(mapper, messages, began_ns)
-            self._removing = None
             if self._noted:
                 self.attend()
                 break
@@ -324,16 +326,6 @@ class Arena:
                 break
             os.sched_yield()
             began_ns = self._clock()
-
-    def _look_ahead(self, mapper: Mapper) -> list[Range] | None:
-        """Say what is being given up by MADV_REMOVE, before the message of it is read; None if that is not known.
-
-        The look takes as long as half a fault. It is made before the first reading and not before those that follow
-        in the same burst of faults.
-        """
-        if mapper.process is None or not mapper.uffd.event_waits():
-            return None
-        return MadviseSpy(mapper.process.pid).removes()
 
     def _answer(self, mapper: Mapper, messages: Sequence[Message], began_ns: int) -> None:
         """Deal with messages: events first, in order.
@@ -390,13 +382,13 @@ class Arena:
         elif kind == EventKind.REMAP:
             self._moved(mapper, Range.of_length(first, third), second)
         elif kind == EventKind.REMOVE:
-            self._removed(mapper, Range(first, second))
+            self._removed(mapper, Range(first, second), dropped=IS_GIVEN_UP[third])
         elif kind == EventKind.UNMAP:
             self._unmapped(mapper, Range(first, second))
 
     def _forked(self, mapper: Mapper, uffd_fd: int) -> None:
         """The child has all its parent has mapped."""
-        self._add(Mapper(self._next_mapper, PagingUffd(uffd_fd), list(mapper.places), None, worker=mapper.worker))
+        self._add(mapper.child(self._next_mapper, PagingUffd(uffd_fd)))
 
     def _moved(self, mapper: Mapper, source: Range, target: int) -> None:
         """Pages are at a second place, too. Unless that was asked for, word follows that the first is unmapped."""
@@ -410,9 +402,7 @@ class Arena:
                 view.show(place)
             view.tell(source, Cause.REMAP)
 
-    def _removed(self, mapper: Mapper, where: Range) -> None:
-        removing = self._removing
-        dropped = any(each.contains(where) for each in removing) if removing is not None else None
+    def _removed(self, mapper: Mapper, where: Range, *, dropped: bool | None) -> None:
         for place in mapper.places:
             part = place.part(where)
             if part is not None:

@@ -256,7 +256,7 @@ class ArenaMachine:
 
     def _settle(self, mapper: Mapper) -> None:
         """Read what the mapper waits to be read, and let it run."""
-        messages = mapper.uffd.read()
+        messages = mapper.read(look=True)
         if messages:
             mapper.unread += messages
             self._attention(mapper)

@@ -5,14 +5,29 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from nopin.linux.madvise_spy import Advice, advice_of, descendants, gives_up
 from nopin.linux.paging_uffd import Message, PagingUffd
 from nopin.linux.pidfd import PidFd
+from nopin.linux.uffd_handshake import EventKind
 from nopin.mm.effects import PageRun
 from nopin.ranges import Range
 from nopin.units import PAGE_BYTES, PAGE_SHIFT
 
 if TYPE_CHECKING:  # a view shows places
     from nopin.server.owner_view import OwnerView
+
+
+UNKNOWN, GIVES_UP, KEEPS = 0, 1, 2
+"""The last word of a REMOVE message: what becomes of the bytes. The kernel leaves it 0."""
+IS_GIVEN_UP = {UNKNOWN: None, GIVES_UP: True, KEEPS: False}
+
+
+def _marked(message: Message, advice: list[Advice]) -> Message:
+    kind, start, end, _ = message
+    if kind != EventKind.REMOVE:
+        return message
+    given_up = gives_up(advice, Range(start, end))
+    return kind, start, end, UNKNOWN if given_up is None else GIVES_UP if given_up else KEEPS
 
 
 class Placed(NamedTuple):
@@ -51,6 +66,7 @@ class Mapper:
         unread: messages that were read in order to go on, still to be dealt with.
         to_wake: addresses of threads to be woken once the process can be served again.
         gone: its address space has ended.
+        forked_from: the process it, or its parent, was forked from, where we do not know which it is.
         views: the arena in its address space, for each connection of the process through which devices reach that.
         low, high, bias: where all is in one place, pages [low, high) lie at bias + page * 4096; else no page is in
             [low, high).
@@ -60,6 +76,7 @@ class Mapper:
     __slots__ = (
         "bias",
         "doubled",
+        "forked_from",
         "gone",
         "high",
         "low",
@@ -74,17 +91,47 @@ class Mapper:
     )
 
     def __init__(
-        self, number: int, uffd: PagingUffd, places: list[Placed], process: PidFd | None, *, worker: bool
+        self,
+        number: int,
+        uffd: PagingUffd,
+        places: list[Placed],
+        process: PidFd | None,
+        *,
+        worker: bool,
+        forked_from: int | None = None,
     ) -> None:
         self.number = number
         self.uffd = uffd
         self.process = process
         self.worker = worker
+        self.forked_from = forked_from
         self.unread: list[Message] = []
         self.to_wake: list[Range] = []
         self.gone = False
         self.views: list[OwnerView] = []
         self._set_places(places)
+
+    def child(self, number: int, uffd: PagingUffd) -> Mapper:
+        """Return a forked child: it has all that this one has mapped."""
+        ancestor = self.process.pid if self.process is not None else self.forked_from
+        return Mapper(number, uffd, list(self.places), None, worker=self.worker, forked_from=ancestor)
+
+    def read(self, *, look: bool) -> list[Message]:
+        """Read messages that wait; see `PagingUffd.read`.
+
+        Args:
+            look: have the last word of each REMOVE say what was asked for, as far as that can be seen.
+        """
+        if not look or not self.uffd.event_waits() or not (pids := self._pids()):
+            return self.uffd.read()
+        advice = advice_of(pids)  # before the message is read: whoever sent it waits until then
+        return [_marked(message, advice) for message in self.uffd.read()]
+
+    def _pids(self) -> list[int]:
+        """Return the processes of which one is this."""
+        if self.process is not None:
+            return [self.process.pid]
+        return descendants(self.forked_from) if self.forked_from is not None else []
 
     def _set_places(self, places: list[Placed]) -> None:
         """Note where pages are; with only one place, looking up is one addition."""
