@@ -69,7 +69,7 @@ def test_one_fault_takes_what_it_was_calibrated_on_and_waiters_make_each_dearer(
 
 
 def test_the_command_exits_with_1_when_a_visible_target_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
-    fast = ["--set", "V7.draft_fault_ns=1000", "--set", "V7.umap_pages=256", "--jobs", "1"]
+    fast = ["--set", "V7.draft_fault_ns=1000", "--set", "V7.umap_pages=256", "--set", "V7.draft_pages=2", "--jobs", "1"]
     assert main(["validate", "V7", *fast]) == 1
     assert "MISSED" in capsys.readouterr().out
 

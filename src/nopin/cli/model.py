@@ -122,12 +122,15 @@ def table(scenario: Scenario, results: Sequence[Result]) -> list[str]:
     swept = [
         name for name in scenario.settings if name == scenario.axis or len({each.point[name] for each in results}) > 1
     ]
-    measures = list(results[0].measures)
-    lines = ["".join(f"{name:>18}" for name in [*swept, "discipline"]) + "".join(f"{name:>20}" for name in measures)]
-    for result in results:
-        cells = [f"{result.point[name]:>18,}" for name in swept] + [f"{result.point.discipline:>18}"]
-        lines.append("".join(cells) + "".join(f"{result.measures[name]:>20,.6g}" for name in measures))
-    return lines
+    heads = [*swept, "discipline", *results[0].measures]
+    rows = [
+        [f"{result.point[name]:,}" for name in swept]
+        + [result.point.discipline]
+        + [f"{value:,.6g}" for value in result.measures.values()]
+        for result in results
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in [heads, *rows]]
 
 
 @command.command("calibrate")

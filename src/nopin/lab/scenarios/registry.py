@@ -8,10 +8,8 @@ import importlib
 from nopin.errors import UsageError
 from nopin.lab.scenarios.scenario import Scenario
 
-SCENARIOS = {
-    "registration": "registration",
-}
-"""The module of each scenario, which has it as `SCENARIO`."""
+SCENARIOS = ("registration", "sparse", "tenants", "quiesce", "hot", "overcommit")
+"""Each is `SCENARIO` of the module of that name."""
 
 
 def scenario_named(name: str) -> Scenario:
@@ -24,6 +22,6 @@ def scenario_named(name: str) -> Scenario:
         close = difflib.get_close_matches(name, SCENARIOS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(SCENARIOS)}"
         raise UsageError(f"no scenario {name!r}; {hint}")
-    found = importlib.import_module(f"nopin.lab.scenarios.{SCENARIOS[name]}").SCENARIO
+    found = importlib.import_module(f"nopin.lab.scenarios.{name}").SCENARIO
     assert isinstance(found, Scenario)
     return found

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
-from nopin.lab.validate.resources import Pool, Steps
 from nopin.model.costs import Costs
-from nopin.model.effects import Gate, Lane, Open, Pause, Work
+from nopin.model.effects import Gate, Lane, Open, Pause, Procedure, Work
+from nopin.model.pool import Pool
 from nopin.model.scheduler import Scheduler
 from nopin.units import S_NS
 
@@ -131,11 +131,11 @@ class _Ring:
         self._show()
         return True
 
-    def _fault(self, entry: int) -> Steps:
+    def _fault(self, entry: int) -> Procedure[None]:
         yield from self.servers.serve("fault", self.start.costs.fault_service_ns(1))
         yield Open(self.there[entry])
 
-    def _copy(self, entry: int, shown: Gate) -> Steps:
+    def _copy(self, entry: int, shown: Gate) -> Procedure[None]:
         yield Pause(self.there[entry])
         yield Work("copy", self.start.copy_ns)
         self.n_in_backup -= 1
@@ -148,7 +148,7 @@ class _Ring:
             _, answered = self.in_order.popleft()
             self.scheduler.spawn("serve", self._serve(answered), lane=self.processor)
 
-    def _serve(self, answered: Callable[[], None]) -> Steps:
+    def _serve(self, answered: Callable[[], None]) -> Procedure[None]:
         yield Work("serve", self.start.serve_ns)
         answered()
 
@@ -171,7 +171,7 @@ class _Connection:
         self.n_served = 0
         self._rto_ns = start.costs.tcp_first_rto_ns
 
-    def run(self) -> Steps:
+    def run(self) -> Procedure[None]:
         """Connect, then ask until the ring is warm."""
         costs = self.start.costs
         yield Work("starts", self.at * self.start.apart_ns)
@@ -189,7 +189,7 @@ class _Connection:
             if sampled:
                 self._rto_ns = costs.tcp_min_rto_ns
 
-    def _exchange(self, n_retries: int) -> Steps:
+    def _exchange(self, n_retries: int) -> Procedure[bool | None]:
         """Send a packet until it is answered; True if the first one was, None if it gives up."""
         for attempt in range(n_retries + 1):
             answered = Gate()

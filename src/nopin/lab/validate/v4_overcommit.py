@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nopin.lab.validate.experiment import Experiment, Parameter, Row, Settings
-from nopin.lab.validate.resources import Pool, Steps
-from nopin.model.effects import Work
+from nopin.model.effects import Procedure, Work
+from nopin.model.pool import Pool
 from nopin.model.scheduler import Scheduler
 from nopin.units import MS_NS, S_NS
 
@@ -47,7 +47,7 @@ def requests_per_s(machines: Machines) -> float:
     served = [0]
     until_ns = 20 * MS_NS
 
-    def request(busy: Pool) -> Steps:
+    def request(busy: Pool) -> Procedure[None]:
         while scheduler.now_ns < until_ns:
             yield Work("round trip", machines.rtt_ns)
             yield from busy.take()  # one thread serves in each machine

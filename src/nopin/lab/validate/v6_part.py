@@ -12,18 +12,14 @@ The link and the deferred task each do one thing at a time; everything else come
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from nopin.lab.validate.experiment import Experiment, Parameter, Row, Settings
-from nopin.model.effects import Gate, Lane, Pause, Work
+from nopin.model.effects import Gate, Lane, Pause, Procedure, Work
 from nopin.model.scheduler import Scheduler, Timer
 from nopin.model.streams import Streams
 from nopin.units import PAGE_BYTES, S_NS, US_NS
-
-Steps = Generator[Any, Any, None]
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ class _Write:
             at_ns = self.scheduler.now_ns + len(pages) * self.page_ns + self.transfer.timeout_ns
             block.timer = self.scheduler.call_at(at_ns, "timeout", lambda: self._send(block, block.pages))
 
-    def _send_page(self, block: _Block, page: int) -> Steps:
+    def _send_page(self, block: _Block, page: int) -> Procedure[None]:
         arrives_ns = self.scheduler.now_ns + self.given["network_ns"]
         self.scheduler.call_at(arrives_ns + self.given["walk_ns"], "translate", lambda: self._translate(block, page))
         yield Work("page on the link", self.page_ns)
@@ -146,7 +142,7 @@ class _Write:
             woken, self.woken = self.woken, None
             self.scheduler.open(woken)
 
-    def _deferred_task(self) -> Steps:
+    def _deferred_task(self) -> Procedure[None]:
         while True:
             if not self.faulted:
                 self.woken = Gate()
@@ -162,7 +158,7 @@ class _Write:
             yield from self._interrupted("err", self.given["err_ns"])
             self._ask_again(wanted)
 
-    def _interrupted(self, what: str, cost_ns: int) -> Steps:
+    def _interrupted(self, what: str, cost_ns: int) -> Procedure[None]:
         """Work, and what interrupts take meanwhile."""
         before_ns = self.scheduler.now_ns
         yield Work(what, cost_ns)
@@ -183,7 +179,7 @@ class _Write:
         self.faulted = [page for page in self.faulted if page // size != index]
         return mine if self.transfer.scheme == "PIO" else self.blocks[index].pages
 
-    def _page_in(self, pages: list[int]) -> Steps:
+    def _page_in(self, pages: list[int]) -> Procedure[None]:
         absent = [page for page in pages if page in self.absent]
         base_ns, page_ns = self.given["page_in_ns"], self.given["page_in_page_ns"]
         if len(pages) == 1 and absent:

@@ -21,8 +21,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from nopin.lab.validate.experiment import CALIBRATED, Experiment, Parameter, Row, Settings
-from nopin.lab.validate.resources import Pool, Steps
-from nopin.model.effects import Acquire, Gate, Lock, Open, Pause, Release, Work
+from nopin.model.effects import Acquire, Gate, Lock, Open, Pause, Procedure, Release, Work
+from nopin.model.pool import Pool
 from nopin.model.scheduler import Scheduler
 from nopin.units import MS_NS, US_NS
 
@@ -67,12 +67,12 @@ class _Uffd:
         self.n_waiters = 0
         self.n_threads = 0
 
-    def _under(self, lock: Lock, what: str, cost_ns: int) -> Steps:
+    def _under(self, lock: Lock, what: str, cost_ns: int) -> Procedure[None]:
         yield Acquire(lock)
         yield Work(what, cost_ns)
         yield Release(lock)
 
-    def thread(self) -> Steps:
+    def thread(self) -> Procedure[None]:
         """Touch pages that are not there, one after the other."""
         stage = self.stage_ns
         for _ in range(self.machine.n_pages):
@@ -99,7 +99,7 @@ class _Uffd:
             for handler in self.idle:
                 yield Open(handler)
 
-    def handler(self) -> Steps:
+    def handler(self) -> Procedure[None]:
         """Answer faults until no thread is left; keep a CPU until nothing is left to do, or the slice is over."""
         while self.n_threads:
             if not self.unread:
@@ -113,7 +113,7 @@ class _Uffd:
                 yield from self._handle()
             yield from self.cpus.give()
 
-    def _handle(self) -> Steps:
+    def _handle(self) -> Procedure[None]:
         stage, crossing = self.stage_ns, self.stage_ns["crossings"] // 4
         yield Work("poll returns", crossing)
         yield Work("read", 2 * crossing + stage["protocol"] // 2)
@@ -124,7 +124,7 @@ class _Uffd:
         yield from self._answer(came, crossing)
         yield Work("poll", crossing)
 
-    def _answer(self, came: Gate, crossing: int) -> Steps:
+    def _answer(self, came: Gate, crossing: int) -> Procedure[None]:
         stage = self.stage_ns
         yield Work("ioctl", crossing)
         yield Acquire(self.map_lock, shared=True)
@@ -175,7 +175,8 @@ def _draft_rows(settings: Settings) -> list[Row]:
             n_pages,
         )
 
-    points = [machine(1, 1, 1), machine(1, 1, 64), machine(512, 1, 64), machine(512, 16, 64)]
+    n = settings.integer("draft_pages")
+    points = [machine(1, 1, 1), machine(1, 1, n), machine(512, 1, n), machine(512, 16, n)]
     single, one, many, many_16 = settings.map(run_machine, points)
     return [
         Row("draft: one write fault", "us", single / US_NS, 10.9, 0.05, "P", calibrated=True),
@@ -225,6 +226,7 @@ EXPERIMENT = Experiment(
     run=_run,
     parameters={
         "draft_cpus": Parameter(16, "", "P", "16 cores of AMD Rome, SMT off"),
+        "draft_pages": Parameter(64, "", "P", "of its own, for each thread"),
         "draft_fault_ns": Parameter(10_900, "ns", "P", f"{CALIBRATED} on one thread, missing page by write"),
         "draft_waiter_ns": Parameter(30, "ns", "X", "an entry of the queue, in a line of another core complex"),
         "draft_slice_ns": Parameter(700_000, "ns", "X", "a base slice of Linux 6.17, unscaled; see what is missing"),

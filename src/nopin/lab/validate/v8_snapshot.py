@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nopin.lab.validate.resources import Pool, Steps
-from nopin.model.effects import Gate, Lane, Open, Pause, Work
+from nopin.model.effects import Gate, Lane, Open, Pause, Procedure, Work
+from nopin.model.pool import Pool
 from nopin.model.scheduler import Scheduler
 from nopin.units import PAGE_BYTES, S_NS
 
@@ -84,7 +84,7 @@ class _Host:
         self.read_bytes = 0
         self.reading_ns = [1 << 62, 0]
 
-    def read(self, n_bytes: int) -> Steps:
+    def read(self, n_bytes: int) -> Procedure[None]:
         """Read: wait for the command's own time, and for its turn."""
         ssd = self.starts.ssd
         yield Work("latency", ssd.latency_ns)
@@ -93,11 +93,11 @@ class _Host:
         yield Pause(done)
         self.read_bytes += n_bytes
 
-    def _turn(self, cost_ns: int, done: Gate) -> Steps:
+    def _turn(self, cost_ns: int, done: Gate) -> Procedure[None]:
         yield Work("transfer", cost_ns)
         yield Open(done)
 
-    def start(self) -> Steps:
+    def start(self) -> Procedure[None]:
         """One cold start."""
         starts, clock = self.starts, self.scheduler
         split: dict[str, int] = {}
@@ -117,7 +117,7 @@ class _Host:
         split["total"] = clock.now_ns - begun_ns
         self.splits.append(split)
 
-    def _fetch(self) -> Steps:
+    def _fetch(self) -> Procedure[None]:
         starts = self.starts
         wanted_bytes = starts.n_pages * PAGE_BYTES
         if starts.variant == "vanilla":
@@ -137,18 +137,18 @@ class _Host:
         else:
             yield from self.read(wanted_bytes)
 
-    def _worker(self, n_pages: int, done: Gate) -> Steps:
+    def _worker(self, n_pages: int, done: Gate) -> Procedure[None]:
         for _ in range(n_pages):
             yield from self.read(PAGE_BYTES)
         yield Open(done)
 
-    def _read_ahead(self, n_bytes: int) -> Steps:
+    def _read_ahead(self, n_bytes: int) -> Procedure[None]:
         """A buffered read: the kernel asks for the next window while it copies from the last."""
         starts, window = self.starts, self.starts.readahead_bytes
         n_windows = -(-n_bytes // window)
         arrived = [Gate() for _ in range(n_windows)]
 
-        def fetch(at: int) -> Steps:
+        def fetch(at: int) -> Procedure[None]:
             yield from self.read(window)
             yield Open(arrived[at])
 
@@ -159,7 +159,7 @@ class _Host:
             yield Pause(arrived[at])
             yield Work("copy", window // PAGE_BYTES * starts.cached_page_ns)
 
-    def _install(self) -> Steps:
+    def _install(self) -> Procedure[None]:
         """Give the pages to the machine: an ioctl a run, of neighbours only."""
         starts = self.starts
         if starts.variant == "vanilla":
@@ -167,7 +167,7 @@ class _Host:
         n_calls = starts.n_pages // starts.run_pages
         yield Work("install", n_calls * starts.install_call_ns + starts.n_pages * starts.install_page_ns)
 
-    def _leftovers(self) -> Steps:
+    def _leftovers(self) -> Procedure[None]:
         """Pages that were not recorded: faults to user space, each with a read of its own."""
         starts = self.starts
         if starts.variant == "vanilla":
