@@ -24,7 +24,21 @@ EXIT_HOST_LACKS = 3
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
-COMMANDS = ("demo", "share", "get", "bench", "stat", "top", "doctor", "serve", "model", "validate", "explore", "replay")
+COMMANDS = (
+    "demo",
+    "share",
+    "get",
+    "bench",
+    "stress",
+    "stat",
+    "top",
+    "doctor",
+    "serve",
+    "model",
+    "validate",
+    "explore",
+    "replay",
+)
 """Each is the function `command` of the module of that name in nopin.cli, most useful first."""
 
 
