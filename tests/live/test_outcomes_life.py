@@ -200,7 +200,7 @@ def remote_owner(owner_server: str, peer_server: str) -> Iterator[tuple[Child, R
     with (
         Child(own, owner_server, None) as owner,
         Device(peer_server) as device,
-        attach(owner.line.receive(PATIENCE_S), device=device) as remote,
+        attach(owner.line.receive(PATIENCE_S), device=device, reconnect=0.0) as remote,
     ):
         yield owner, remote
 

@@ -219,7 +219,7 @@ def test_a_killed_peer_server_is_noticed_at_once(
 ) -> None:
     with LocalServer(tmp_path / "theirs.sock") as theirs:
         owner = peer_process(own, str(theirs.socket_path), 1 << 22)
-        with nopin.attach(owner.line.receive(), device=device) as remote:
+        with nopin.attach(owner.line.receive(), device=device, reconnect=0.0) as remote:
             operations = [remote.read_async(...) for _ in range(20)]
             theirs.kill()
             began = time.monotonic()
@@ -233,7 +233,7 @@ def test_a_killed_peer_server_is_noticed_at_once(
 def test_a_killed_own_server_is_noticed_at_once(tmp_path: Path, device: nopin.Device) -> None:
     share = device.share(np.zeros(1 << 22))
     with LocalServer(tmp_path / "ours.sock") as ours, nopin.Device(str(ours.socket_path)) as user:
-        remote = nopin.attach(share.url, device=user)
+        remote = nopin.attach(share.url, device=user, reconnect=0.0)
         operations = [remote.read_async(...) for _ in range(20)]
         ours.kill()
         with pytest.raises(nopin.ServerGone, match="went away"):

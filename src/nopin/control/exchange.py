@@ -20,7 +20,7 @@ import hmac
 
 import msgspec
 
-EXCHANGE_VERSION = 1
+EXCHANGE_VERSION = 2
 FRAME_BYTES_MAX = 16384
 NONCE_BYTES = 32
 
@@ -37,7 +37,13 @@ class Challenge(Frame, tag="challenge"):
 
 
 class Attach(Frame, tag="attach"):
-    """The peer asks to be connected to a published region."""
+    """The peer asks to be connected to a published region.
+
+    Attributes:
+        qpn, psn, gid, port: of its queue pair.
+        replaces: the number of another queue pair at the same gid and port, whose connection broke: should the server
+            not know that yet, it closes its end before it connects this one. 0 for none.
+    """
 
     share: str
     qpn: int
@@ -46,6 +52,7 @@ class Attach(Frame, tag="attach"):
     port: int
     path_mtu: int
     max_rd_atomic: int
+    replaces: int = 0
     proof: bytes = b""
 
 

@@ -54,6 +54,17 @@ class Exchange:
             connection.end_share(cause)
             connection.close()
 
+    def close_replaced(self, accepted: Accepted) -> None:
+        """Close the connection that a peer has lost, if we still have it: no late packet of it may reach memory."""
+        for connection in list(self._connections):
+            responder = connection.responder
+            if (
+                responder is not None
+                and responder.share is accepted.share
+                and responder.is_replaced_by(accepted.attach)
+            ):
+                connection.close()
+
     def _accept(self, sock: socket.socket) -> None:
         limits, counters = self.core.limits, self.core.counters
         if len(self._connections) >= limits.exchange_connections:
@@ -148,6 +159,7 @@ class Connection:
             self._attach(decision)
 
     def _attach(self, accepted: Accepted) -> None:
+        self._exchange.close_replaced(accepted)
         try:
             responder = Responder(self._core, self._exchange.cq, accepted.share, accepted.attach)
         except VerbsError as problem:

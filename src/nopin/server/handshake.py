@@ -90,5 +90,6 @@ def _impossible(attach: Attach) -> str:
         (0 < attach.port < 65536, "the UDP port is not in 1 ... 65535"),
         (attach.path_mtu in MTUS, f"the path MTU is none of {MTUS}"),
         (0 <= attach.max_rd_atomic < 256, "max_rd_atomic is not in 0 ... 255"),
+        (0 <= attach.replaces < QPN_END, "the queue pair number to be replaced does not fit in 24 bits"),
     )
     return next((message for good, message in checks if not good), "")

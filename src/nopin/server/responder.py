@@ -48,6 +48,7 @@ class Responder:
 
     def __init__(self, core: Core, cq: Cq, share: Share, attach: Attach) -> None:
         self.share = share
+        self._peer = attach
         self.path_mtu = min(core.link.mtu, attach.path_mtu)
         self.max_rd_atomic = min(_RD_ATOMIC_MAX, attach.max_rd_atomic)
         self._core = core
@@ -88,6 +89,11 @@ class Responder:
             path_mtu=self.path_mtu,
             max_rd_atomic=self.max_rd_atomic,
         )
+
+    def is_replaced_by(self, attach: Attach) -> bool:
+        """Tell whether the peer asks for another one in place of this."""
+        theirs = self._peer
+        return (theirs.gid, theirs.port, theirs.qpn) == (attach.gid, attach.port, attach.replaces)
 
     def revoke(self) -> None:
         """Take the peer's rights away: from now on its requests get access errors."""

@@ -1,9 +1,8 @@
-"""What a remote array stands on: a queue pair, the engine that uses it, and the word of the owner's server.
-
-It knows nothing of the array, so that a dropped array is noticed at once and not when garbage is collected.
-"""
+"""A queue pair, the engine that uses it, and the word of the owner's server: what reaches a share until it breaks."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from nopin.errors import NopinError, RegionGone
 from nopin.nic.abi import QpState, WcStatus
@@ -11,11 +10,15 @@ from nopin.nic.attributes import QpAttr
 from nopin.verbs.explain import work_error
 from nopin.verbs.peer import LOST, PeerConnection
 from nopin.verbs.qp import QueuePair
-from nopin.verbs.transfer import Transfers
+from nopin.verbs.transfer import Task, Transfers
 
 GRACE_S = 0.05
 """How long to wait for the owner's word on why an access was refused."""
 _MAY_MEAN_GONE = frozenset({WcStatus.REM_ACCESS_ERR, WcStatus.REM_OP_ERR, WcStatus.RETRY_EXC_ERR})
+
+
+class PeerLost(RegionGone):
+    """The connection to the owner's server broke, without a word that the share has ended."""
 
 
 class Connection:
@@ -23,22 +26,31 @@ class Connection:
 
     Args:
         lkey: covers all local memory; `rkey` the peer's.
+        ended: as of `Transfers`; `PeerLost` or `ServerGone` mean that another connection may do better.
     """
 
-    def __init__(self, qp: QueuePair, peer: PeerConnection, lkey: int, rkey: int) -> None:
+    def __init__(
+        self,
+        qp: QueuePair,
+        peer: PeerConnection,
+        lkey: int,
+        rkey: int,
+        ended: Callable[[NopinError, list[Task]], None],
+    ) -> None:
         self.peer = peer
-        self.transfers = Transfers(qp, lkey, rkey, self._explain)
-        self._qp = qp
+        self.qp = qp
+        self.transfers = Transfers(qp, lkey, rkey, self._explain, ended)
         self._waiter = qp.send_cq.waiter
         self._waiter.on_side_event = self._peer_spoke
         self._waiter.also(peer.fileno())
 
     def close(self, why: NopinError) -> None:
-        """End the queue pair; what is still under way fails with `why`."""
+        """End the queue pair; what is still under way is handed over with `why`."""
         self._waiter.no_longer()
-        self._qp.close()
+        self.qp.close()
         self.transfers.die(why)
-        self._qp.send_cq.close()
+        self.transfers.let_go_of_loops(self.qp.send_cq.close)
+        self.peer.close()
 
     def _explain(self, status: int, what: str) -> NopinError:
         """Turn a completion status into the error to raise: the owner may have told why."""
@@ -56,7 +68,7 @@ class Connection:
         if self.transfers.dead is not None:
             return
         try:
-            self._qp.modify(QpAttr(state=QpState.ERR))  # no byte of ours is touched once this returns
+            self.qp.modify(QpAttr(state=QpState.ERR))  # no byte of ours is touched once this returns
         except NopinError as problem:
             self.transfers.die(problem)
             return
@@ -64,5 +76,6 @@ class Connection:
 
 
 def _gone(cause: str, what: str) -> RegionGone:
-    explained = "the server that publishes it ended, or the network was cut" if cause == LOST else cause
-    return RegionGone(f"{what}: the shared region is gone: {explained}")
+    if cause == LOST:
+        return PeerLost(f"{what}: the server that publishes the shared region ended, or the network was cut")
+    return RegionGone(f"{what}: the shared region is gone: {cause}")

@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from nopin.control.exchange import Attached
 from nopin.errors import Closed, UsageError
 from nopin.nic.abi import Access, WrOpcode
 from nopin.verbs.access import format_access
-from nopin.verbs.connection import Connection
+from nopin.verbs.attachment import Attachment
 from nopin.verbs.objects import DeviceObject
 from nopin.verbs.operation import Operation
-from nopin.verbs.peer import PeerConnection
 from nopin.verbs.pieces import pieces_of
-from nopin.verbs.qp import QueuePair
 from nopin.verbs.selection import Selection, select
 from nopin.verbs.transfer import Pieces
 
@@ -39,9 +36,14 @@ class RemoteArray(DeviceObject):
         dtype: numpy type of the elements.
         access: rights of the share.
         device: through which it is reached.
+
+    When a device server on the way is killed, it attaches again by itself to the successor's share, for as long as
+    `attach` was told. Reads and writes under way are repeated (a write may be carried out twice, with the same bytes);
+    an atomic under way raises `RegionGone`, and may or may not have been carried out.
     """
 
-    def __init__(self, device: Device, qp: QueuePair, peer: PeerConnection, attached: Attached) -> None:
+    def __init__(self, device: Device, attachment: Attachment) -> None:
+        attached = attachment.told
         self.shape = tuple(attached.shape)
         self.strides = tuple(attached.strides)
         self.dtype = np.dtype(attached.dtype)
@@ -49,9 +51,9 @@ class RemoteArray(DeviceObject):
         self._itemsize = self.dtype.itemsize
         self._address = attached.address
         self.device = device
-        self._connection = Connection(qp, peer, device.whole_process.lkey, attached.rkey)
-        self._transfers = self._connection.transfers
-        super().__init__(qp)
+        self._attachment = attachment
+        super().__init__(attachment.qp)
+        attachment.carry(self)
 
     @property
     def ndim(self) -> int:
@@ -115,7 +117,7 @@ class RemoteArray(DeviceObject):
             found = selection.arrange(buffer)
             return found[()] if not selection.shape else found
 
-        return self._start(WrOpcode.RDMA_READ, selection, buffer, Operation(self._transfers, finish))
+        return self._start(WrOpcode.RDMA_READ, selection, buffer, Operation(self._attachment, finish))
 
     def write_async(self, key: object, value: ArrayLike) -> Operation[None]:
         """Start writing `value` to what `key` selects; it is converted and broadcast as numpy does, and copied.
@@ -133,7 +135,7 @@ class RemoteArray(DeviceObject):
         buffer = selection.flatten(fitted)
         if np.may_share_memory(buffer, value):
             buffer = buffer.copy()  # the caller may change it before the bytes have left
-        return self._start(WrOpcode.RDMA_WRITE, selection, buffer, Operation(self._transfers, _nothing))
+        return self._start(WrOpcode.RDMA_WRITE, selection, buffer, Operation(self._attachment, _nothing))
 
     def fetch_add(self, index: object, value: int) -> int:
         """Add to one 8-byte integer, atomically for all attached peers; returns what it was before.
@@ -162,7 +164,7 @@ class RemoteArray(DeviceObject):
         name = "READ" if opcode is WrOpcode.RDMA_READ else "WRITE"
         operation.what = f"{name} of {selection.n_bytes} bytes from {self._address + selection.first_offset():#x} on"
         pieces = pieces_of(opcode, selection, self._address, buffer.ctypes.data)
-        self._transfers.submit(operation, pieces, (self, buffer))
+        self._attachment.submit(operation, pieces, (self, buffer))
         return operation
 
     def _atomic(self, opcode: WrOpcode, index: object, compare_add: int, swap: int) -> int:
@@ -172,9 +174,9 @@ class RemoteArray(DeviceObject):
             raise UsageError("an atomic takes the index of one element")
         before = np.zeros(1, self.dtype)
         remote = self._address + selection.first_offset()
-        operation = Operation(self._transfers, lambda: int(before[0]), f"{opcode.name} at {remote:#x}")
+        operation = Operation(self._attachment, lambda: int(before[0]), f"{opcode.name} at {remote:#x}")
         single = (before.ctypes.data, 8, remote)
-        self._transfers.submit(operation, Pieces(opcode, 1, None, single, compare_add, swap), before)
+        self._attachment.submit(operation, Pieces(opcode, 1, None, single, compare_add, swap), before)
         return operation.result()
 
     def _operand(self, value: int) -> int:
@@ -196,14 +198,14 @@ class RemoteArray(DeviceObject):
             )
 
     def _end(self) -> None:
-        self._connection.close(Closed("this RemoteArray was closed"))
+        self._attachment.close(Closed("this RemoteArray was closed"))
 
     def _let_go(self) -> None:
-        self._connection.peer.close()
+        self._attachment.let_go()
 
     def _abandon(self) -> None:
         super()._abandon()
-        self._transfers.abandon(self._closed_error())
+        self._attachment.abandon(self._closed_error())
 
 
 def _checked_out(out: NDArray[Any], selection: Selection, dtype: np.dtype[Any]) -> NDArray[Any]:

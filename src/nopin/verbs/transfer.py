@@ -13,11 +13,12 @@ taken by the wrong one.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -76,15 +77,24 @@ class Pieces:
 
 
 @dataclass(slots=True)
-class _Task:
+class Task:
+    """An operation under way.
+
+    Attributes:
+        keep: held until it ends: the local memory.
+        n_posted: pieces that the device may have begun.
+        serial: grows from each operation to the next.
+    """
+
     operation: Operation[Any]
     pieces: Pieces
     keep: object
     n_posted: int = 0
+    serial: int = field(default_factory=itertools.count().__next__)
 
 
 class _Posted(NamedTuple):
-    task: _Task
+    task: Task
     serial: int
     n: int
     last: bool
@@ -97,17 +107,27 @@ class Transfers:
         qp: its send queue and completion queue are used by nobody else.
         lkey: covers all local memory; `rkey` the peer's.
         explain: turns a completion status and an operation's description into the error to raise.
+        ended: called once, with the error that ended the connection and what was under way, oldest first. It takes care
+            of those: they are not touched here any more.
     """
 
-    def __init__(self, qp: QueuePair, lkey: int, rkey: int, explain: Callable[[int, str], NopinError]) -> None:
+    def __init__(
+        self,
+        qp: QueuePair,
+        lkey: int,
+        rkey: int,
+        explain: Callable[[int, str], NopinError],
+        ended: Callable[[NopinError, list[Task]], None],
+    ) -> None:
         self._qp = qp
         self._ring = qp.send_cq.ring
         self._waiter = qp.send_cq.waiter
         self._lkey = lkey
         self._rkey = rkey
         self._explain = explain
+        self._ended = ended
         self._lock = threading.RLock()
-        self._waiting: deque[_Task] = deque()
+        self._waiting: deque[Task] = deque()
         self._posted: deque[_Posted] = deque()
         self._serial = 0
         self._room = qp.send_cq.depth  # completions that fit; each request can need one, if it is flushed
@@ -116,25 +136,25 @@ class Transfers:
         self._leader = 0  # its thread; 0 is nobody
         self._n_followers = 0
         self._attended: dict[asyncio.AbstractEventLoop, int] = {}
+        self._leaving = threading.Lock()  # over what follows
+        self._n_leaving = 0
+        self._once_left: list[Callable[[], None]] = []
 
     @property
     def dead(self) -> NopinError | None:
         """Why nothing can be done any more, or None."""
         return self._dead
 
-    def submit(self, operation: Operation[Any], pieces: Pieces, keep: object) -> None:
-        """Start an operation; `keep` is held until it ends (the local memory).
-
-        Raises:
-            NopinError: the connection is dead.
-        """
+    def submit(self, task: Task) -> bool:
+        """Start an operation; False if the connection is dead."""
         with self._lock:
             if self._dead is not None:
-                raise self._dead
-            self._waiting.append(_Task(operation, pieces, keep))
+                return False
+            self._waiting.append(task)
             self._post()
             if self._waiting:
                 self._take_completions()
+            return True
 
     def progress(self) -> bool:
         """Take note of completions and post what waits, without sleeping; True when an operation ended."""
@@ -142,8 +162,8 @@ class Transfers:
             return self._dead is None and self._take_completions()
 
     def drive(self, operation: Operation[Any], deadline_ns: int | None) -> None:
-        """Make progress until the operation ends or the deadline passes."""
-        while not operation.ended:
+        """Make progress until the operation ends, the connection does, or the deadline passes."""
+        while not operation.ended and self._dead is None:
             if self._become_leader(operation, deadline_ns):
                 try:
                     self._lead(operation, deadline_ns)
@@ -161,6 +181,8 @@ class Transfers:
         self._attended[loop] = self._attended.get(loop, 0) + 1
 
         def settled(_: asyncio.Future[None]) -> None:
+            if loop not in self._attended:  # it was let go of
+                return
             self._attended[loop] -= 1
             if not self._attended[loop]:
                 del self._attended[loop]
@@ -169,15 +191,44 @@ class Transfers:
         future.add_done_callback(settled)
         self._on_readable()
 
+    def let_go_of_loops(self, then: Callable[[], None]) -> None:
+        """Make progress from no event loop any more, and call `then` once none has our descriptor: it may be closed."""
+        with self._leaving:
+            loops = list(self._attended)
+            self._attended.clear()
+            self._n_leaving += len(loops) + 1
+            self._once_left.append(then)
+        for loop in loops:
+            try:
+                loop.call_soon_threadsafe(self._leave, loop)
+            except RuntimeError:  # it has been closed
+                self._one_left()
+        self._one_left()
+
+    def _leave(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.remove_reader(self._waiter.fileno())
+        self._one_left()
+
+    def _one_left(self) -> None:
+        with self._leaving:
+            self._n_leaving -= 1
+            if self._n_leaving:
+                return
+            callbacks, self._once_left = self._once_left, []
+        for callback in callbacks:
+            callback()
+
     def die(self, error: NopinError) -> None:
-        """Fail everything under way with this error, and everything to come.
+        """End, and hand over what is under way.
 
         Requires: the queue pair is in ERR or gone, so that the device touches no memory of ours any more.
         """
         with self._lock:
             if self._dead is not None:
                 return
-            self._fail_all(error)
+            self._dead = error
+            tasks = self._take_tasks()
+        self._ended(error, tasks)
         self._tell_waiters()
 
     def abandon(self, error: NopinError) -> None:
@@ -185,18 +236,17 @@ class Transfers:
         self._lock = threading.RLock()
         self._turn = threading.Condition(threading.Lock())
         self._leader = 0
-        self._fail_all(error)
+        self._dead = error
+        fail_all(self._take_tasks(), error)
 
     # --- posting and completing; all under the lock
 
-    def _fail_all(self, error: NopinError) -> None:
-        self._dead = error
-        tasks = [posted.task for posted in self._posted] + list(self._waiting)
+    def _take_tasks(self) -> list[Task]:
+        """Take what has not ended, each once: it may have several batches under way, and more to be posted."""
+        found = {id(task): task for task in [*(posted.task for posted in self._posted), *self._waiting]}
         self._posted.clear()
         self._waiting.clear()
-        for task in tasks:
-            if not task.operation.ended:
-                task.operation.fail(error)
+        return [task for task in found.values() if not task.operation.ended]
 
     def _post(self) -> None:
         while self._waiting:
@@ -273,8 +323,8 @@ class Transfers:
             self._posted.popleft()
         culprit = self._posted[0].task.operation
         error = self._explain(status, culprit.what)
-        culprit.fail(error)
         if isinstance(error, WorkError):
+            culprit.fail(error)
             text = f"an earlier operation ended this connection ({error}); attach again"
             error = WorkError(text, status=WcStatus.WR_FLUSH_ERR)
         self.die(error)
@@ -313,7 +363,7 @@ class Transfers:
 
     def _lead(self, operation: Operation[Any], deadline_ns: int | None) -> None:
         until = self._until(operation)
-        while not operation.ended:
+        while not operation.ended and self._dead is None:
             try:
                 in_time = self._waiter.wait(deadline_ns, until=until)
             except ServerGone as gone:
@@ -338,3 +388,9 @@ class Transfers:
         self.progress()
         while self._dead is None and (self._attended or self._leader) and self._waiter.armed_and_ready():
             self.progress()
+
+
+def fail_all(tasks: list[Task], error: NopinError) -> None:
+    """End operations with an error."""
+    for task in tasks:
+        task.operation.fail(error)

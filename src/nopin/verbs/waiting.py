@@ -73,7 +73,7 @@ class Waiter:
         fd, self._side_fd = self._side_fd, -1
         self.on_side_event = _nothing
         if fd >= 0:
-            with contextlib.suppress(OSError):  # closed already, by the garbage collector
+            with contextlib.suppress(OSError):  # closed already
                 self._events.unregister(fd)
 
     def wait(self, deadline_ns: int | None, *, until: Callable[[], bool]) -> bool:
@@ -132,7 +132,7 @@ class Waiter:
             else:
                 self._control.close()
         if self._control.gone:
-            raise ServerGone(f"the device server at {self._control.path} went away; make a new queue, or attach again")
+            raise ServerGone(f"the device server at {self._control.path} went away, and what was made there with it")
 
     def wake(self) -> None:
         """Wake the thread that sleeps in `wait`; nobody else can take this word away, as `collect` could."""
