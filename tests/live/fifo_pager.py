@@ -17,7 +17,6 @@ from nopin.mm.effects import (
     MapIn,
     Mapper,
     Open,
-    Outcome,
     PageRun,
     Pause,
     Poison,
@@ -151,10 +150,10 @@ class FifoPager:
 
     wants_reclaim = False
 
-    def first_touch(self, mapper: Mapper, page: int) -> Zero | None:
-        return None
+    def first_touch(self, mapper: Mapper, page: int) -> int:
+        return 0
 
-    def first_touched(self, effect: Zero, outcome: Outcome) -> bool:
+    def first_touched(self, page: int, n: int, n_done: int) -> bool:
         return False
 
     def give_back(self, n_pages: int) -> Procedure[int]:

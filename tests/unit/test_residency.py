@@ -127,3 +127,16 @@ def test_touching_and_giving_up_for_ever_takes_no_memory() -> None:
         book.budget.charge(-1)
     assert len(book.residency._probation) <= 2 * QUEUE_SLACK
     assert book.evict(5).tolist() == [0, 1, 2]
+
+
+def test_single_pages_that_came_one_after_the_other_leave_in_that_order_whatever_came_between() -> None:
+    book, came = Book(1000, 900), random.Random(2).sample(range(1000), 600)
+    for page in came[:300]:
+        book.states[page] = PageState.RESIDENT
+        book.budget.charge(1)
+        book.residency.admit_one(page)
+    for page in came[300:]:
+        book.touch(page)
+    book.young = {came[0], came[299]}
+    left = [book.evict(7).tolist() for _ in range(40)]
+    assert left == [sorted(came[at : at + 7]) for at in range(1, 281, 7)]

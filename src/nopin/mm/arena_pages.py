@@ -215,12 +215,19 @@ class ArenaPages:
     def arrived(self, run: PageRun) -> None:
         """Pages are in the file now. They were charged before."""
         if run.n == 1:
-            self.state[run.first] = _RESIDENT
-        else:
-            self.table.states[run.first : run.end] = _RESIDENT
+            self.arrived_one(run.first)
+            return
+        self.table.states[run.first : run.end] = _RESIDENT
         self.residency.admit(run)
         if self.notifiers.wanted:  # for reading: the first store of a device is to be heard, as that of a process is
             self.notifiers.update(Range(run.first, run.end), write=False)
+
+    def arrived_one(self, page: int) -> None:
+        """The same of a single page: what most faults bring."""
+        self.state[page] = _RESIDENT
+        self.residency.admit_one(page)
+        if self.notifiers.wanted:
+            self.notifiers.update(Range(page, page + 1), write=False)
 
     def gave_up(self, pages: Pages) -> None:
         """Pages that were resident are not any more, and their order is of no interest."""

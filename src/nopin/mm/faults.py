@@ -39,7 +39,6 @@ from nopin.mm.effects import (
     Procedure,
     Unprotect,
     Wake,
-    Zero,
 )
 from nopin.mm.page_table import BUSY, PageState
 from nopin.mm.readahead import Ahead
@@ -53,37 +52,38 @@ _EMPTY, _RESIDENT, _LOST = (
 )  # plain integers compare quicker
 
 
-def first_touch(arena: ArenaPages, mapper: Mapper, page: int) -> Zero | None:
-    """Return the effect that answers a missing page, if it is the first touch and there is room; else None.
+def first_touch(arena: ArenaPages, mapper: Mapper, page: int) -> int:
+    """Say how many zero pages answer a missing page, if it is the first touch and there is room; else 0.
 
-    The most common fault of all needs one effect, and no procedure around it. Requires: when it was carried out,
-    `first_touched` is told, before anything else happens.
+    The most common fault of all needs one operation and no procedure around it, nor an effect as data: making these
+    objects takes longer than the operation. Requires: once it was tried `first_touched` is told, before anything else
+    happens.
     """
-    room = arena.budget.room
-    if arena.state[page] != _EMPTY or room < 1:
-        return None
+    if arena.state[page] != _EMPTY or not arena.budget.take():
+        return 0
     ahead = arena.readahead.advise(mapper, page)
-    n = 1
-    if ahead.n > 1 and ahead.stride == 1:
-        n = arena.table.run_length(page, min(ahead.n, room))
-        if n < ahead.n:
-            arena.readahead.brought(mapper, page, ahead, n)
-    arena.budget.charge(n)
-    return Zero(PageRun(page, n), mapper)
+    if ahead.n == 1 or ahead.stride != 1:
+        return 1
+    n = arena.table.run_length(page, min(ahead.n, arena.budget.room + 1))
+    arena.budget.charge(n - 1)
+    if n < ahead.n:
+        arena.readahead.brought(mapper, page, ahead, n)
+    return n
 
 
-def first_touched(arena: ArenaPages, effect: Zero, outcome: Outcome) -> bool:
-    """Take note of what became of `first_touch`. False: it is no such simple case; answer it with `cpu_fault`."""
-    run = effect.pages
-    if outcome[1]:
-        n_done = outcome[0]
-        arena.budget.charge(n_done - run.n)
+def first_touched(arena: ArenaPages, page: int, n: int, n_done: int) -> bool:
+    """Take note that `n_done` of `n` pages came. False: it is no such simple case; answer it with `cpu_fault`."""
+    if n_done < n:
+        arena.budget.charge(n_done - n)
         if n_done:
-            arena.arrived(PageRun(run.first, n_done))
+            arena.arrived(PageRun(page, n_done))
         return False
-    arena.arrived(run)
     arena.counts.faults_zero += 1
-    arena.counts.readahead += run.n - 1
+    if n == 1:
+        arena.arrived_one(page)
+    else:
+        arena.arrived(PageRun(page, n))
+        arena.counts.readahead += n - 1
     return True
 
 

@@ -29,7 +29,7 @@ from dataclasses import replace
 from nopin.mm import faults, giving_up, recovery
 from nopin.mm.arena_pages import ArenaPages, News, PagerSettings, PagerStatistics
 from nopin.mm.device_faults import FaultPages, Frames
-from nopin.mm.effects import Mapper, Outcome, PageRun, Procedure, Zero
+from nopin.mm.effects import Mapper, PageRun, Procedure
 from nopin.mm.eviction import batch_pages, evict
 from nopin.mm.notifier import Notifiers
 from nopin.mm.page_table import PageTable
@@ -73,13 +73,13 @@ class Pager:
         """
         return faults.cpu_fault(self._arena, mapper, page, write=write, minor=minor, protected=protected)
 
-    def first_touch(self, mapper: Mapper, page: int) -> Zero | None:
-        """Return the one effect that answers a missing page, if one does: the quick way; see `faults.first_touch`."""
+    def first_touch(self, mapper: Mapper, page: int) -> int:
+        """Say how many zero pages answer a missing page, if that is all it takes: see `faults.first_touch`."""
         return faults.first_touch(self._arena, mapper, page)
 
-    def first_touched(self, effect: Zero, outcome: Outcome) -> bool:
+    def first_touched(self, page: int, n: int, n_done: int) -> bool:
         """Say what became of it; False: `cpu_fault` must answer after all."""
-        return faults.first_touched(self._arena, effect, outcome)
+        return faults.first_touched(self._arena, page, n, n_done)
 
     def device_fault(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
         """Bring pages into the file and hold them; see `DeviceFaults`."""

@@ -12,8 +12,9 @@ back soon after it had left. The order is therefore that of 2Q with the refault 
   young again it is protected. Once is not enough, because each page of a stream is used once.
 - Pages held for a parked access are passed over.
 
-Queues hold runs of pages, not pages, so a batch of 512 costs what one page costs. A run is looked through only when its
-turn comes; what has left meanwhile, or moved to the other queue, is skipped then.
+Queues hold runs of pages, not pages, so a batch of 512 costs what one page costs; single pages that come one after the
+other are gathered, and queued as one. An entry is looked through only when its turn comes; what has left meanwhile, or
+moved to the other queue, is skipped then.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ BATCH_PAGES = 512
 """Victims at once: 2 MiB, where protecting, copying and punching cost least a page."""
 
 Young = Callable[[list[Range]], set[int]]
-"""Asks devices which of these pages they used since they were last asked."""
+"""Asks devices which of these pages, sorted, they used since they were last asked."""
 
 QUEUE_SLACK = 4096
 """Runs in the queue beyond twice the pages that are resident before it is rid of what has left."""
+
+_GATHERED_MAX = 512
+"""Single pages queued as one."""
 
 _NONE = np.empty(0, np.int64)
 _ON_PROBATION, _PROTECTED, _RECYCLED = 1, 2, 4
@@ -85,6 +89,19 @@ class Budget:
         self.parent = parent
         self.charge(n_used)
 
+    def take(self) -> bool:
+        """Charge one page, if there is room for it."""
+        budget: Budget | None = self
+        while budget is not None:
+            if budget.n_used >= budget.n_pages:
+                return False
+            budget = budget.parent
+        budget = self
+        while budget is not None:
+            budget.n_used += 1
+            budget = budget.parent
+        return True
+
     def charge(self, n: int) -> None:
         """Count pages that became resident (negative: that left)."""
         budget: Budget | None = self
@@ -115,7 +132,8 @@ class Residency:
         self._shadow_one: memoryview = self._shadow.data
         self._holds = np.zeros(len(states), np.uint16)
         self._holds_one: memoryview = self._holds.data
-        self._probation: deque[PageRun] = deque()
+        self._probation: deque[PageRun | Pages] = deque()
+        self._gathered: list[int] = []  # behind all that is in the queue
         self._protected: deque[PageRun] = deque()
         self._n_protected = 0
         self._n_evicted = 0
@@ -130,12 +148,8 @@ class Residency:
     def admit(self, run: PageRun) -> None:
         """Pages of a run have become resident."""
         first, n = run
-        if len(self._probation) > 2 * self.budget.n_used + QUEUE_SLACK:
-            self._tidy()
-        if n == 1 and not self._shadow_one[first]:  # the common case
-            self._where_one[first] = _ON_PROBATION
-            self._probation.append(run)
-            return
+        self._queue_gathered()
+        self._bound_queues()
         shadows = self._shadow[first : first + n]
         distances = self._n_evicted + 1 - shadows.astype(np.int64)
         refaulted = (shadows != 0) & (distances <= self.budget.limit)
@@ -150,6 +164,16 @@ class Residency:
         for part in runs_of(first + np.flatnonzero(~refaulted)):
             self._where[part.first : part.end] = _ON_PROBATION
             self._probation.append(part)
+
+    def admit_one(self, page: int) -> None:
+        """A page has become resident."""
+        if self._shadow_one[page]:
+            self.admit(PageRun(page, 1))
+            return
+        self._where_one[page] = _ON_PROBATION
+        self._gathered.append(page)
+        if len(self._gathered) >= _GATHERED_MAX:
+            self._queue_gathered()
 
     def evicted(self, pages: Pages) -> None:
         """Pages have left to make room: remember when."""
@@ -187,6 +211,7 @@ class Residency:
         Args:
             hot: protected pages may be taken too, once nothing else is left.
         """
+        self._queue_gathered()
         chosen: list[Pages] = []
         n_left = n_most
         n_looks, last_pass = len(self._probation), False
@@ -206,16 +231,27 @@ class Residency:
 
     def spared(self, pages: Pages) -> None:
         """Pages that were chosen stay after all: as if they had just come."""
-        for run in runs_of(pages):
-            self._where[run.first : run.end] = _ON_PROBATION
-            self._probation.append(run)
+        self._queue_gathered()
+        self._where[pages] = _ON_PROBATION
+        self._probation.extend(runs_of(pages))
 
-    def _look(self, run: PageRun, n_most: int, young: Young) -> Pages:
-        """Take victims out of a run whose turn has come; what stays is queued again."""
-        pages = run.first + np.flatnonzero(
-            (self._states[run.first : run.end] == PageState.RESIDENT)
-            & (self._where[run.first : run.end] & _ON_PROBATION != 0)
-        )
+    def _queue_gathered(self) -> None:
+        """Put single pages that came last where they belong."""
+        gathered = self._gathered
+        if not gathered:
+            return
+        if len(gathered) == 1:
+            self._probation.append(PageRun(gathered[0], 1))
+        else:
+            self._probation.append(np.array(gathered))
+        gathered.clear()
+        self._bound_queues()
+
+    def _look(self, entry: PageRun | Pages, n_most: int, young: Young) -> Pages:
+        """Take victims out of an entry whose turn has come; what stays is queued again."""
+        queued = _pages_of(entry)
+        there = (self._states[queued] == PageState.RESIDENT) & (self._where[queued] & _ON_PROBATION != 0)
+        pages: Pages = queued[there]
         if not len(pages):
             return pages
         held = self._holds[pages] > 0
@@ -226,7 +262,7 @@ class Residency:
             for part in reversed(runs_of(pages[n_most:])):
                 self._probation.appendleft(part)
             pages = pages[:n_most]
-        used = young([Range(part.first, part.end) for part in runs_of(pages)]) if len(pages) else ()
+        used = young([Range(part.first, part.end) for part in runs_of(np.sort(pages))]) if len(pages) else ()
         if used:
             pages = self._spare_young(pages, np.isin(pages, np.fromiter(used, np.int64)))
         self._where[pages] = 0
@@ -266,22 +302,29 @@ class Residency:
         self._n_protected -= len(pages)
         return runs_of(pages)
 
-    def _tidy(self) -> None:
+    def _bound_queues(self) -> None:
         """Drop what has left from the queues: a program that gives up and touches for ever evicts nothing."""
+        if len(self._probation) <= 2 * self.budget.n_used + QUEUE_SLACK:
+            return
         for queue, kind in ((self._probation, _ON_PROBATION), (self._protected, _PROTECTED)):
-            pages = np.concatenate([np.arange(run.first, run.end) for run in queue] or [_NONE])
+            pages = np.concatenate([_pages_of(entry) for entry in queue] or [_NONE])
             pages = pages[self._where[pages] & kind != 0]
             _, first_seen = np.unique(pages, return_index=True)
             queue.clear()
             queue.extend(runs_of(pages[np.sort(first_seen)]))
 
     def _leave(self, pages: Pages) -> None:
+        self._queue_gathered()  # so that no page is gathered twice
         self._n_protected -= int((self._where[pages] == _PROTECTED).sum())
         self._where[pages] = 0
 
 
+def _pages_of(entry: PageRun | Pages) -> Pages:
+    return np.arange(entry.first, entry.end) if isinstance(entry, PageRun) else entry
+
+
 def runs_of(pages: Pages) -> list[PageRun]:
-    """Join page numbers that follow one another to runs."""
+    """Join page numbers that follow one another to runs, in the order given."""
     if not len(pages):
         return []
     cuts = np.flatnonzero(np.diff(pages) != 1) + 1

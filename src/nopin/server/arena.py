@@ -27,7 +27,7 @@ from nopin.linux.uffd_handshake import EventKind
 from nopin.mm.causes import Cause
 from nopin.mm.device_faults import DeviceFaults, FaultPages
 from nopin.mm.effects import Mapper as MapperNumber
-from nopin.mm.effects import Outcome, PageRun, Procedure, Zero
+from nopin.mm.effects import PageRun, Procedure
 from nopin.ranges import Range, subtract
 from nopin.server.arena_machine import ArenaMachine
 from nopin.server.arena_maker import ArenaParts
@@ -43,7 +43,7 @@ _FLAGS = [(flags & FAULT_WRITE != 0, flags & FAULT_WP != 0, flags & FAULT_MINOR 
 """Of a fault's message: write, protected, minor."""
 _N_BUCKETS = 64
 _PAGEFAULT = EventKind.PAGEFAULT
-ROUNDS = 16
+ROUNDS = 32
 _CLOSE_AGAIN_NS = 1000 * US_NS
 _FIRST_MAPPER: MapperNumber = 1
 _RECLAIM_AGAIN_NS = 10_000 * US_NS
@@ -71,11 +71,11 @@ class ArenaPager(DeviceFaults, Protocol):
         """Answer a process's fault."""
         ...
 
-    def first_touch(self, mapper: MapperNumber, page: int) -> Zero | None:
-        """Return the one effect that answers a missing page, if one does."""
+    def first_touch(self, mapper: MapperNumber, page: int) -> int:
+        """Say how many zero pages from a missing one on answer it; 0 if that is not all it takes."""
         ...
 
-    def first_touched(self, effect: Zero, outcome: Outcome) -> bool:
+    def first_touched(self, page: int, n: int, n_done: int) -> bool:
         """Take note of what became of it; False: it must be answered by `cpu_fault`."""
         ...
 
@@ -333,7 +333,6 @@ class Arena:
         A child runs as soon as its fork was read. A fault answered before it is a mapper could evict, and protect its
         pages in all mappers but this one.
         """
-        start, cpu_fault, number = self.runner.start, self.pager.cpu_fault, mapper.number
         if len(messages) > 1:
             messages = sorted(messages, key=_is_fault)
         for message in messages:
@@ -348,20 +347,21 @@ class Arena:
                     mapper.uffd.wake(address & ~PAGE_MASK, PAGE_BYTES)
                     continue
                 page = found
-            if flags <= FAULT_WRITE and self._first_touch(number, page):
+            if flags <= FAULT_WRITE and self._first_touch(mapper, page):
                 self._latency[flags][(self._clock() - began_ns).bit_length()] += 1
                 continue
             write, protected, minor = _FLAGS[flags & 7]
-            task = start(cpu_fault(number, page, write=write, minor=minor, protected=protected))
+            fault = self.pager.cpu_fault(mapper.number, page, write=write, minor=minor, protected=protected)
+            task = self.runner.start(fault)
             if task is None:
                 self._latency[flags & 7][(self._clock() - began_ns).bit_length()] += 1
             else:
                 task.done = partial(self._answered, flags & 7, began_ns)
 
-    def _first_touch(self, number: MapperNumber, page: int) -> bool:
+    def _first_touch(self, mapper: Mapper, page: int) -> bool:
         """Answer a missing page the quick way, if there is one."""
-        touch = self.pager.first_touch(number, page)
-        return touch is not None and self.pager.first_touched(touch, self._machine.zero(touch))
+        n = self.pager.first_touch(mapper.number, page)
+        return n > 0 and self.pager.first_touched(page, n, self._machine.zero_at(mapper, page, n)[0])
 
     def _answered(self, flags: int, began_ns: int, _result: None) -> None:
         self._latency[flags][(self._clock() - began_ns).bit_length()] += 1

@@ -42,8 +42,6 @@ from nopin.ranges import Range, subtract
 from nopin.server.mapper import Mapper, Placed
 from nopin.units import PAGE_BYTES, PAGE_SHIFT
 
-_ONE_DONE = Outcome(1, 0)
-
 
 class ServerMapping:
     """The server's own mapping of an arena; implements `mm.device_faults.Frames`. Owns the file's descriptor.
@@ -100,25 +98,29 @@ class ArenaMachine:
 
     def zero(self, effect: Zero) -> Outcome:
         """Make zero pages and map them."""
-        pages, number = effect.pages, effect.mapper
-        mapper = self.mappers.get(number)
+        pages = effect.pages
+        mapper = self.mappers.get(effect.mapper)
         if mapper is not None:
-            first, n = pages
-            inside = mapper.low <= first and first + n <= mapper.high
-            address = mapper.bias + (first << PAGE_SHIFT) if inside else mapper.address_of(pages)
-            if address is not None:
-                length = n << PAGE_SHIFT
-                done, problem = mapper.uffd.zero(address, length)
-                if not problem:
-                    return _ONE_DONE if n == 1 else Outcome(n, 0)
-                operation = mapper.uffd.zero
-                outcome = self._go_on(mapper, operation, address, length, done, problem)
-                if outcome.errno != errno.EAGAIN:
-                    return outcome
-                return self._through_server(mapper, pages, outcome.n_done, None)
-        elif number != SERVER:
+            return Outcome(*self.zero_at(mapper, *pages))
+        if effect.mapper != SERVER:
             return Outcome(0, errno.ESRCH)
-        return self._through_server(mapper, pages, 0, None)
+        return self._through_server(None, pages, 0, None)
+
+    def zero_at(self, mapper: Mapper, first: int, n: int) -> tuple[int, int]:
+        """Do the same without an effect; returns as `Outcome`."""
+        inside = mapper.low <= first and first + n <= mapper.high
+        address = mapper.bias + (first << PAGE_SHIFT) if inside else mapper.address_of(PageRun(first, n))
+        n_done = 0
+        if address is not None:
+            length = n << PAGE_SHIFT
+            done, problem = mapper.uffd.zero(address, length)
+            if not problem:
+                return n, 0
+            outcome = self._go_on(mapper, mapper.uffd.zero, address, length, done, problem)
+            if outcome.errno != errno.EAGAIN:
+                return outcome
+            n_done = outcome.n_done
+        return self._through_server(mapper, PageRun(first, n), n_done, None)
 
     def fill(self, effect: Fill) -> Outcome:
         """Make pages from bytes and map them."""
