@@ -131,3 +131,11 @@ def test_cost_parameters_can_be_set_and_wrong_values_are_refused() -> None:
     )
     with pytest.raises(UsageError, match="is not a value"):
         measured("registration", size_bytes="large")
+
+
+def test_parking_keeps_the_line_busy_where_rnr_waits_and_sends_again() -> None:
+    came = measured("responder", spacing=256, faults=3, packets=768, rnr_code=12, mtu=4096)
+    assert came["parking"]["gbit_per_s"] > 5 * came["rnr"]["gbit_per_s"]
+    assert came["parking"]["rnr_naks"] == came["parking"]["resent_packets"] == 0
+    assert came["rnr"]["rnr_naks"] == 3
+    assert came["rnr"]["resent_packets"] > 16

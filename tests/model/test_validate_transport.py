@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from nopin.lab.faulty_stream import run_stream
 from nopin.lab.validate.registry import Report, experiment_named, run_experiment
 from nopin.lab.validate.v2_stream import EXPERIMENT as V2
-from nopin.lab.validate.v2_stream import Curve, Stream, run_stream
+from nopin.lab.validate.v2_stream import Curve, stream_of
 from nopin.model.presets import preset_named
 from nopin.units import US_NS
 
@@ -42,8 +43,8 @@ PACKET_NS = 4096 * 8 / 47.8
 def stream(exponent: int, n_faults: int, *, wait_ns: int = WAIT_NS) -> float:
     """Return what a fault costs, in nanoseconds."""
     n_packets = n_faults << exponent
-    taken = run_stream(Stream(COSTS, 4096, wait_ns, 1 << exponent, n_packets))
-    return (taken - n_packets * PACKET_NS) / n_faults
+    taken_ns = run_stream(stream_of(COSTS, 4096, wait_ns, 1 << exponent, n_packets)).taken_ns
+    return (taken_ns - n_packets * PACKET_NS) / n_faults
 
 
 def test_v2_a_fault_costs_the_rnr_wait_and_what_was_in_flight() -> None:
