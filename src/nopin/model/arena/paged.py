@@ -129,9 +129,9 @@ class PagedArena:
 
     def discard(self, run: PageRun) -> Steps:
         """Give pages up by word. On the server's lane."""
-        self.cells.begin_giving_up(run)
+        began_at = self.cells.begin_giving_up(run)
         yield from self.pager.discard(run)
-        self.cells.end_giving_up(run)
+        self.cells.end_giving_up(run, began_at)
 
     def remove(self, run: PageRun, *, dropped: bool | None = True) -> Steps:
         """Give pages up by MADV_REMOVE: when the server has read of it the kernel drops them, at its own time."""
@@ -142,7 +142,7 @@ class PagedArena:
         yield Work("drops the pages")
         self.machine.zap(run)
         yield Work("has dropped the pages")
-        self.cells.end_giving_up(run)
+        self.cells.end_giving_up(run, None)
 
     def _count(self, value: int | None) -> None:
         if value is None:
@@ -177,6 +177,9 @@ class PagedArena:
             "a page in swap has no copy": not copied[table.states == PageState.SWAPPED].all(),
             "a store to a page with a valid copy would not be heard": copied[stores].any(),
         }
+        waiting = [task.name for task in machine.tasks if not task.ended]
+        if waiting:
+            violate("unanswered_fault", f"the server waits for ever: {', '.join(waiting)}")
         for what, holds in balances.items():
             if holds:
                 violate("unbalanced", what)

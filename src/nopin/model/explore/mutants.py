@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from nopin.errors import UsageError
 
-MODULES = ("arena",)
+MODULES = ("mirror", "host", "arena")
 """Modules of `nopin.model.explore.broken` that define some."""
 
 

@@ -5,6 +5,9 @@ it is new. At each new choice point the state is digested (`digest.py`); one tha
 futures looked at, or has them on the list, so the run is given up there. That is what keeps the number of runs near
 the number of different states rather than that of orders, which grows like a factorial.
 
+**Order.** Schedules with fewer interruptions come first. Most bugs need one or two, so they are found soon, also where
+not everything can be looked at, and what is found first is easy to read.
+
 **Bound.** Beyond `depth` choices a run takes the most ordinary one (`guide.py`) to its end. A state that was reached
 with less depth left is looked at again when it is reached with more.
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from nopin.model.explore.digest import digest_of
 from nopin.model.explore.guide import Guide
@@ -74,9 +78,10 @@ class _Search:
     """The policy of a search: new choice points put their other options on the list."""
 
     def __init__(self, bounds: Bounds, at_point: Callable[[bytes], None] | None) -> None:
-        self.pending: list[tuple[int, ...]] = [()]
+        self.pending: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())]
         self.seen: dict[bytes, int] = {}
         self._bounds = bounds
+        self._n_pushed = 0
         self._at_point = at_point
 
     def pick(self, guide: Guide, site: str, options: Sequence[str]) -> int:
@@ -89,7 +94,10 @@ class _Search:
         elif sum(guide.fired.values()) >= self._bounds.n_faults:
             return 0
         chosen = tuple(guide.choices)
-        self.pending += [(*chosen, other) for other in range(len(options) - 1, 0, -1)]
+        n_interruptions = 1 + sum(choice != 0 for choice in chosen)
+        for other in range(1, len(options)):
+            self._n_pushed += 1
+            heappush(self.pending, (n_interruptions, self._n_pushed, (*chosen, other)))
         return 0
 
     def _note_state(self, guide: Guide, at: int) -> None:
@@ -115,7 +123,7 @@ def search(scenario: Scenario, bounds: Bounds, *, at_point: Callable[[bytes], No
     while policy.pending:
         if found.n_schedules >= bounds.max_schedules:
             return found
-        guide = Guide(policy.pending.pop(), policy)
+        guide = Guide(heappop(policy.pending)[2], policy)
         found.n_schedules += 1
         try:
             found.breach = run_once(scenario, guide)

@@ -16,8 +16,8 @@ from nopin.model.oracle.violation import violate
 from nopin.model.scheduler import Port, Scheduler, Task
 from nopin.model.trace import Trace
 
-MAX_STEPS = 20_000
-"""Steps of a run before it counts as endless; the longest of ours take a tenth of it."""
+MAX_STEPS = 5_000
+"""Steps of a run before it counts as endless; the longest of ours take a fifth of it."""
 
 Steps = Generator[Any, Any, Any]
 

@@ -2,7 +2,8 @@
 
 Each store writes a number nobody wrote before (or zero, so that pages become all zeros), so what is read tells who
 wrote it. What may be read is exactly what was stored last, but in pages that are being given up: there zero, too, from
-the moment that begins. The first read after that ends shows which of the two it came to, and decides.
+the moment that begins. When it has ended zero is right, and what was stored meanwhile; if it cannot be known what it
+came to (its server was killed), the first read decides.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Cells:
     def __init__(self, memory: Bytes) -> None:
         self.memory = memory
         self._allowed: dict[tuple[int, int], list[int]] = {}
+        self._stored_at: dict[tuple[int, int], int] = {}
         self._giving_up: Counter[int] = Counter()
+        self._clock = 0
         self._next_value = 1
 
     def fresh(self) -> int:
@@ -45,6 +48,7 @@ class Cells:
         allowed = self._allowed.setdefault((page, cell), [0])
         if value is not None:
             word[0] = value
+            self._stored_at[page, cell] = self._clock
             allowed[:] = [value, 0] if self._giving_up[page] and value else [value]
             return value
         found = int(word[0])
@@ -56,19 +60,24 @@ class Cells:
             allowed[:] = [found]
         return found
 
-    def begin_giving_up(self, run: PageRun) -> None:
-        """From here on pages may read as zeros."""
+    def begin_giving_up(self, run: PageRun) -> int:
+        """From here on pages may read as zeros. Returns what `end_giving_up` wants to know."""
+        self._clock += 1
         for page in range(run.first, run.end):
             self._giving_up[page] += 1
             for cell in range(len(CELLS)):
                 allowed = self._allowed.setdefault((page, cell), [0])
                 if 0 not in allowed:
                     allowed.append(0)
+        return self._clock
 
-    def end_giving_up(self, run: PageRun) -> None:
-        """What is stored from here on stays."""
+    def end_giving_up(self, run: PageRun, began_at: int | None) -> None:
+        """What is stored from here on stays; what was not stored since it began is zeros (None: perhaps)."""
         for page in range(run.first, run.end):
             self._giving_up[page] = max(0, self._giving_up[page] - 1)
+            for cell in range(len(CELLS)):
+                if began_at is not None and self._stored_at.get((page, cell), 0) < began_at:
+                    self._allowed[page, cell] = [0]
 
     def forget_giving_up(self) -> None:
         """Who was giving pages up was killed: it is undone or half done, and both are right."""

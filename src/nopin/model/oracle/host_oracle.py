@@ -24,6 +24,9 @@ from nopin.model.oracle.violation import violate
 from nopin.ranges import Range
 from nopin.units import PAGE_SHIFT
 
+_EXCUSES = {Reason.LOST: "swap read", Reason.BUSY: "frame"}
+"""Refusals that the medium, or want of memory, is to blame for."""
+
 _STILL_MIRRORED = frozenset({Cause.PROTECT, Cause.SYNC})
 """After these a device need not ask anew in order to read."""
 
@@ -34,7 +37,7 @@ class Space:
     Attributes:
         rights: of each page that is mapped: (read, write).
         bad_at: when a page last was not to be had, in full or in part.
-        copies: of forks that are under way.
+        copy: what the child of a fork that is under way may find.
     """
 
     def __init__(self, name: str) -> None:
@@ -43,7 +46,7 @@ class Space:
         self.rights: dict[int, tuple[bool, bool]] = {}
         self.bad_at: dict[int, int] = {}
         self.released_at: int | None = None
-        self.copies: list[Memory] = []
+        self.copy: Memory | None = None
 
     def allows(self, page: int, *, write: bool) -> bool:
         """Tell whether a page is mapped, with that right."""
@@ -59,6 +62,7 @@ class HostOracle(HostObserver):
 
     Attributes:
         clock: counts changes of what may be accessed, from 1.
+        trouble: sites of trouble that had their way.
     """
 
     def __init__(self, note: Callable[[str, str], None]) -> None:
@@ -66,6 +70,7 @@ class HostOracle(HostObserver):
         self.devices = DeviceOracle(self)
         self.note = note
         self.in_use: set[int] = set()
+        self.trouble: set[str] = set()
         self._spaces: dict[int, Space] = {}
 
     def space(self, process: Process) -> Space:
@@ -75,13 +80,19 @@ class HostOracle(HostObserver):
             found = self._spaces[process.pid] = Space(f"process {process.pid}")
         return found
 
-    def refused(self, who: str, process: Process, va: int, n_bytes: int, *, write: bool, since: int) -> None:
+    def refused(
+        self, who: str, process: Process, va: int, n_bytes: int, reason: Reason, *, write: bool, since: int
+    ) -> None:
         """An access failed for good that began when the clock was `since`: was there ever a reason?"""
+        if _EXCUSES.get(reason) in self.trouble:
+            return
         space = self.space(process)
         pages = range(va >> PAGE_SHIFT, (va + n_bytes - 1 >> PAGE_SHIFT) + 1)
         bad = any(not space.allows(page, write=write) or space.bad_at.get(page, 0) >= since for page in pages)
         if not bad and space.released_at is None:
-            violate("transient_as_permanent", f"{who} is refused {va:#x}, which could be had all the time")
+            violate(
+                "transient_as_permanent", f"{who} is refused {va:#x}, which could be had all the time: {reason.value}"
+            )
 
     def check_idle(self) -> None:
         """Check what holds when nothing is under way."""
@@ -111,8 +122,8 @@ class HostOracle(HostObserver):
         for at, value in words_of(va, data):
             self.note(who, f"writes {value:#x} at {at:#x}")
             space.memory.store(at, value)
-            for copy in space.copies:
-                copy.also(at, value)
+            if space.copy is not None:
+                space.copy.also(at, value)
 
     # What hosts tell
 
@@ -182,12 +193,13 @@ class HostOracle(HostObserver):
     def fork_begins(self, parent: Process) -> None:
         """See `HostObserver`."""
         space = self.space(parent)
-        space.copies.append(space.memory.copy())
+        space.copy = space.memory.copy()
 
     def fork_ends(self, parent: Process, child: Process) -> None:
         """See `HostObserver`."""
         space, twin = self.space(parent), self.space(child)
-        twin.memory = space.copies.pop(0)
+        assert space.copy is not None, "a fork that ends and has not begun"
+        twin.memory, space.copy = space.copy, None
         twin.rights = dict(space.rights)
 
     def released(self, process: Process) -> None:

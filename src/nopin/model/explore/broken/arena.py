@@ -108,19 +108,19 @@ def frames_given_back_are_not_taken_off_the_books(patch: Patch) -> None:
 # Bringing pages in
 
 
-@mutant("arena_read_vs_store", "arena_store_vs_evict")
+@mutant("arena_read_vs_store", "arena_clean_store_vs_evict")
 def clean_pages_are_brought_without_protection(patch: Patch) -> None:
     """A page with a valid copy is write-protected, so that the first store is heard."""
     patch.setattr(bring, "Fill", lambda run, data, mapper, _protect: Fill(run, data, mapper, protect=False))
 
 
-@mutant("arena_store_vs_dontneed", "arena_store_vs_evict")
+@mutant("arena_read_vs_map", "arena_map_vs_evict")
 def clean_pages_are_mapped_without_protection(patch: Patch) -> None:
     """A page with a valid copy is mapped write-protected in every process that maps it later, too."""
     patch.setattr(faults, "MapIn", lambda run, mapper, _protect: MapIn(run, mapper, protect=False))
 
 
-@mutant("arena_store_vs_evict")
+@mutant("arena_clean_store_vs_evict")
 def the_first_store_to_a_clean_page_is_not_noted(patch: Patch) -> None:
     """The first store to a clean page gives its copy up."""
     patch.setattr(ArenaPages, "dirtied", lambda _arena, _run: None)
@@ -162,7 +162,7 @@ def space_is_given_back_while_its_copy_counts(patch: Patch) -> None:
     patch.setattr(ArenaPages, "arrived", early)
 
 
-@mutant("arena_first_store_vs_evict", "arena_first_store_vs_first_store")
+@mutant("arena_evict_vs_evict", "arena_first_store_vs_evict")
 def space_in_use_is_given_out_again(patch: Patch) -> None:
     """Each unit of swap holds one copy."""
     original = SwapSpace.allocate
@@ -203,7 +203,7 @@ def a_successor_takes_all_swap_for_free(patch: Patch) -> None:
     patch.setattr(SwapSpace, "rebuild", lambda _space, taken: [True] * len(taken))
 
 
-@mutant("arena_read_vs_evict", "arena_store_vs_dontneed")
+@mutant("arena_clean_store_vs_dontneed", "arena_clean_store_vs_evict")
 def stores_stay_forbidden_where_pages_have_left(patch: Patch) -> None:
     """Markers of protection are lifted from pages that have left, or a store there is refused for ever."""
     patch.setattr(faults, "Unprotect", _unprotect_nothing)

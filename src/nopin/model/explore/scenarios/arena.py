@@ -1,7 +1,8 @@
 """Managed memory: every two things that can happen to one arena at once.
 
-The arena has three pages and room for two. Page 0 is resident with a valid copy in swap, and mapped by process 1;
-page 1 is in swap only; page 2 was never touched. Afterwards process 1 reads everything, and the books must balance.
+The arena has four pages and room for three. Page 0 is resident with a valid copy in swap, and mapped by process 1;
+page 1 is in swap only; page 2 was written, and has no copy; page 3 was never touched. Afterwards process 1 reads
+everything, and the books must balance.
 """
 
 from __future__ import annotations
@@ -10,21 +11,26 @@ from collections.abc import Callable
 from itertools import combinations_with_replacement
 from typing import Any
 
+from nopin.mm.arena_pages import PagerSettings
 from nopin.mm.effects import PageRun, Procedure
+from nopin.mm.subscriber import Answer, Invalidation, Subscriber, Veto
+from nopin.mm.swap import UNIT_BYTES
 from nopin.model.arena.paged import PagedArena, Steps
 from nopin.model.effects import Work
-from nopin.model.explore.scenario import add
+from nopin.model.explore.scenario import add, scenario
 from nopin.model.explore.world import World
+from nopin.model.oracle.violation import violate
 from nopin.model.scheduler import Task
+from nopin.ranges import Range
 
-_ALL = PageRun(0, 3)
+_ALL = PageRun(0, 4)
 
 
 class Arena(PagedArena):
     """The arena described above, with actors."""
 
-    def __init__(self, world: World) -> None:
-        super().__init__(world.scheduler, n_pages=3, budget_pages=2)
+    def __init__(self, world: World, settings: PagerSettings | None = None) -> None:
+        super().__init__(world.scheduler, n_pages=4, budget_pages=3, settings=settings)
         self.world = world
         self._devices: list[Task] = []
         world.prepare(self._prepare())
@@ -38,6 +44,7 @@ class Arena(PagedArena):
         self.machine.start("evict", self.pager.give_back(2))
         yield Work("waits for that", 1)
         yield from self._run_thread(0, None)
+        yield from self._run_thread(2, self.cells.fresh())
 
     def _read_everything(self) -> Steps:
         for page in range(self.n_pages):
@@ -87,14 +94,16 @@ Actor = Callable[[Arena, str], object]
 
 ACTORS: dict[str, Actor] = {
     "read": lambda a, who: a.cpu_reads(who, 1),
-    "store": lambda a, who: a.cpu_stores(who, 1, 0),
-    "first_store": lambda a, who: a.cpu_stores(who, 2, 2),
+    "map": lambda a, who: a.cpu_reads(who, 0),
+    "store": lambda a, who: a.cpu_stores(who, 1, 2),
+    "clean_store": lambda a, who: a.cpu_stores(who, 1, 0),
+    "first_store": lambda a, who: a.cpu_stores(who, 2, 3),
     "device_read": lambda a, who: a.device_reads(who, PageRun(0, 2)),
     "device_store": lambda a, who: a.device_stores(who, PageRun(0, 2)),
-    "evict": lambda a, who: a.serve(f"{who}: evict", a.pager.give_back(2)),
-    "prefetch": lambda a, who: a.serve(f"{who}: prefetch", a.pager.prefetch(PageRun(1, 2), write=False)),
-    "discard": lambda a, who: a.serve(f"{who}: discard", a.discard(PageRun(0, 2))),
-    "remove": lambda a, who: a.world.spawn(f"{who}: madvise", a.remove(PageRun(0, 2))),
+    "evict": lambda a, who: a.serve(f"{who}: evict", a.pager.give_back(3)),
+    "prefetch": lambda a, who: a.serve(f"{who}: prefetch", a.pager.prefetch(PageRun(1, 3), write=False)),
+    "discard": lambda a, who: a.serve(f"{who}: discard", a.discard(PageRun(0, 3))),
+    "remove": lambda a, who: a.world.spawn(f"{who}: madvise", a.remove(PageRun(0, 3))),
     "dontneed": lambda a, who: a.world.spawn(f"{who}: madvise", a.drops_translations()),
     "takeover": lambda a, who: a.world.spawn(f"{who}: takeover", a.is_killed()),
 }
@@ -105,9 +114,63 @@ def _pair(one: str, other: str) -> Callable[[World], None]:
         arena = Arena(world)
         ACTORS[one](arena, "a")
         ACTORS[other](arena, "b")
+        world.at_end(lambda: _must_be_there(arena))
 
     return build
 
 
+def _must_be_there(arena: Arena) -> None:
+    if arena.lost or arena.n_killed or arena.refused:
+        killed = f"{arena.n_killed} accesses of processes and {sum(arena.refused.values())} of devices are refused"
+        violate("lost_write", f"pages {sorted(arena.lost)} are lost, {killed}, and the medium is good")
+
+
 for _one, _other in combinations_with_replacement(ACTORS, 2):
     add(f"arena_{_one}_vs_{_other}", _pair(_one, _other), f"managed memory: {_one} while {_other}")
+
+
+@scenario("arena_bad_medium")
+def arena_bad_medium(world: World) -> None:
+    """A copy in swap is damaged while a process and a device want it: an error, and never wrong bytes."""
+    arena = Arena(world, PagerSettings(compress=False))
+    arena.machine.swap[int(arena.table.units[1]) * UNIT_BYTES] ^= 0x10
+    arena.cpu_reads("a", 1)
+    arena.device_reads("b", PageRun(1, 1))
+    world.at_end(lambda: _must_be_lost(arena))
+
+
+def _must_be_lost(arena: Arena) -> None:
+    if arena.lost != {1} or not arena.n_killed:
+        violate("wrong_bytes", f"page 1 is damaged; lost are {sorted(arena.lost)}, killed {arena.n_killed} accesses")
+
+
+class Keeper(Subscriber):
+    """A device that refuses, once, to let go of a page it uses."""
+
+    def __init__(self, arena: Arena, page: int) -> None:
+        self._arena = arena
+        self._page = page
+        self._refused: Invalidation | None = None
+        arena.notifiers.subscribe(Range(page, page + 1), self, veto_limit=1)
+
+    def invalidate_start(self, event: Invalidation) -> Answer:
+        """See `Subscriber`."""
+        if not event.may_veto:
+            return None
+        self._refused = event
+        return Veto([Range(self._page, self._page + 1)])
+
+    def invalidate_end(self, event: Invalidation) -> None:
+        """See `Subscriber`."""
+        refused = self._refused is not None and self._refused.generation == event.generation
+        if refused and not self._arena.machine.present[self._page]:
+            violate("stale_access", f"a device uses page {self._page}, which it refused to give, and it is gone")
+
+
+@scenario("arena_evict_vs_refusal")
+def arena_evict_vs_refusal(world: World) -> None:
+    """A device refuses to let go of a page that is being evicted while a process stores to it."""
+    arena = Arena(world)
+    Keeper(arena, 2)
+    ACTORS["evict"](arena, "a")
+    ACTORS["store"](arena, "b")

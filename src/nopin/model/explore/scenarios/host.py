@@ -14,18 +14,24 @@ from itertools import combinations_with_replacement
 from typing import Any
 
 from nopin.errors import OwnerGone
+from nopin.mm.causes import Cause
+from nopin.mm.device_faults import FaultPages
+from nopin.mm.effects import PageRun, Procedure, Quiesce
 from nopin.mm.space import Reason
+from nopin.mm.subscriber import AGAIN, Answer, Invalidation, Subscriber
 from nopin.model.device.dma import DmaDevice
+from nopin.model.device.faults import Resolve
 from nopin.model.effects import Work
-from nopin.model.explore.scenario import add
+from nopin.model.explore.scenario import add, scenario
 from nopin.model.explore.world import Steps, World
 from nopin.model.host.advice import Advice
 from nopin.model.host.errors import ModelFault
 from nopin.model.host.host import Host
 from nopin.model.host.process import Process
-from nopin.model.host.vma import Prot
+from nopin.model.host.vma import NO_PAGE, Prot
 from nopin.model.oracle.host_oracle import HostOracle
 from nopin.model.oracle.memory import WORD_BYTES
+from nopin.ranges import Range
 from nopin.units import PAGE_BYTES, PAGE_SHIFT, U64_MAX
 
 N_PAGES = 3
@@ -40,7 +46,7 @@ class Machine:
     def __init__(self, world: World, *, n_frames: int = 16) -> None:
         self.world = world
         self.oracle = HostOracle(world.note)
-        self.host = Host("host", world.scheduler, n_frames, observer=self.oracle)
+        self.host = Host("host", world.scheduler, n_frames, observer=self.oracle, fires=self._fires)
         self.cold = DmaDevice("cold", world.scheduler, slow=True, observer=self.oracle.devices)
         self.warm = DmaDevice("warm", world.scheduler, slow=True, observer=self.oracle.devices)
         self.process = self.host.spawn_process()
@@ -49,6 +55,12 @@ class Machine:
         world.prepare(self._prepare())
         world.afterwards(self._read_everything)
         world.at_end(self._check_idle)
+
+    def _fires(self, site: str) -> bool:
+        fires = self.world.may(site)
+        if fires:
+            self.oracle.trouble.add(site)
+        return fires
 
     def fresh(self, n_words: int = 1) -> bytes:
         """Return words that nobody wrote before."""
@@ -71,17 +83,18 @@ class Machine:
         since = self.oracle.clock
         try:
             yield from process.load(va, n_words * WORD_BYTES)
-        except ModelFault:
-            who = f"process {process.pid}"
-            self.oracle.refused(who, process, va, n_words * WORD_BYTES, write=False, since=since)
+        except ModelFault as failed:
+            who, n_bytes = f"process {process.pid}", n_words * WORD_BYTES
+            self.oracle.refused(who, process, va, n_bytes, failed.reason, write=False, since=since)
 
     def stores(self, process: Process, va: int, data: bytes) -> Steps:
         """Store words as a program does."""
         since = self.oracle.clock
         try:
             yield from process.store(va, data)
-        except ModelFault:
-            self.oracle.refused(f"process {process.pid}", process, va, len(data), write=True, since=since)
+        except ModelFault as failed:
+            who = f"process {process.pid}"
+            self.oracle.refused(who, process, va, len(data), failed.reason, write=True, since=since)
 
     def device_reads(self, device: DmaDevice, process: Process, va: int, n_words: int = 1) -> Steps:
         """Read words as a device does."""
@@ -91,20 +104,32 @@ class Machine:
         except OwnerGone:
             came = Reason.OWNER_GONE
         if isinstance(came, Reason):
-            self.oracle.refused(device.name, process, va, n_words * WORD_BYTES, write=False, since=since)
+            self.oracle.refused(device.name, process, va, n_words * WORD_BYTES, came, write=False, since=since)
 
     def device_writes(self, device: DmaDevice, process: Process, va: int, data: bytes) -> Steps:
         """Write words as a device does."""
         since = self.oracle.clock
         reason = yield from device.write(process, va, data)
         if reason is not None:
-            self.oracle.refused(device.name, process, va, len(data), write=True, since=since)
+            self.oracle.refused(device.name, process, va, len(data), reason, write=True, since=since)
 
     # Actors
 
     def act(self, name: str, procedure: Steps) -> None:
         """Have an actor run; a call that is refused because of another actor is no violation."""
         self.world.spawn(name, _unless_refused(procedure))
+
+    def forks(self, data: bytes) -> Steps:
+        """Fork, and store on both sides: neither may see what the other stores."""
+        child = yield from self.process.fork()
+        for process, word in ((child, data[:WORD_BYTES]), (self.process, data[WORD_BYTES:])):
+            self.act(f"process {process.pid} after fork", self.stores(process, self.va + BORDER, word))
+
+    def forks_and_child_ends(self) -> Steps:
+        """Fork; the child reads what it has, and exits."""
+        child = yield from self.process.fork()
+        yield from self.loads(child, self.va + BORDER, 2)
+        yield from child.exit()
 
     def prefetches(self) -> Steps:
         """Bring all pages into the cold mirror."""
@@ -177,10 +202,14 @@ ACTORS: dict[str, Actor] = {
     "load": lambda m, _: m.loads(m.process, m.va + BORDER, 2),
     "store": lambda m, data: m.stores(m.process, m.va + BORDER, data),
     "first_store": lambda m, data: m.stores(m.process, m.va + BORDER + PAGE_BYTES, data),
+    "first_write": lambda m, data: m.device_writes(m.warm, m.process, m.va + BORDER + PAGE_BYTES, data),
     "munmap": lambda m, _: m.process.munmap(m.va, TWO_PAGES),
     "map_anew": lambda m, data: m.maps_anew(data),
     "mremap": lambda m, data: m.moves(data),
     "discard": lambda m, _: m.process.madvise(m.va, TWO_PAGES, Advice.DONTNEED),
+    "fork": lambda m, data: m.forks(data),
+    "fork_exit": lambda m, _: m.forks_and_child_ends(),
+    "reclaim": lambda m, _: m.host.reclaim(2),
     "protect": lambda m, _: m.protects(Prot.READ),
     "protect_all": lambda m, _: m.protects(Prot.NONE),
     "protect_twice": lambda m, data: m.protects_and_allows(data),
@@ -200,3 +229,72 @@ def _pair(one: str, other: str) -> Callable[[World], None]:
 
 for _one, _other in combinations_with_replacement(ACTORS, 2):
     add(f"{_one}_vs_{_other}", _pair(_one, _other), f"a process's memory: {_one} while {_other}")
+
+
+@scenario("two_faults_vs_munmap")
+def two_faults_vs_munmap(world: World) -> None:
+    """Two devices fault on pages that are being unmapped."""
+    machine = Machine(world)
+    machine.act("a: fault", machine.device_reads(machine.cold, machine.process, machine.va + BORDER, 2))
+    other = DmaDevice("other", world.scheduler, observer=machine.oracle.devices)
+    machine.act("b: fault", machine.device_reads(other, machine.process, machine.va + BORDER, 2))
+    machine.act("c: munmap", machine.process.munmap(machine.va, TWO_PAGES))
+
+
+@scenario("fault_vs_munmap_at_wrap")
+def fault_vs_munmap_at_wrap(world: World) -> None:
+    """The sequence stands where one of eight bits would begin anew."""
+    machine = Machine(world)
+    eras = machine.process.notifiers._eras
+    while eras._clock % 256 != 254:
+        eras.end(eras.start([Range(0, 1)]))
+    machine.act("a: fault", machine.device_reads(machine.cold, machine.process, machine.va + BORDER, 2))
+    machine.act("b: munmap", machine.process.munmap(machine.va, TWO_PAGES))
+
+
+class AlwaysBeaten:
+    """The way of a fault on which, each time, its pages are invalidated before its answer arrives."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def serve(self, pages: PageRun, write: bool, resolve: Resolve) -> Procedure[FaultPages]:
+        """See `FaultPath`."""
+        came = yield from resolve(pages, write)
+        bracket = self._process.begin([Range(pages.first, pages.end)], Cause.COW)
+        yield Quiesce(bracket.fences)
+        bracket.end()
+        return came
+
+
+@scenario("fault_vs_endless_invalidation")
+def fault_vs_endless_invalidation(world: World) -> None:
+    """A fill is beaten by an invalidation each time: it gives up for now, and does not go on for ever."""
+    machine = Machine(world)
+    path = AlwaysBeaten(machine.process)
+    device = DmaDevice("beaten", world.scheduler, observer=machine.oracle.devices, path=path)
+    machine.act("a: prefetch", device.prefetch(machine.process, machine.va >> PAGE_SHIFT, 2, write=False))
+
+
+class CannotWait(Subscriber):
+    """A holder of translations that would have to wait, and says so if it must not."""
+
+    def invalidate_start(self, event: Invalidation) -> Answer:
+        """See `Subscriber`."""
+        return None if event.blockable else AGAIN
+
+
+@scenario("fault_vs_again")
+def fault_vs_again(world: World) -> None:
+    """An invalidation that must not wait is put off because somebody would have to."""
+    machine = Machine(world)
+    machine.process.notifiers.subscribe(Range(0, NO_PAGE), CannotWait())
+
+    def tries() -> Steps:
+        first = machine.va >> PAGE_SHIFT
+        bracket = machine.process.notifiers.invalidate_start([Range(first, first + 2)], Cause.REMOVE, blockable=False)
+        yield Work("has tried")
+        assert bracket.again, "somebody would have had to wait"
+
+    machine.act("a: fault", machine.device_reads(machine.cold, machine.process, machine.va + BORDER, 2))
+    machine.act("b: tries", tries())
