@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from nopin.cli import bench_managed, perftest
+from nopin.cli import bench_managed, bench_model, perftest
 from nopin.cli.output import put, put_json, say
 from nopin.cli.sizes import size
 from nopin.errors import UsageError
@@ -37,7 +37,7 @@ nopin bench write_bw --listen 192.0.2.1 on one host and nopin bench write_bw 192
 
 
 @click.command(epilog=EPILOG)
-@click.argument("test", type=click.Choice(["floor", *bench_managed.TESTS, *TESTS]))
+@click.argument("test", type=click.Choice(["floor", *bench_managed.TESTS, bench_model.TEST, *TESTS]))
 @click.argument("host", required=False)
 @click.option("-s", "--size", callback=size, metavar="SIZE", help="Message size: 65536, 64k, 1m.")
 @click.option("-a", "--all", "all_sizes", is_flag=True, help="All sizes from 2 bytes to 8 MiB.")
@@ -59,7 +59,7 @@ nopin bench write_bw --listen 192.0.2.1 on one host and nopin bench write_bw 192
 @click.option("--report_gbits", "gbits", is_flag=True, help="Rates in Gb/s instead of MiB/s.")
 @click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
 def command(test: str, host: str | None, listen: str | None, port: int, **options: Any) -> int:
-    """Measure TEST: bandwidth or latency of an operation, page faults of managed memory, or the floor of this machine.
+    """Measure TEST: an operation, page faults of managed memory, the modelled machine, or the floor of this one.
 
     Without HOST both ends run here, each with a server of its own, the target memory in a third process.
     """
@@ -69,6 +69,8 @@ def command(test: str, host: str | None, listen: str | None, port: int, **option
         _floor(as_json=options["as_json"])
     elif test in bench_managed.TESTS:
         return bench_managed.run(test, as_json=options["as_json"])
+    elif test == bench_model.TEST:
+        return bench_model.run(as_json=options["as_json"])
     elif listen is not None:
         _listen(listen, port)
     else:
