@@ -125,6 +125,22 @@ def test_a_pinned_page_stays_with_the_parent_and_the_child_gets_a_copy_at_once(w
     host.check()
 
 
+def test_a_pinned_page_that_may_not_be_accessed_is_copied_for_the_child_too() -> None:
+    host, parent, va = one_page()
+    held = run(host, parent.pin(va, PAGE, write=True))
+    run(host, parent.mprotect(va, PAGE, Prot.NONE))
+    child = run(host, parent.fork())
+    with pytest.raises(Segv):
+        read(host, child, va)
+    for process in (parent, child):
+        run(host, process.mprotect(va, PAGE, RW))
+    run(host, parent.store(va, b"PARENT"))
+    assert frames_of(parent, va, 1) == [held.frame(va // PAGE)]
+    assert read(host, child, va) == b"parent"
+    parent.unpin(held)
+    host.check()
+
+
 def test_pinning_a_shared_page_makes_it_the_processs_own_first() -> None:
     host, parent, va = one_page()
     child = run(host, parent.fork())

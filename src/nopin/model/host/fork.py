@@ -53,7 +53,7 @@ def fork(parent: Process) -> Procedure[Process]:
 def _copy_pages(parent: Process, child: Process, vma: Vma) -> Procedure[None]:
     """Give the child the entries of a private mapping. A shared one needs none: it finds its pages in the file."""
     for n, (number, entry) in enumerate(parent.table.entries(vma.first, vma.end), 1):
-        if isinstance(entry, Present) and entry.page.n_pins:
+        if not isinstance(entry, Swapped) and entry.page.n_pins:
             yield from _copy_pinned(parent, child, number)
         else:
             _share(parent, child, number, entry)
@@ -94,9 +94,11 @@ def _copy_pinned(parent: Process, child: Process, number: int) -> Procedure[None
     page = yield from host.new_page()
     entry = parent.table.get(number)
     assert entry is not None, "only faults go on beside a fork, and they take nothing away"
-    if isinstance(entry, Present) and entry.page.n_pins:
+    if isinstance(entry, Present | Shut) and entry.page.n_pins:
         host.frames.copy(entry.page.frame, page.frame)
-        child.map(number, page, writable=entry.writable, dirty=True)
+        child.map(number, page, writable=isinstance(entry, Present) and entry.writable, dirty=True)
+        if isinstance(entry, Shut):
+            child.table.replace(number, Shut(page))
         return
     host.put_page(page)
     _share(parent, child, number, entry)

@@ -142,7 +142,7 @@ class Table:
         return entry
 
     def entries(self, first: int, end: int) -> Iterator[tuple[int, Entry]]:
-        """Yield the entries of pages in [first, end), in order. Entries of the leaf at hand may change meanwhile."""
+        """Yield the entries of pages in [first, end), in order, each as it is then: others may change meanwhile."""
         for index in self._leaves_between(first >> LEAF_SHIFT, -(-end >> LEAF_SHIFT)):
             leaf = self._leaves.get(index)
             if leaf is None:
@@ -152,6 +152,9 @@ class Table:
                 entry = leaf.entries[low]
                 if entry is not None:
                     yield base + low, entry
+                    leaf = self._leaves.get(index)  # it may have been emptied, and made anew
+                    if leaf is None:
+                        break
 
     def _leaves_between(self, first: int, end: int) -> list[int]:
         """Return the leaves there are, in order, by whichever way is shorter."""

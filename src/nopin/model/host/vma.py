@@ -70,6 +70,12 @@ class Vma:
         first, end = max(first, self.first), min(end, self.end)
         return replace(self, first=first, end=end, offset=self.index(first) if self.file else 0)
 
+    def continues_in(self, other: Vma) -> bool:
+        """Tell whether another mapping goes on where this one ends, and is alike."""
+        if self.end != other.first or (self.file is not None and self.index(self.end) != other.offset):
+            return False
+        return replace(self, first=other.first, end=other.end, offset=other.offset) == other
+
 
 class Vmas:
     """The mappings of an address space: sorted, disjoint."""
@@ -104,9 +110,19 @@ class Vmas:
         return first >= end
 
     def insert(self, vma: Vma) -> None:
-        """Add a mapping. Requires: nothing is mapped there."""
-        assert not self.overlapping(vma.first, vma.end)
-        self._vmas.insert(bisect_right(self._vmas, vma.first, key=_first), vma)
+        """Add a mapping; it becomes one with neighbours that are alike. Requires: nothing is mapped there."""
+        at = bisect_right(self._vmas, vma.first, key=_first)
+        before = self._vmas[at - 1] if at else None
+        after = self._vmas[at] if at < len(self._vmas) else None
+        assert before is None or before.end <= vma.first
+        assert after is None or vma.end <= after.first
+        if after is not None and vma.continues_in(after):
+            vma = replace(vma, end=after.end)
+            del self._vmas[at]
+        if before is not None and before.continues_in(vma):
+            self._vmas[at - 1] = replace(before, end=vma.end)
+        else:
+            self._vmas.insert(at, vma)
 
     def remove(self, first: int, end: int) -> list[Vma]:
         """Take [first, end) out, splitting what straddles an edge; returns the parts taken."""

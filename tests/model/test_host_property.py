@@ -1,0 +1,275 @@
+"""Random lives of several processes at once, every load compared with what was stored, and nothing left at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from random import Random
+
+from hosts import PAGE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nopin.iommu.mirror import Mirror
+from nopin.mm.device_faults import FaultPages
+from nopin.mm.effects import PageRun
+from nopin.mm.sequence import overlap_any
+from nopin.mm.subscriber import Fence, Invalidation
+from nopin.model.choice import Drawn
+from nopin.model.effects import Procedure
+from nopin.model.host.advice import Advice
+from nopin.model.host.errors import NoMemory, Segv
+from nopin.model.host.fault import fault_pages, lookup
+from nopin.model.host.host import Host
+from nopin.model.host.observer import HostObserver
+from nopin.model.host.pins import Pin
+from nopin.model.host.process import Process
+from nopin.model.host.vma import RW, Prot
+from nopin.model.scheduler import Scheduler
+from nopin.ranges import Range
+
+N_PAGES = 4
+STAMP_BYTES = 8
+
+
+ZEROS = bytes(STAMP_BYTES)
+
+
+class Bytes(HostObserver):
+    """What each page of each process may read as, by its stamp; of more than one kind only during a system call."""
+
+    def __init__(self) -> None:
+        self.memory: dict[int, dict[int, set[bytes]]] = {}
+        self.used: set[int] = set()
+        self.since: dict[tuple[int, int], set[bytes]] = {}  # what a page may have read as since a device began
+
+    def may_be(self, process: Process, number: int) -> set[bytes]:
+        return self.memory.setdefault(process.pid, {}).get(number, {ZEROS})
+
+    def becomes(self, process: Process, number: int, stamps: set[bytes]) -> None:
+        self.memory.setdefault(process.pid, {})[number] = stamps
+        if (process.pid, number) in self.since:
+            self.since[process.pid, number] |= stamps
+
+    def cpu_loaded(self, process: Process, va: int, data: bytes) -> None:
+        may_be = self.may_be(process, va // PAGE)
+        assert data in may_be, f"{process} reads {data!r} at page {va // PAGE:#x}, not one of {may_be}"
+
+    def cpu_stored(self, process: Process, va: int, data: bytes) -> None:
+        self.becomes(process, va // PAGE, {data})
+
+    def mapped(self, process: Process, where: Range) -> None:
+        for number in numbers(where):
+            self.becomes(process, number, {ZEROS})
+
+    def discard_begins(self, process: Process, where: Range) -> None:
+        for number in numbers(where):
+            self.becomes(process, number, self.may_be(process, number) | {ZEROS})
+
+    def discard_ends(self, process: Process, where: Range) -> None:
+        for number in numbers(where):
+            self.becomes(process, number, {ZEROS})
+
+    def move_begins(self, process: Process, source: Range, target: Range) -> None:
+        for old, new in zip(numbers(source), numbers(target), strict=True):
+            self.becomes(process, new, self.may_be(process, old))
+
+    def fork_ends(self, parent: Process, child: Process) -> None:
+        self.memory[child.pid] = dict(self.memory[parent.pid])
+
+    def allocated(self, frame: int) -> None:
+        self.used.add(frame)
+
+    def freed(self, frame: int) -> None:
+        self.used.remove(frame)
+
+
+def numbers(where: Range) -> range:
+    return range(where.start // PAGE, where.end // PAGE)
+
+
+class Faults:
+    """Faults of a device in a process's name, without holds."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def device_fault(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
+        return fault_pages(self._process, pages.first, pages.n, write=write)
+
+    def release(self, pages: PageRun) -> None:
+        """Nothing is held."""
+
+
+class SlowMirror(Mirror):
+    """A mirror whose device may be in the middle of reading a page: it then needs time to let go of it."""
+
+    at_work = False
+    reading: int | None = None
+    fence: Fence | None = None
+
+    def invalidate_start(self, event: Invalidation) -> Fence | None:  # type: ignore[override]  # ours never needs time
+        super().invalidate_start(event)
+        if self.reading is None or not overlap_any(event.ranges, Range(self.reading, self.reading + 1)):
+            return None
+        self.fence = self.fence or Fence()
+        return self.fence
+
+    def release(self, event: Invalidation) -> Fence | None:  # type: ignore[override]  # the same
+        super().release(event)
+        return self.invalidate_start(event)
+
+    def has_read(self) -> None:
+        self.reading, self.at_work = None, False
+        if self.fence is not None:
+            self.fence.signal()
+            self.fence = None
+
+
+class World:
+    """A host, the oracle, and the programs of its processes."""
+
+    def __init__(self, seed: int, n_frames: int) -> None:
+        self.random = Random(seed)
+        self.bytes = Bytes()
+        self.host = Host("h", Scheduler(Drawn(self.random)), n_frames, observer=self.bytes)
+        self.n_stamps = 0
+        self.orphans: list[Pin] = []
+
+    def start(self, n_processes: int, n_words: int) -> None:
+        for _ in range(n_processes):
+            process = self.host.spawn_process()
+            program = self.random.choices(list(WORDS), list(WORDS.values()), k=n_words)
+            self.host.scheduler.spawn(f"process {process.pid}", self.live(process, iter(program)))
+
+    def live(self, process: Process, program: Iterator[str]) -> Procedure[None]:
+        """Map some pages, do what the program says, then end."""
+        va = yield from process.mmap(N_PAGES)
+        yield from self.go_on(process, va, program)
+
+    def go_on(self, process: Process, va: int, program: Iterator[str]) -> Procedure[None]:
+        mirror = SlowMirror(process.notifiers, Faults(process), 1 << 40)
+        pins: list[Pin] = []
+        for word in program:
+            with suppress(NoMemory):
+                va = yield from self.do(word, process, va, program, mirror, pins)
+            for pin in pins:
+                entry = lookup(process, pin.first)
+                assert entry is None or entry.page is pin.pages[0], "a pin lost its page"
+        yield from process.exit()
+        self.orphans += pins
+        for pin in self.orphans:
+            process.unpin(pin)
+        self.orphans.clear()
+        mirror.close()
+
+    def do(
+        self, word: str, process: Process, va: int, program: Iterator[str], mirror: SlowMirror, pins: list[Pin]
+    ) -> Procedure[int]:
+        at = va + self.random.randrange(N_PAGES) * PAGE
+        if word == "store":
+            self.n_stamps += 1
+            yield from process.store(at, self.n_stamps.to_bytes(STAMP_BYTES, "little"))
+        elif word == "load":
+            yield from process.load(at, STAMP_BYTES)
+        elif word == "discard":
+            self.orphan(pins, at // PAGE)
+            yield from process.madvise(at, PAGE, Advice.DONTNEED)
+        elif word == "fork":
+            child = yield from process.fork()
+            self.host.scheduler.spawn(f"process {child.pid}", self.go_on(child, va, program))
+        elif word == "protect":
+            prot = self.random.choice([Prot.NONE, Prot.READ])
+            yield from process.mprotect(at, PAGE, prot)
+            yield from self.refused(process, at, prot)
+            yield from process.mprotect(at, PAGE, RW)
+        elif word == "move":
+            target = yield from process.mremap(va, N_PAGES * PAGE, N_PAGES * PAGE, to=va ^ (1 << 32))
+            for pin in pins:
+                pin.first += (target - va) // PAGE
+            return target
+        elif word == "remap":
+            self.orphan(pins, at // PAGE)
+            yield from process.mmap(1, at=at)
+        elif word == "device":
+            reads = self.device_reads(process, mirror, at // PAGE)
+            if not mirror.at_work:
+                mirror.at_work = True
+                self.host.scheduler.spawn(f"device of {process.pid}", reads)
+        elif word == "pin":
+            pins.append((yield from process.pin(at, PAGE, write=self.random.random() < 0.5)))
+        elif word == "unpin" and pins:
+            process.unpin(pins.pop(0))
+        elif word == "reclaim":
+            self.host.scheduler.spawn(f"reclaim for {process.pid}", self.host.reclaim(self.random.randrange(1, 5)))
+        return va
+
+    def orphan(self, pins: list[Pin], number: int) -> None:
+        """A page is given up: what is pinned of it is not the process's memory any more."""
+        self.orphans += [pin for pin in pins if pin.first == number]
+        pins[:] = [pin for pin in pins if pin.first != number]
+
+    def refused(self, process: Process, at: int, prot: Prot) -> Procedure[None]:
+        try:
+            yield from process.store(at, b"never")
+        except Segv:
+            pass
+        else:
+            raise AssertionError("a store went through that nobody allowed")
+        if prot == Prot.READ:
+            with suppress(NoMemory):
+                yield from process.load(at, STAMP_BYTES)
+
+    def device_reads(self, process: Process, mirror: SlowMirror, number: int) -> Procedure[None]:
+        """Read one page in several steps through the frame that it had at first."""
+        came = yield from mirror.fill(PageRun(number, 1), write=False)
+        entry = lookup(process, number)
+        if not came.n_done or not mirror.use(number, 1, write=False):
+            mirror.has_read()
+            return
+        assert entry is not None
+        frame = entry.frame
+        place = process.pid, number
+        self.bytes.since[place] = set(self.bytes.may_be(process, number))
+        mirror.reading = number
+        for _ in range(4):
+            yield self.host.steps.access
+            assert frame in self.bytes.used
+            assert self.host.frames.read(frame, 0, STAMP_BYTES) in self.bytes.since[place]
+        mirror.has_read()
+        del self.bytes.since[place]
+
+
+WORDS = {
+    "store": 8,
+    "load": 4,
+    "fork": 3,
+    "reclaim": 4,
+    "device": 3,
+    "discard": 1,
+    "protect": 1,
+    "move": 1,
+    "remap": 1,
+    "pin": 1,
+    "unpin": 1,
+}
+"""What processes do, and how often."""
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    n_processes=st.integers(1, 3),
+    n_words=st.integers(1, 40),
+    seed=st.integers(0, 1 << 32),
+    n_frames=st.sampled_from([6, 12, 40]),
+)
+def test_every_load_sees_the_last_store_and_nothing_is_left(
+    n_processes: int, n_words: int, seed: int, n_frames: int
+) -> None:
+    world = World(seed, n_frames)
+    world.start(n_processes, n_words)
+    assert world.host.scheduler.run(max_steps=200_000), "it never ends"
+    assert not world.host.processes, "somebody waits for ever"
+    world.host.check()
+    assert world.bytes.used == {world.host.zero_page.frame}
+    assert world.host.swap.n_used == 0
