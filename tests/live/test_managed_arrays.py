@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import subprocess
@@ -234,6 +235,23 @@ def test_bytes_in_swap_that_a_child_gives_up_with_madvise_are_zeros_for_all(devi
         assert os.waitpid(pid, 0)[1] == 0
     assert not array[:64].any()
     assert (array[64:] == 3).all()
+
+
+def test_a_mapping_cut_in_pieces_by_mprotect_is_read_ahead_up_to_its_borders(device: nopin.Device) -> None:
+    array = device.zeros((256, PAGE), np.uint8)
+    array[:] = 3
+    for first, n in ((7, 9), (40, 1), (100, 50)):
+        piece = array[first : first + n]
+        assert LIBC.mprotect(ctypes.c_void_p(piece.ctypes.data), ctypes.c_size_t(piece.nbytes), 1) == 0
+    assert LIBC.madvise(array.ctypes.data, array.nbytes, 4) == 0  # MADV_DONTNEED: all is in memory, nothing mapped
+    assert (array == 3).all()
+    device.set_budget("64KiB")
+    device.set_budget("2MiB")
+    assert (array == 3).all()
+    fresh = device.zeros((256, PAGE), np.uint8)
+    piece = fresh[9:19]
+    assert LIBC.mprotect(ctypes.c_void_p(piece.ctypes.data), ctypes.c_size_t(piece.nbytes), 1) == 0
+    assert not fresh.any()
 
 
 def test_a_smaller_budget_holds_at_once(device: nopin.Device) -> None:

@@ -40,7 +40,7 @@ from nopin.mm.effects import (
 from nopin.mm.space import Bytes, Staging
 from nopin.ranges import Range, subtract
 from nopin.server.mapper import Mapper, Placed
-from nopin.units import PAGE_BYTES, PAGE_SHIFT
+from nopin.units import PAGE_BYTES, PAGE_SHIFT, page_ceil
 
 
 class ServerMapping:
@@ -233,16 +233,26 @@ class ArenaMachine:
         done: int,
         problem: int,
     ) -> Outcome:
-        """Repeat an operation that came to `done` with EAGAIN, from there, until all is done or it cannot go on."""
-        attempts = 0
-        while problem == errno.EAGAIN and attempts < _SETTLE_ATTEMPTS:
-            more, problem = operation(address + done, length - done)
+        """Go on with an operation that came to `done`, until all is done or it cannot go on.
+
+        After EAGAIN it is repeated. ENOENT may mean that the range crosses from one mapping into the next (mprotect
+        cuts them): an operation stays inside of one, so what lies in the first is done; the outcome says how far.
+        """
+        attempts, end = 0, length
+        while problem == errno.EAGAIN or (problem == errno.ENOENT and end - done > PAGE_BYTES):
+            if problem == errno.ENOENT:
+                end = done + page_ceil((end - done) // 2)
+            elif attempts >= _SETTLE_ATTEMPTS:
+                break
+            more, problem = operation(address + done, end - done)
             done += more
             if problem == errno.EAGAIN and not more:
                 attempts += 1
                 self._settle(mapper)
         if problem == errno.ESRCH:
             self._gone(mapper)
+        if not problem and end < length:
+            problem = errno.ENOENT
         return Outcome(done // PAGE_BYTES, problem)
 
     def _settled(self, mapper: Mapper, operation: Callable[[int, int], int], piece: Placed) -> int:
