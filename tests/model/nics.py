@@ -72,6 +72,7 @@ def two_ends(
     chooser: Chooser | None = None,
     trace: Trace | None = None,
     discipline: Discipline = Discipline.ON_DEMAND,
+    walk: bool = False,
     connection: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Two:
@@ -86,7 +87,12 @@ def two_ends(
         assert scheduler.run()
         draw = Random(number).randrange
         nic_host = NicHost(scheduler, network, f"nic {number}", f"10.0.0.{number}", draw=draw, **settings)
-        region = nic_host.register(process, mapping.result, n_pages * PAGE, discipline=discipline)
+        if discipline is Discipline.PINNED:
+            pinning = scheduler.spawn("pin", nic_host.register_pinned(process, mapping.result, n_pages * PAGE))
+            assert scheduler.run()
+            region = pinning.result
+        else:
+            region = nic_host.register(process, mapping.result, n_pages * PAGE, discipline=discipline, walk=walk)
         ends.append(End(host, process, nic_host, nic_host.client(), region, mapping.result))
     a, b = ends
     connect(a.client.client, b.client.client, now=scheduler.now_ns, **(connection or {}))

@@ -48,7 +48,7 @@ class ArraySpace:
             done += self.write(address, length, staging, int(local[0, 0]) + done)
         return done
 
-    def absent(self, start: int, end: int) -> Absent | None:
+    def absent(self, start: int, end: int, *, write: bool = False) -> Absent | None:
         self.n_lookups += 1
         pages = range(start // PAGE_BYTES, -(-end // PAGE_BYTES))
         n_absent = sum(page in self.swapped or page in self.untouched for page in pages)

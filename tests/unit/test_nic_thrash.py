@@ -105,7 +105,11 @@ def test_every_piece_of_a_list_is_waited_for_before_any_is_copied() -> None:
 @pytest.mark.parametrize("opcode", [WrOpcode.RDMA_WRITE, WrOpcode.RDMA_READ])
 def test_a_page_held_back_anew_at_every_look_is_told_to_the_peer_within_the_bound(opcode: WrOpcode) -> None:
     pair, a, b = make("wire", Discipline.ON_DEMAND)
-    b.space.absent = lambda _start, _end: Absent(1, slow=True, held=True)  # type: ignore[assignment,method-assign]  # in place of a method
+
+    def held_back(start: int, end: int, *, write: bool = False) -> Absent:
+        return Absent(1, slow=True, held=True)
+
+    b.space.absent = held_back  # type: ignore[method-assign]  # in place of a method
     b.answer_faults = False
     a.post(opcode, 0, 8, to=b.region)
     for _ in range(100):

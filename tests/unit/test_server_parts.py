@@ -179,7 +179,7 @@ class GatedSpace:
     def write_v(self, remote: IoVec, staging: Staging, local: IoVec) -> int:
         return 0
 
-    def absent(self, start: int, end: int) -> Absent | None:
+    def absent(self, start: int, end: int, *, write: bool = False) -> Absent | None:
         return None
 
     def close(self) -> None:

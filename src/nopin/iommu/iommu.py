@@ -191,7 +191,7 @@ class Iommu:
         """
         copies: list[Copy] = []
         for source, target, length in spans:
-            places = self._present(source, length), self._present(target, length)
+            places = self._present(source, length, write=False), self._present(target, length, write=True)
             if places[0] is None or places[1] is None:
                 break
             copies.append(Copy(places[0], places[1], length))
@@ -258,10 +258,10 @@ class Iommu:
         self._requests.forget(waiter)
         self._managed.settle(waiter)
 
-    def _present(self, span: Span, length: int) -> Place | None:
+    def _present(self, span: Span, length: int, *, write: bool) -> Place | None:
         """Return the place of a span whose pages are all there."""
         space = self._plain.get(span.pasid)
-        if space is None or space.absent(span.address, span.address + length) is not None:
+        if space is None or space.absent(span.address, span.address + length, write=write) is not None:
             return None
         return Place(space, span.address)
 
@@ -276,7 +276,7 @@ class Iommu:
         """Decide the same about plain memory, leaving its waiter's count of parks alone."""
         if span.waiter is None or length <= 0:
             return True
-        absent = space.absent(span.address, span.address + length)
+        absent = space.absent(span.address, span.address + length, write=write)
         return absent is None or not self._parks(absent, span, length, write=write)
 
     def _admit(
@@ -291,7 +291,7 @@ class Iommu:
         write: bool,
     ) -> bool:
         """Decide whether an access may copy now; otherwise it is parked."""
-        absent = space.absent(address, address + length) if length > 0 else None
+        absent = space.absent(address, address + length, write=write) if length > 0 else None
         if absent is not None and self._parks(absent, Span(pasid, address, meter, waiter), length, write=write):
             return False
         self._requests.settle(waiter)
@@ -320,19 +320,19 @@ class Iommu:
         pieces: list[list[int]] = segments.tolist()
         first = min((address for address, _ in pieces), default=0)
         last = max((address + length for address, length in pieces), default=0)
-        if last - first > _SPAN_LIMIT or space.absent(first, last) is not None:
-            absent, slow = _absent_parts(space, pieces)
+        if last - first > _SPAN_LIMIT or space.absent(first, last, write=write) is not None:
+            absent, slow = _absent_parts(space, pieces, write=write)
             if absent.n_pages and self._parks_for(absent, slow, pasid, meter, waiter, write=write):
                 return False
         self._requests.settle(waiter)
         return True
 
 
-def _absent_parts(space: AddressSpace, pieces: list[list[int]]) -> tuple[Absent, list[Range]]:
+def _absent_parts(space: AddressSpace, pieces: list[list[int]], *, write: bool) -> tuple[Absent, list[Range]]:
     """Return what is absent of a scatter list, and the parts that are slow to come."""
     n_pages, slow, held = 0, list[Range](), False
     for part in _page_ranges(pieces):
-        absent = space.absent(part.start, part.end)
+        absent = space.absent(part.start, part.end, write=write)
         if absent is not None:
             n_pages += absent.n_pages
             held |= absent.held

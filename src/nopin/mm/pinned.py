@@ -88,9 +88,9 @@ class PinnedSpace:
                 break
         return moved
 
-    def absent(self, start: int, end: int) -> Absent | None:
+    def absent(self, start: int, end: int, *, write: bool = False) -> Absent | None:
         """None: pinned frames are always present."""
-        del start, end
+        del start, end, write
         return None
 
     def fault(self, start: int, end: int, *, write: bool) -> FaultResult:

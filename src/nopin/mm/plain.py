@@ -100,8 +100,12 @@ class PlainSpace:
             return 0
         return self._port.write_v(remote, _at(staging, local))
 
-    def absent(self, start: int, end: int) -> Absent | None:
-        """Pages not present in [start, end), rounded out to pages. Of an owner that is gone, none."""
+    def absent(self, start: int, end: int, *, write: bool = False) -> Absent | None:
+        """Pages not present in [start, end), rounded out to pages. Of an owner that is gone, none.
+
+        A write to a present page breaks sharing itself, so `write` makes no difference.
+        """
+        del write
         if start >= end or self._closed:
             return None
         last = end - 1 | PAGE_MASK  # page_floor and page_ceil, written out: this is asked before every copy

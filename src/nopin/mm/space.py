@@ -138,8 +138,12 @@ class AddressSpace(Protocol):
         """Copy staging ranges into process ranges, both in order, totals equal."""
         ...
 
-    def absent(self, start: int, end: int) -> Absent | None:
-        """Say which pages of [start, end) are not present; None if all are. Never faults, never waits."""
+    def absent(self, start: int, end: int, *, write: bool = False) -> Absent | None:
+        """Say which pages of [start, end) are not present; None if all are. Never faults, never waits.
+
+        Args:
+            write: count those that a write must fault for first, where it does not do so itself.
+        """
         ...
 
     def fault(self, start: int, end: int, *, write: bool) -> FaultResult:

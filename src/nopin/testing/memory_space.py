@@ -81,7 +81,7 @@ class MemorySpace:
                 break
         return done
 
-    def absent(self, start: int, end: int) -> Absent | None:
+    def absent(self, start: int, end: int, *, write: bool = False) -> Absent | None:
         """Report the pages marked slow or fleeting."""
         first, last = (start - self.base) // PAGE_BYTES, (end - 1 - self.base) // PAGE_BYTES
         n_pages = sum(1 for page in range(first, last + 1) if page in self.slow or page in self.fleeting)

@@ -8,8 +8,7 @@ an answered request, a timer, or room on the link.
 The link takes packets at line rate, and what it was given cannot be taken back; so the NIC is asked for more only
 when little is left of what it sent (`ahead_ns`), as hardware reads its queues.
 
-Memory is reached as in hardware with on-demand paging: the whole address space of a process is one window, through
-the mirror that this NIC has of it.
+How memory is reached is in `nic_memory.py`.
 """
 
 from __future__ import annotations
@@ -17,21 +16,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from nopin.iommu.iommu import Iommu
-from nopin.iommu.windows import DeviceArena, page_run
+from nopin.iommu.windows import page_run
 from nopin.mm.device_faults import FaultPages
 from nopin.mm.effects import PageRun
 from nopin.model.device.attachment import Attachment
 from nopin.model.device.engine import QuiesceTime
 from nopin.model.device.faults import FaultPath
-from nopin.model.device.memory import ADDRESS_BYTES
 from nopin.model.device.observer import DeviceObserver
-from nopin.model.effects import Gate, Pause, Procedure
+from nopin.model.effects import Gate, Pause, Procedure, Work
 from nopin.model.host.process import Process
 from nopin.model.net.client import ALL_RIGHTS, Client, Sge, make_client
 from nopin.model.net.fates import Fates, all_pass
 from nopin.model.net.network import Network
-from nopin.model.net.nothing import NothingMapped
+from nopin.model.net.nic_memory import NicMemory
 from nopin.model.scheduler import Scheduler, Timer
 from nopin.nic.abi import Access, Discipline, WcStatus, WrOpcode
 from nopin.nic.events import AsyncEvent
@@ -41,7 +38,6 @@ from nopin.nic.plan import PACKETS_MAX
 from nopin.nic.timers import NOMINAL, Timers
 from nopin.nic.wire.batch import ROCE_PORT, Endpoint, PacketBatch
 from nopin.nic.wire.gid import gid_of
-from nopin.ranges import Range
 from nopin.units import US_NS
 
 
@@ -54,9 +50,11 @@ class NicHost:
         timers, batch_packets: see `Nic`.
         ahead_ns: how much sending the link may have before it, when the NIC is asked for more.
         observer: hears of every access and fault. path: what a fault takes. quiesce: what an invalidation takes.
+        pin_time: how long (ns) pinning and registering so many bytes takes, once they are there.
         fates: what befalls packets on their way to it.
 
     Attributes:
+        memory: how it reaches processes.
         n_turns: taken so far.
         events: asynchronous events, in order.
         before_receive: called with each batch before the NIC has it; returns what it is to have, one after the other.
@@ -77,10 +75,12 @@ class NicHost:
         observer: DeviceObserver | None = None,
         path: FaultPath | None = None,
         quiesce: QuiesceTime | None = None,
+        pin_time: Callable[[int], int] = lambda _length: 0,
         fates: Fates = all_pass,
     ) -> None:
         self.name = name
-        self.iommu = Iommu()
+        self.memory = NicMemory(scheduler, name, observer=observer, path=path, quiesce=quiesce)
+        self.iommu = self.memory.iommu
         endpoint = Endpoint(gid_of(address), ROCE_PORT)
         self.nic = Nic(
             iommu=self.iommu, endpoint=endpoint, mtu=mtu, draw=draw, timers=timers, batch_packets=batch_packets
@@ -92,10 +92,8 @@ class NicHost:
         self._scheduler = scheduler
         self._port = network.attach(name, endpoint, self._arrived, fates)
         self._ahead_ns = ahead_ns
-        self._observer = observer or DeviceObserver()
-        self._path, self._quiesce = path, quiesce
+        self._pin_time = pin_time
         self._inbox: deque[PacketBatch] = deque()
-        self._bound: dict[int, tuple[int, Attachment]] = {}
         self._clients: list[HostClient] = []
         self._turn_timer: Timer | None = None
         self._turn_at_ns = 0
@@ -110,20 +108,11 @@ class NicHost:
         Raises:
             OwnerGone: it has exited.
         """
-        if process.pid not in self._bound:
-            attachment = Attachment(
-                process, self.name, self._scheduler, self._observer, path=self._path, quiesce=self._quiesce
-            )
-            pasid = self.iommu.bind(NothingMapped())
-            arena = DeviceArena(attachment.mirror, attachment.memory)
-            self.iommu.attach(arena)
-            self.iommu.map_window(pasid, Range(0, ADDRESS_BYTES), arena, 0)
-            self._bound[process.pid] = pasid, attachment
-        return self._bound[process.pid][0]
+        return self.memory.mirror(process)
 
     def attachment(self, process: Process) -> Attachment:
-        """Return what the NIC has of a process. Requires: it is bound."""
-        return self._bound[process.pid][1]
+        """Return what the NIC has of a process. Requires: it is mirrored."""
+        return self.memory.attachment(process)
 
     def register(
         self,
@@ -133,18 +122,37 @@ class NicHost:
         *,
         access: Access = ALL_RIGHTS,
         discipline: Discipline = Discipline.ON_DEMAND,
+        walk: bool = False,
     ) -> Region:
-        """Register memory of a process."""
-        pasid = self.bind(process)
+        """Register memory of a process, without pinning it.
+
+        Args:
+            walk: reach it through the process's own page table instead of a mirror.
+        """
+        pasid = self.memory.walk(process) if walk else self.memory.mirror(process)
+        return self._register(pasid, va, length, access, discipline)
+
+    def register_pinned(
+        self, process: Process, va: int, length: int, *, access: Access = ALL_RIGHTS
+    ) -> Procedure[Region]:
+        """Pin memory of a process and register it.
+
+        Raises:
+            ModelFault: as `Process.pin`; nothing is registered then.
+        """
+        pin = yield from process.pin(va, length, write=True)
+        yield Work("pin", self._pin_time(length))
+        return self._register(self.memory.pin(pin), va, length, access, Discipline.PINNED)
+
+    def deregister(self, region: Region) -> None:
+        """Remove a region; what was pinned for it is let go of. Twice is fine."""
+        self.nic.deregister(region)
+        self.memory.unpin(region.pasid)
+
+    def _register(self, pasid: int, va: int, length: int, access: Access, discipline: Discipline) -> Region:
         return self.nic.register(
             self.pd, pasid=pasid, address=va, length=length, iova=va, access=access, discipline=discipline
         )
-
-    def client(self, *, depth: int = 256) -> HostClient:
-        """Make a queue pair; bring it to life with `client.connect`."""
-        made = HostClient(self, make_client(self.nic, self.pd, depth=depth))
-        self._clients.append(made)
-        return made
 
     def prefetch(self, process: Process, va: int, length: int, *, write: bool) -> Procedure[FaultPages]:
         """Bring pages before the first packet needs them; returns how far that came."""
@@ -153,6 +161,12 @@ class NicHost:
         came = yield from mirror.fill(pages, write=write)
         mirror.unhold(pages, came)
         return came
+
+    def client(self, *, depth: int = 256) -> HostClient:
+        """Make a queue pair; bring it to life with `client.connect`."""
+        made = HostClient(self, make_client(self.nic, self.pd, depth=depth))
+        self._clients.append(made)
+        return made
 
     # Turns
 
@@ -205,11 +219,9 @@ class NicHost:
                 self.nic.receive(part, now)
 
     def _set_off_faults(self) -> None:
-        requests = self.iommu.take_requests()
-        assert not requests, "nothing but windows is mapped"
-        for fault in self.iommu.take_faults():
+        for procedure in self.memory.take_faults():
             self._n_faults += 1
-            self._scheduler.spawn(f"{self.name} fault {self._n_faults}", fault.procedure, done=self._answered)
+            self._scheduler.spawn(f"{self.name} fault {self._n_faults}", procedure, done=self._answered)
 
     def _answered(self, _: None) -> None:
         self._n_answered += 1

@@ -26,7 +26,7 @@ class NothingMapped:
         """Nothing can be written."""
         return 0
 
-    def absent(self, start: int, end: int) -> Absent | None:
+    def absent(self, start: int, end: int, *, write: bool = False) -> Absent | None:
         """Nothing is there that could be absent."""
         return None
 
