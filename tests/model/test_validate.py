@@ -11,6 +11,7 @@ from nopin.cli.main import main
 from nopin.errors import UsageError
 from nopin.lab.sweep import Sweep
 from nopin.lab.validate.experiment import Experiment, Parameter, Row, Settings
+from nopin.lab.validate.page import section_of
 from nopin.lab.validate.registry import MODULES, experiment_named, run_experiment
 from nopin.lab.validate.v3_cold_ring import Outcome, run_cold_start
 from nopin.lab.validate.v3_ethernet import cold_start
@@ -165,3 +166,18 @@ def test_machines_that_share_cpus_serve_less_than_their_sum() -> None:
     one, four = (requests_per_s(Machines(n, 4, 5_000, 500, 40_000, 16)) for n in (1, 4))
     assert one == pytest.approx(200_000, rel=0.05)
     assert 3.4 < four / one < 3.8
+
+
+@pytest.mark.parametrize("name", ["V4", "V6"])
+def test_the_page_of_predictions_is_what_a_run_gives(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "validation.md").read_text()
+    assert section_of(run_experiment(experiment_named(name))) in page, "nopin validate --page docs/validation.md"
+
+
+def test_the_page_has_every_experiment_with_the_parameters_it_would_run_with() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "validation.md").read_text()
+    for name in MODULES:
+        experiment = experiment_named(name)
+        assert f"## {name}: {experiment.title}" in page
+        for parameter, known in experiment.parameters.items():
+            assert f"| `{parameter}` | {known.value:,.10g}" in page, f"{name}: {parameter} is another on the page"

@@ -39,12 +39,21 @@ def list_(machine: str | None, as_json: bool) -> None:
         put(f"{scenario.name:<20} {scenario.question}")
         put(f"{'':<20} disciplines {', '.join(scenario.disciplines)}; on {scenario.machine}")
         for name, setting in scenario.settings.items():
-            put(f"{'':<20} {name}={','.join(str(value) for value in setting.values)}  {setting.meaning}")
+            values = ",".join(_word(name, value) for value in setting.values)
+            put(f"{'':<20} {name}={values}  {setting.meaning}")
     put("")
     for preset in presets:
         put(f"{preset.name:<20} {preset.title}")
     for overlay in OVERLAYS.values():
         put(f"{'+' + overlay.name:<20} {overlay.title}")
+
+
+def _word(name: str, value: int) -> str:
+    """Write a value as one may say it on the command line."""
+    for suffix, shift in (("t", 40), ("g", 30), ("m", 20), ("k", 10)):
+        if name.endswith("_bytes") and value and not value % (1 << shift):
+            return f"{value >> shift}{suffix}"
+    return str(value)
 
 
 def _described(scenario: Scenario) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from nopin.cli.output import put, put_json
+from nopin.cli.output import put, put_json, say
 from nopin.cli.sweeping import assignments, jobs_option, sweeping
 from nopin.errors import UsageError
 from nopin.lab.validate.experiment import Row
+from nopin.lab.validate.page import page_of
 from nopin.lab.validate.registry import MODULES, Report, experiment_named, run_experiment
 
 RULE = "-" * 110
@@ -18,10 +21,19 @@ COLUMNS = f" {'':<58} {'predicted':>11} {'published':>11} {'error':>8} {'within'
 @click.argument("names", nargs=-1, metavar="[V1 ...]")
 @click.option("--set", "given", multiple=True, metavar="V7.NAME=VALUE", help="Change a parameter of an experiment.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn.")
+@click.option("--page", "page_path", type=click.Path(dir_okay=False, path_type=Path), help="Write it all as Markdown.")
 @click.option("-v", "--verbose", is_flag=True, help="Print the parameters and what the models leave out.")
 @click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
 @jobs_option
-def command(names: tuple[str, ...], given: tuple[str, ...], seed: int, verbose: bool, as_json: bool, jobs: int) -> int:
+def command(
+    names: tuple[str, ...],
+    given: tuple[str, ...],
+    seed: int,
+    page_path: Path | None,
+    verbose: bool,
+    as_json: bool,
+    jobs: int,
+) -> int:
     """Run published experiments on the modelled machine; all of them without names.
 
     The exit code is 1 if a prediction misses a published value that is known here by more than is allowed.
@@ -39,6 +51,9 @@ def command(names: tuple[str, ...], given: tuple[str, ...], seed: int, verbose: 
         if not as_json:
             for line in lines_of(report, verbose=verbose):
                 put(line)
+    if page_path is not None:
+        page_path.write_text(page_of(reports))
+        say(f"written: {page_path}")
     if as_json:
         put_json({"seed": seed, "experiments": [report.as_json() for report in reports]})
     return 0 if all(report.passed for report in reports) else 1

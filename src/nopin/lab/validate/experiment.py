@@ -49,6 +49,7 @@ class Row:
         tolerance: the relative error that passes; None: for the reader to judge.
         tag: kind of evidence of the published value.
         calibrated: a parameter was set from this very value.
+        here: measured on this host's own clock, beside the prediction; another host has another value.
     """
 
     label: str
@@ -58,6 +59,7 @@ class Row:
     tolerance: float | None = None
     tag: str = ""
     calibrated: bool = False
+    here: bool = False
 
     @property
     def held_out(self) -> bool:
@@ -87,6 +89,7 @@ class Row:
             "tolerance": self.tolerance,
             "tag": self.tag,
             "calibrated": self.calibrated,
+            "here": self.here,
             "passed": self.passed,
         }
 
