@@ -266,3 +266,15 @@ SAMPLE = [name for at, name in enumerate(scenarios()) if at % 9 == 0]
 def test_the_code_as_it_is_passes(name: str) -> None:
     found = search(named(name), Bounds(max_schedules=60))
     assert found.breach is None, found.breach
+
+
+def test_drawn_schedules_of_all_scenarios_are_shared_out_and_come_to_as_many_as_were_asked_for() -> None:
+    n = len(scenarios())
+    campaign = Campaign("all", seeds=range(7, 7 + 2 * n + 3))
+    pieces = [piece for round_ in campaign.rounds for piece in round_]
+    assert sorted(seed for piece in pieces for seed in piece.seeds or ()) == list(range(7, 7 + 2 * n + 3))
+    assert {piece.scenario for piece in pieces} == set(scenarios())
+    few = Campaign("all", seeds=range(3))
+    assert [[(piece.scenario, piece.seeds) for piece in round_] for round_ in few.rounds] == [
+        [(name, range(at, 3, n)) for at, name in enumerate(list(scenarios())[:3])]
+    ]

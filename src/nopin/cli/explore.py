@@ -28,7 +28,7 @@ EXIT_COUNTER_EXAMPLE = 4
 @click.option("--depth", type=click.IntRange(0), default=DEPTH, help="Choice points searched; default: all.")
 @click.option("--faults", type=click.IntRange(0), default=0, help="Times trouble may happen in one searched run.")
 @click.option("--max-schedules", type=click.IntRange(1), default=MAX_SCHEDULES, help="Runs per searched scenario.")
-@click.option("--runs", type=click.IntRange(1), help="Draw so many schedules with trouble, instead of searching.")
+@click.option("--runs", type=click.IntRange(1), help="Draw so many schedules with trouble, of all scenarios together.")
 @click.option("--seed", type=click.IntRange(0), help="Of the first drawn run; implies --runs 1000.")
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Processes; they change nothing but the time.")
 @click.option("--mutant", help="Break a rule first: the name of a mutant, or all.")
@@ -63,7 +63,7 @@ def command(
     seeds = None
     if runs is not None or seed is not None:
         seeds = range(seed or 0, (seed or 0) + (runs or 1000))
-        say(f"seeds {seeds.start} to {seeds.stop - 1} in each scenario")
+        say(f"{len(seeds)} drawn schedules, seeds {seeds.start} to {seeds.stop - 1}")
     bounds = Bounds(depth=depth, n_faults=faults, max_schedules=max_schedules)
     campaign = Campaign(scenario, mutant=mutant, bounds=bounds, seeds=seeds)
     began = time.monotonic()

@@ -75,7 +75,8 @@ class Campaign:
 
     Args:
         what: the name of a scenario, or `ALL`.
-        seeds: None: search within `bounds`.
+        seeds: None: search within `bounds`. Else one run for each; of all scenarios each in turn gets one, so that
+            together they take as many.
 
     Raises:
         UsageError: a name that is none.
@@ -91,9 +92,11 @@ class Campaign:
         if seeds is None:
             self.rounds = [[Piece(name, mutant, within) for name in names]]
             return
-        starts = range(seeds.start, seeds.stop, SEEDS_A_PIECE)
-        parts = [range(start, min(start + SEEDS_A_PIECE, seeds.stop)) for start in starts]
-        self.rounds = [[Piece(name, mutant, within, part) for name in names] for part in parts]
+        shares = [(name, range(seeds[at], seeds.stop, len(names))) for at, name in enumerate(names[: len(seeds)])]
+        self.rounds = [
+            [Piece(name, mutant, within, part) for name, share in shares if (part := share[at : at + SEEDS_A_PIECE])]
+            for at in range(0, len(shares[0][1]), SEEDS_A_PIECE)
+        ]
 
     def run(self, sweep: Sweep) -> list[Result]:
         """Do it, up to the end of the round in which something broke."""
