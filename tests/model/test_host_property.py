@@ -97,6 +97,10 @@ class Faults:
     def device_fault(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
         return fault_pages(self._process, pages.first, pages.n, write=write)
 
+    def settled(self, pages: PageRun, *, write: bool) -> bool:
+        """Nothing comes at once."""
+        return False
+
     def release(self, pages: PageRun) -> None:
         """Nothing is held."""
 
