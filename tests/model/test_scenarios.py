@@ -70,6 +70,12 @@ def test_pages_that_a_device_uses_stay_when_it_is_asked() -> None:
     assert measures["protected"]["device_reads_per_s"] > measures["blind"]["device_reads_per_s"]
 
 
+def test_young_bits_keep_what_refaults_alone_learn_too_late() -> None:
+    measures = measured("residency", hot_permille=900, memory_pages=128, scanned_pages=512)
+    assert measures["with_young"]["faulting_permille"] < measures["without"]["faulting_permille"] / 2
+    assert measures["without"]["refaults"] > measures["with_young"]["refaults"]
+
+
 def test_more_machines_start_on_demand_than_pinned() -> None:
     measures = measured("overcommit", vms=3, memory_pages=256)
     assert measures["pinned"]["vms_started"] == 2

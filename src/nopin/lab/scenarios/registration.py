@@ -105,6 +105,6 @@ SCENARIO = Scenario(
         "used_permille": Setting([0], "of it that the device writes; 0: used_pages"),
         "request_pages": Setting([16], "in one request"),
     },
-    plotted="register_us",
+    plotted="total_ms",
     measure=measure,
 )

@@ -8,7 +8,7 @@ import importlib
 from nopin.errors import UsageError
 from nopin.lab.scenarios.scenario import Scenario
 
-SCENARIOS = ("registration", "sparse", "tenants", "quiesce", "hot", "overcommit", "responder")
+SCENARIOS = ("registration", "sparse", "tenants", "quiesce", "hot", "residency", "overcommit", "responder")
 """Each is `SCENARIO` of the module of that name."""
 
 
