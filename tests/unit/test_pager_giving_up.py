@@ -41,6 +41,7 @@ def test_pages_given_up_while_they_are_read_from_swap_do_not_come_back(seed: int
     for page in range(6):
         storm.store(1, page)
     storm.machine.run(storm.pager.give_back(6))
+    storm.machine.cached_share = 0.0
     storm.machine.start(storm.pager.prefetch(PageRun(0, 6), write=False))
     assert storm.machine.waiting, "the read is under way"
     done: list[None] = []

@@ -15,6 +15,8 @@ from nopin.mm.space import Bytes
 from nopin.units import PAGE_BYTES
 
 _PIECES_PER_CALL = 1024  # IOV_MAX
+_SHORT_BYTES = 2 * PAGE_BYTES
+"""To find out where memory begins takes longer than a slow copy of this much."""
 
 
 class SwapFile:
@@ -106,11 +108,13 @@ class SwapFile:
 
 
 def _page_aligned(length_bytes: int) -> Bytes:
-    """Return fresh memory that begins with a page.
+    """Return fresh memory that begins with a page, unless it is short.
 
     Large allocations of malloc begin 16 bytes into one. A copy from the page cache to there is three to four times as
     slow: each load follows a store to the same offset in another page, and the processor takes one for the other.
     """
+    if length_bytes <= _SHORT_BYTES:
+        return np.empty(length_bytes, np.uint8)
     memory = np.empty(length_bytes + PAGE_BYTES, np.uint8)
     return memory[-memory.ctypes.data % PAGE_BYTES :][:length_bytes]
 

@@ -2,7 +2,8 @@
 
 A run of pages in one state is brought at once. It is charged before anything waits, so that two that come at the same
 time do not both take the last room. Pages from swap are read in as few pieces as they lie in, checked one by one, and
-put into the file whole: nobody ever sees half a page, also when the server is killed in between.
+put into the file whole: nobody ever sees half a page, also when the server is killed in between. Where their bytes are
+cached nothing waits, and nobody can come between; only while they come from the medium the pages are busy.
 
 What comes with the page that faulted is clean as long as nobody stores to it: it keeps its copy in swap, and is mapped
 write-protected, so that the first store is heard.
@@ -19,10 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nopin.mm.arena_pages import ArenaPages
-from nopin.mm.effects import Backoff, Effect, Fill, Mapper, Open, Outcome, PageRun, Pause, ReadSwap, Zero
+from nopin.mm.effects import Backoff, Effect, Fill, Mapper, Open, Outcome, PageRun, Pause, ReadCached, ReadSwap, Zero
 from nopin.mm.eviction import batch_pages, evict
 from nopin.mm.page_table import PageState
-from nopin.mm.residency import Pages
 from nopin.mm.space import Bytes, Reason
 from nopin.mm.swap import UNIT_BYTES, decode, n_intact, n_units
 from nopin.units import PAGE_BYTES, US_NS
@@ -48,6 +48,7 @@ class Effort(Enum):
     AHEAD = "nobody needs it yet: displace nothing that proved to be wanted, and do not wait"
 
 
+_NOTHING = np.empty(0, np.uint8)
 _FIRST_WAIT_NS = 200 * US_NS
 _LAST_WAIT_NS = 20_000 * US_NS
 _HOLDING_NS = 1_000 * US_NS
@@ -138,74 +139,92 @@ def bring_swapped(
     if arena.state[run.first] != PageState.SWAPPED:
         return Came(0)
     run = PageRun(run.first, arena.table.run_length(*run))
-    pages = np.arange(run.first, run.end)
     arena.budget.charge(run.n)
-    transit = arena.begin_transit(pages)
-    data, n_good = yield from _read(arena, pages)
+    cached = yield from _read(arena, run, ReadCached)
+    if cached is not None:
+        data, n_good = cached
+        if not n_good:
+            arena.lose(run.first)
+        return (yield from _put_in(arena, run, n_good, data, mapper, write=write))
+    transit = arena.begin_transit(np.arange(run.first, run.end))
+    read = yield from _read(arena, run, ReadSwap)
+    assert read is not None, "it would have waited"
+    data, n_good = read
     n_wanted = arena.n_unclaimed(transit)
     if n_wanted and not n_good:
         arena.lose(run.first)
-    n_good = min(n_good, n_wanted)
+    came = yield from _put_in(arena, run, min(n_good, n_wanted), data, mapper, write=write)
+    yield Open(arena.end_transit(transit))
+    return came
+
+
+def _put_in(
+    arena: ArenaPages, run: PageRun, n_good: int, data: Bytes, mapper: Mapper, *, write: bool
+) -> Generator[Effect, Any, Came]:
+    """Make the first `n_good` of charged pages from their bytes."""
     arena.budget.charge(n_good - run.n)
     if not n_good:
-        yield Open(arena.end_transit(transit))
         return Came(0)
     good = PageRun(run.first, n_good)
     outcome: Outcome = yield Fill(good, data[: n_good * PAGE_BYTES], mapper, not write)
     came = yield from _placed(arena, good, outcome)
     if write or outcome.errno == errno.EEXIST:
-        resident = pages[:n_good][arena.table.states[pages[:n_good]] == PageState.RESIDENT]
-        written = resident[arena.table.units[resident] != 0]
-        if len(written):
-            arena.drop_copies(written)
+        span = slice(good.first, good.end)
+        written = (arena.table.states[span] == PageState.RESIDENT) & (arena.table.units[span] != 0)
+        if written.any():
+            arena.drop_copies(good.first + np.flatnonzero(written))
     arena.counts.swapped_in += n_good
-    yield Open(arena.end_transit(transit))
     return came
 
 
-def _read(arena: ArenaPages, pages: Pages) -> Generator[Effect, Any, tuple[Bytes, int]]:
-    """Read copies of pages until one is damaged; returns their bytes, one after the other, and how many are good."""
-    table = arena.table
-    units, stored = table.units[pages].tolist(), table.stored[pages].tolist()
-    crcs = table.crcs[pages].tolist()
-    whole: Bytes = np.empty(len(pages) * PAGE_BYTES, np.uint8)
-    at = 0
-    for end in _cuts(table.units[pages], table.stored[pages]):
+def _read(
+    arena: ArenaPages, run: PageRun, read: type[ReadCached | ReadSwap]
+) -> Generator[Effect, Any, tuple[Bytes, int] | None]:
+    """Read copies of pages until one is damaged; returns their bytes, one after the other, and how many are good.
+
+    None: not all of them are cached, for `ReadCached`.
+    """
+    table, span = arena.table, slice(run.first, run.end)
+    units, stored, crcs = table.units[span].tolist(), table.stored[span].tolist(), table.crcs[span].tolist()
+    whole: Bytes | None = None
+    at = n_bytes = 0
+    for end in _cuts(table.units[span], table.stored[span]) if run.n > 1 else (1,):
         length = (units[end - 1] + n_units(stored[end - 1]) - units[at]) * UNIT_BYTES
-        found = yield ReadSwap(units[at] * UNIT_BYTES, length)
+        found = yield read(units[at] * UNIT_BYTES, length)
+        if found is None:
+            return None
         n_read = end - at
         if isinstance(found, int) and n_read > 1:  # some of them cannot be read; the one needed first perhaps can
             n_read, length = 1, n_units(stored[at]) * UNIT_BYTES
-            found = yield ReadSwap(units[at] * UNIT_BYTES, length)
+            found = yield read(units[at] * UNIT_BYTES, length)
         if isinstance(found, int):
             arena.counts.swap_errors += 1
             break
-        arena.counts.swap_read_bytes += length
-        n_good, whole = _decode(found, whole, at, stored[at : at + n_read], crcs[at : at + n_read])
-        at += n_good
+        n_bytes += length
+        if n_read == run.n and length == run.n * PAGE_BYTES:  # it is just what is wanted, as it lies there
+            whole, at = found, n_intact(found, crcs)
+            break
+        if whole is None:
+            whole = np.empty(run.n * PAGE_BYTES, np.uint8)
+        into = whole[at * PAGE_BYTES : (at + n_read) * PAGE_BYTES]
+        at += _decode(found, into, stored[at : at + n_read], crcs[at : at + n_read])
         if at < end:
             break
-    return whole, at
+    arena.counts.swap_read_bytes += n_bytes
+    return (whole if whole is not None else _NOTHING), at
 
 
-def _decode(found: Bytes, whole: Bytes, at: int, stored: list[int], crcs: list[int]) -> tuple[int, Bytes]:
-    """Bring copies that lie one behind the other into place, from page `at` on, until one is damaged.
-
-    Returns:
-        How many are good, and `whole`; `found` itself instead when it is just that.
-    """
+def _decode(found: Bytes, into: Bytes, stored: list[int], crcs: list[int]) -> int:
+    """Bring copies that lie one behind the other into place, until one is damaged; returns how many are good."""
     if min(stored) == PAGE_BYTES:
-        if found.nbytes == whole.nbytes:
-            return n_intact(found, crcs), found
-        part = whole[at * PAGE_BYTES :][: found.nbytes]
-        part[:] = found
-        return n_intact(part, crcs), whole
+        into[:] = found
+        return n_intact(into, crcs)
     start = 0
     for index, (n_bytes, crc) in enumerate(zip(stored, crcs, strict=True)):
-        if not decode(found[start:], n_bytes, crc, whole[(at + index) * PAGE_BYTES :][:PAGE_BYTES]):
-            return index, whole
+        if not decode(found[start:], n_bytes, crc, into[index * PAGE_BYTES :][:PAGE_BYTES]):
+            return index
         start += n_units(n_bytes) * UNIT_BYTES
-    return len(stored), whole
+    return len(stored)
 
 
 def _cuts(units: NDArray[np.uint32], stored: NDArray[np.uint16]) -> list[int]:

@@ -135,6 +135,14 @@ class Present:
 
 
 @dataclass(slots=True)
+class ReadCached:
+    """Read from swap what need not come from the medium. Result: as `ReadSwap`, or None: it must, or nobody knows."""
+
+    offset_bytes: int
+    length_bytes: int
+
+
+@dataclass(slots=True)
 class ReadSwap:
     """Read from swap. Result: (length_bytes,) uint8, or the errno (an int) of what went wrong.
 
@@ -210,6 +218,7 @@ Effect = (
     | Poison
     | Punch
     | Present
+    | ReadCached
     | ReadSwap
     | WriteSwap
     | Quiesce

@@ -148,6 +148,9 @@ class Residency:
     def admit(self, run: PageRun) -> None:
         """Pages of a run have become resident."""
         first, n = run
+        if n == 1:
+            self.admit_one(first)
+            return
         self._queue_gathered()
         self._bound_queues()
         shadows = self._shadow[first : first + n]
@@ -167,9 +170,13 @@ class Residency:
 
     def admit_one(self, page: int) -> None:
         """A page has become resident."""
-        if self._shadow_one[page]:
-            self.admit(PageRun(page, 1))
-            return
+        shadow = self._shadow_one[page]
+        if shadow:
+            self._shadow_one[page] = 0
+            if self._n_evicted + 1 - shadow <= self.budget.limit:
+                self.n_refaults += 1
+                self._protect(PageRun(page, 1))
+                return
         self._where_one[page] = _ON_PROBATION
         self._gathered.append(page)
         if len(self._gathered) >= _GATHERED_MAX:
@@ -223,7 +230,10 @@ class Residency:
                     break
                 n_looks, last_pass = len(self._probation), True
             n_looks -= 1
-            part = self._look(self._probation.popleft(), n_left, young)
+            part, rest = self._look(self._probation.popleft(), n_left, young)
+            if len(rest):
+                self._probation.appendleft(rest)
+                n_looks += 1
             n_left -= len(part)
             if len(part):
                 chosen.append(part)
@@ -247,26 +257,27 @@ class Residency:
         gathered.clear()
         self._bound_queues()
 
-    def _look(self, entry: PageRun | Pages, n_most: int, young: Young) -> Pages:
-        """Take victims out of an entry whose turn has come; what stays is queued again."""
+    def _look(self, entry: PageRun | Pages, n_most: int, young: Young) -> tuple[Pages, Pages]:
+        """Take victims out of an entry whose turn has come; what stays is queued again.
+
+        Returns:
+            The victims, and the pages that have not been looked at, because there may be no more victims.
+        """
         queued = _pages_of(entry)
         there = (self._states[queued] == PageState.RESIDENT) & (self._where[queued] & _ON_PROBATION != 0)
         pages: Pages = queued[there]
         if not len(pages):
-            return pages
+            return pages, _NONE
         held = self._holds[pages] > 0
         for part in runs_of(pages[held]):
             self._probation.append(part)
-        pages = pages[~held]
-        if len(pages) > n_most:
-            for part in reversed(runs_of(pages[n_most:])):
-                self._probation.appendleft(part)
-            pages = pages[:n_most]
+        settled = pages[~held]
+        pages, rest = settled[:n_most], settled[n_most:]
         used = young([Range(part.first, part.end) for part in runs_of(np.sort(pages))]) if len(pages) else ()
         if used:
             pages = self._spare_young(pages, np.isin(pages, np.fromiter(used, np.int64)))
         self._where[pages] = 0
-        return pages
+        return pages, rest
 
     def _spare_young(self, pages: Pages, used: NDArray[np.bool_]) -> Pages:
         again = used & (self._where[pages] & _RECYCLED != 0)
@@ -283,6 +294,7 @@ class Residency:
         self._protected.append(run)
         self._n_protected += run.n
         while self._n_protected > PROTECTED_SHARE * self.budget.limit and len(self._protected) > 1:
+            self._queue_gathered()
             self._probation.extend(self._demote())
 
     def _demote_to_front(self) -> int:

@@ -76,9 +76,11 @@ class SwapSpace:
         assert self.n_used >= 0
         end = first + n
         if (before := self._by_end.pop(first, None)) is not None:
+            assert before in self._by_start, "space was given back twice"
             del self._by_start[before]
             first = before
         if (after := self._by_start.pop(end, None)) is not None:
+            assert after in self._by_end, "space was given back twice"
             del self._by_end[after]
             end = after
         if end == self._end:

@@ -131,12 +131,15 @@ class ArenaMachine:
         address = mapper.address_of(pages) if mapper is not None else None
         if mapper is None or address is None:
             return self._through_server(mapper, pages, 0, data)
-        uffd, source, protect = mapper.uffd, data.ctypes.data, effect.protect
+        uffd, source, protect, length = mapper.uffd, data.ctypes.data, effect.protect, pages.n * PAGE_BYTES
+        done, problem = uffd.copy(address, source, length, protect=protect)
+        if not problem:
+            return Outcome(pages.n, 0)
 
         def operation(start: int, length: int) -> tuple[int, int]:
             return uffd.copy(start, source + start - address, length, protect=protect)
 
-        outcome = self._go_on(mapper, operation, address, pages.n * PAGE_BYTES, 0, errno.EAGAIN)
+        outcome = self._go_on(mapper, operation, address, length, done, problem)
         if outcome.errno != errno.EAGAIN:
             return outcome
         return self._through_server(mapper, pages, outcome.n_done, data)

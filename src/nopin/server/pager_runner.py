@@ -3,7 +3,8 @@
 Most effects are system calls of a few microseconds, made here and now, so that a fault is usually answered within one
 call of `start`. Those that may wait suspend the procedure, which goes on when the loop says so:
 
-    ReadSwap, WriteSwap   at once where the page cache has room or the bytes; else on a thread
+    ReadSwap              on a thread: what the page cache has was asked for by ReadCached
+    WriteSwap             at once where it is little; else on a thread
     Quiesce               when the last fence has passed
     Pause                 when the gate opens, in order of arrival
     Backoff               after its time
@@ -32,6 +33,7 @@ from nopin.mm.effects import (
     Procedure,
     Punch,
     Quiesce,
+    ReadCached,
     ReadSwap,
     Unprotect,
     Wake,
@@ -124,6 +126,7 @@ class Runner:
             Poison: machine.poison,
             Punch: machine.punch,
             Present: machine.present,
+            ReadCached: self._read_cached,
             Open: self._open,
         }
         self._may_wait: dict[type, Callable[[Any, Task], Any]] = {
@@ -238,11 +241,11 @@ class Runner:
         self._clockwork.after(RETRY_NS, again)
         return LATER
 
+    def _read_cached(self, effect: ReadCached) -> Bytes | None:
+        return self._swap.read_cached(effect.offset_bytes, effect.length_bytes)
+
     def _read_swap(self, effect: ReadSwap, task: Task) -> object:
         offset_bytes, length_bytes = effect.offset_bytes, effect.length_bytes
-        found = self._swap.read_cached(offset_bytes, length_bytes)
-        if found is not None:
-            return found
         self._clockwork.on_thread(
             lambda: self._swap.read(offset_bytes, length_bytes), lambda result: self._resume(task, result)
         )

@@ -43,6 +43,7 @@ from nopin.mm.effects import (
     Procedure,
     Punch,
     Quiesce,
+    ReadCached,
     ReadSwap,
     Unprotect,
     Wake,
@@ -116,6 +117,7 @@ class ArenaMachine:
         n_frames_left: pages that can be made before ENOMEM.
         effects: how many were carried out, by name.
         now_ns: grows with `Backoff` only.
+        cached_share: of what is read from swap, by chance, as much comes without waiting.
     """
 
     def __init__(self, n_pages: int, random: Random, *, n_mappings: int = 1) -> None:
@@ -130,6 +132,7 @@ class ArenaMachine:
         self.n_effects = 0
         self.effects: dict[str, int] = {}
         self.now_ns = 0
+        self.cached_share = 0.5
         self.after_effect: Callable[[], None] = lambda: None
         self.between: Callable[[], None] = lambda: None
         self.read_error: Callable[[int, int], int] = lambda _offset, _length: 0
@@ -280,6 +283,9 @@ class ArenaMachine:
                 return self._poison(pages, mapper)
             case Punch(pages):
                 self.zap(pages)
+            case ReadCached(offset, length):
+                found = self._read_swap(offset, length) if self._random.random() < self.cached_share else None
+                return found if isinstance(found, np.ndarray) else None
             case Present(pages):
                 return self.present[pages.first : pages.end].copy()
             case Open(gate):

@@ -39,6 +39,7 @@ from nopin.mm.effects import (
     Present,
     Procedure,
     Punch,
+    ReadCached,
     ReadSwap,
     Unprotect,
     Wake,
@@ -269,6 +270,8 @@ class ArenaMachine:
                 return self._poison(pages, mapper)
             case Punch(pages):
                 self.zap(pages)
+            case ReadCached():
+                return None  # the medium is asked, which has its time
             case Present(pages):
                 return self.present[pages.first : pages.end].copy()
             case _:
