@@ -20,7 +20,7 @@ from nopin.lab.demo_owner import HAZARDS
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
-PARTS = "mm|iommu|nic|accel|linux|link|control|server|verbs|lab|cli|testing"
+PARTS = "mm|iommu|nic|accel|linux|link|control|server|verbs|model|lab|cli|testing"
 WAIT_S = 60
 
 

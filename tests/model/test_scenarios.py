@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from pathlib import Path
 
+import click
 import pytest
 
-from nopin.cli.main import main
+from nopin.cli.main import cli, main
 from nopin.errors import UsageError
 from nopin.lab.scenarios.registry import SCENARIOS, scenario_named
 from nopin.lab.scenarios.scenario import Measures, run_points
@@ -145,3 +149,31 @@ def test_parking_keeps_the_line_busy_where_rnr_waits_and_sends_again() -> None:
     assert came["parking"]["rnr_naks"] == came["parking"]["resent_packets"] == 0
     assert came["rnr"]["rnr_naks"] == 3
     assert came["rnr"]["resent_packets"] > 16
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "comparisons.md").read_text()
+
+
+def test_the_page_names_every_scenario_and_its_commands_exist() -> None:
+    for name in SCENARIOS:
+        assert f"| `{name}` |" in PAGE
+    words = [shlex.split(line, comments=True) for line in re.findall(r"^nopin .*$", PAGE, re.MULTILINE)]
+    assert len(words) > 5
+    for _, group, *rest in words:
+        command = cli.get_command(click.Context(cli), group)
+        assert isinstance(command, click.Group)
+        sub = command.get_command(click.Context(command), rest[0])
+        assert sub is not None
+        sub.make_context(rest[0], rest[1:])
+
+
+def test_the_program_of_the_page_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (program,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    exec(program, {})
+    assert capsys.readouterr().out == "219.4\n"
+
+
+def test_the_table_of_the_page_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    (shown,) = re.findall(r"^```text\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert main(["model", "run", "overcommit", "--set", "vms=4", "--jobs", "1"]) == 0
+    assert capsys.readouterr().out == shown
