@@ -29,6 +29,8 @@ from nopin.model.scheduler import Scheduler
 from nopin.ranges import Range
 
 N_PAGES = 4
+N_FILE_PAGES = 2
+FILE_VA = 1 << 40
 STAMP_BYTES = 8
 
 
@@ -41,15 +43,20 @@ class Bytes(HostObserver):
     def __init__(self) -> None:
         self.memory: dict[int, dict[int, set[bytes]]] = {}
         self.used: set[int] = set()
-        self.since: dict[tuple[int, int], set[bytes]] = {}  # what a page may have read as since a device began
+        self.discarding: dict[tuple[int, int], set[bytes]] = {}  # what was stored since that began
+        self.since: dict[int, tuple[int, int, set[bytes]]] = {}  # what a page may have read as since a device began
 
     def may_be(self, process: Process, number: int) -> set[bytes]:
-        return self.memory.setdefault(process.pid, {}).get(number, {ZEROS})
+        return self.memory.setdefault(whose(process, number), {}).get(number, {ZEROS})
 
     def becomes(self, process: Process, number: int, stamps: set[bytes]) -> None:
-        self.memory.setdefault(process.pid, {})[number] = stamps
-        if (process.pid, number) in self.since:
-            self.since[process.pid, number] |= stamps
+        if (process.pid, number) in self.discarding:  # what is stored meanwhile may be dropped, or stay
+            self.discarding[process.pid, number] |= stamps
+            stamps = stamps | {ZEROS}
+        self.memory.setdefault(whose(process, number), {})[number] = stamps
+        for pid, page, seen in self.since.values():
+            if (pid, page) == (whose(process, number), number):
+                seen |= stamps
 
     def cpu_loaded(self, process: Process, va: int, data: bytes) -> None:
         may_be = self.may_be(process, va // PAGE)
@@ -64,24 +71,31 @@ class Bytes(HostObserver):
 
     def discard_begins(self, process: Process, where: Range) -> None:
         for number in numbers(where):
-            self.becomes(process, number, self.may_be(process, number) | {ZEROS})
+            before = self.may_be(process, number)
+            self.discarding[process.pid, number] = set()
+            self.memory.setdefault(process.pid, {})[number] = before | {ZEROS}
 
     def discard_ends(self, process: Process, where: Range) -> None:
         for number in numbers(where):
-            self.becomes(process, number, {ZEROS})
+            self.becomes(process, number, {ZEROS} | self.discarding.pop((process.pid, number)))
 
     def move_begins(self, process: Process, source: Range, target: Range) -> None:
         for old, new in zip(numbers(source), numbers(target), strict=True):
             self.becomes(process, new, self.may_be(process, old))
 
     def fork_ends(self, parent: Process, child: Process) -> None:
-        self.memory[child.pid] = dict(self.memory[parent.pid])
+        self.memory[child.pid] = dict(self.memory.get(parent.pid, {}))
 
     def allocated(self, frame: int) -> None:
         self.used.add(frame)
 
     def freed(self, frame: int) -> None:
         self.used.remove(frame)
+
+
+def whose(process: Process, number: int) -> int:
+    """Return whose memory a page is: the file's, which is nobody's own, or the process's."""
+    return 0 if number >= FILE_VA // PAGE else process.pid
 
 
 def numbers(where: Range) -> range:
@@ -139,6 +153,7 @@ class World:
         self.host = Host("h", Scheduler(Drawn(self.random)), n_frames, observer=self.bytes)
         self.n_stamps = 0
         self.orphans: list[Pin] = []
+        self.file = self.host.new_file("f", N_FILE_PAGES * PAGE)
 
     def start(self, n_processes: int, n_words: int) -> None:
         for _ in range(n_processes):
@@ -149,6 +164,7 @@ class World:
     def live(self, process: Process, program: Iterator[str]) -> Procedure[None]:
         """Map some pages, do what the program says, then end."""
         va = yield from process.mmap(N_PAGES)
+        yield from process.mmap(N_FILE_PAGES, shared=True, file=self.file, at=FILE_VA)
         yield from self.go_on(process, va, program)
 
     def go_on(self, process: Process, va: int, program: Iterator[str]) -> Procedure[None]:
@@ -171,11 +187,13 @@ class World:
         self, word: str, process: Process, va: int, program: Iterator[str], mirror: SlowMirror, pins: list[Pin]
     ) -> Procedure[int]:
         at = va + self.random.randrange(N_PAGES) * PAGE
-        if word == "store":
-            self.n_stamps += 1
-            yield from process.store(at, self.n_stamps.to_bytes(STAMP_BYTES, "little"))
-        elif word == "load":
-            yield from process.load(at, STAMP_BYTES)
+        in_file = FILE_VA + self.random.randrange(N_FILE_PAGES) * PAGE
+        if word in ("store", "store to file"):
+            yield from process.store(at if word == "store" else in_file, self.stamp())
+        elif word in ("load", "load from file"):
+            yield from process.load(at if word == "load" else in_file, STAMP_BYTES)
+        elif word == "write back":
+            self.host.scheduler.spawn(f"writeback for {process.pid}", self.host.writeback(self.file))
         elif word == "discard":
             self.orphan(pins, at // PAGE)
             yield from process.madvise(at, PAGE, Advice.DONTNEED)
@@ -195,11 +213,11 @@ class World:
         elif word == "remap":
             self.orphan(pins, at // PAGE)
             yield from process.mmap(1, at=at)
-        elif word == "device":
-            reads = self.device_reads(process, mirror, at // PAGE)
-            if not mirror.at_work:
-                mirror.at_work = True
-                self.host.scheduler.spawn(f"device of {process.pid}", reads)
+        elif word.startswith("device") and not mirror.at_work:
+            mirror.at_work = True
+            number = (at if self.random.random() < 0.5 else in_file) // PAGE
+            body = self.device_reads if word == "device reads" else self.device_writes
+            self.host.scheduler.spawn(f"device of {process.pid}", body(process, mirror, number))
         elif word == "pin":
             pins.append((yield from process.pin(at, PAGE, write=self.random.random() < 0.5)))
         elif word == "unpin" and pins:
@@ -207,6 +225,10 @@ class World:
         elif word == "reclaim":
             self.host.scheduler.spawn(f"reclaim for {process.pid}", self.host.reclaim(self.random.randrange(1, 5)))
         return va
+
+    def stamp(self) -> bytes:
+        self.n_stamps += 1
+        return self.n_stamps.to_bytes(STAMP_BYTES, "little")
 
     def orphan(self, pins: list[Pin], number: int) -> None:
         """A page is given up: what is pinned of it is not the process's memory any more."""
@@ -233,15 +255,29 @@ class World:
             return
         assert entry is not None
         frame = entry.frame
-        place = process.pid, number
-        self.bytes.since[place] = set(self.bytes.may_be(process, number))
+        seen = set(self.bytes.may_be(process, number))
+        self.bytes.since[process.pid] = whose(process, number), number, seen
         mirror.reading = number
         for _ in range(4):
             yield self.host.steps.access
             assert frame in self.bytes.used
-            assert self.host.frames.read(frame, 0, STAMP_BYTES) in self.bytes.since[place]
+            assert self.host.frames.read(frame, 0, STAMP_BYTES) in seen
         mirror.has_read()
-        del self.bytes.since[place]
+        del self.bytes.since[process.pid]
+
+    def device_writes(self, process: Process, mirror: SlowMirror, number: int) -> Procedure[None]:
+        """Write one page, twice if the mirror lets it."""
+        came = yield from mirror.fill(PageRun(number, 1), write=True)
+        del came
+        for _ in range(2):
+            entry = lookup(process, number)
+            if mirror.use(number, 1, write=True):
+                assert entry is not None
+                data = self.stamp()
+                self.host.frames.write(entry.frame, 0, data)
+                self.bytes.becomes(process, number, {data})
+            yield self.host.steps.access
+        mirror.has_read()
 
 
 WORDS = {
@@ -249,7 +285,11 @@ WORDS = {
     "load": 4,
     "fork": 3,
     "reclaim": 4,
-    "device": 3,
+    "device reads": 3,
+    "device writes": 3,
+    "store to file": 3,
+    "load from file": 2,
+    "write back": 2,
     "discard": 1,
     "protect": 1,
     "move": 1,
@@ -275,5 +315,12 @@ def test_every_load_sees_the_last_store_and_nothing_is_left(
     assert world.host.scheduler.run(max_steps=200_000), "it never ends"
     assert not world.host.processes, "somebody waits for ever"
     world.host.check()
-    assert world.bytes.used == {world.host.zero_page.frame}
     assert world.host.swap.n_used == 0
+    world.host.scheduler.spawn("writeback", world.host.writeback(world.file))
+    assert world.host.scheduler.run(max_steps=10_000)
+    for index in range(N_FILE_PAGES):
+        may_be = world.bytes.memory.get(0, {}).get(FILE_VA // PAGE + index, {ZEROS})
+        assert world.file.stored.get(index, ZEROS)[:STAMP_BYTES] in may_be, "a write to the file was lost"
+    world.host.scheduler.spawn("truncate", world.host.truncate(world.file, 0))
+    assert world.host.scheduler.run(max_steps=10_000)
+    assert world.bytes.used == {world.host.zero_page.frame}

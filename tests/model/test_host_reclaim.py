@@ -9,13 +9,13 @@ from hosts import PAGE, Listener, frames_of, host_of, run
 
 from nopin.iommu.mirror import Mirror
 from nopin.mm.causes import Cause
-from nopin.mm.device_faults import FaultPages
 from nopin.mm.effects import PageRun
 from nopin.mm.subscriber import Answer, Invalidation, Veto
+from nopin.model.device.faults import ProcessFaults
+from nopin.model.device.translations import Translations
 from nopin.model.effects import Gate, Procedure
 from nopin.model.host.costs import HostCosts
 from nopin.model.host.errors import NoMemory, PageLost
-from nopin.model.host.fault import fault_pages
 from nopin.model.host.host import Host
 from nopin.model.host.process import Process
 from nopin.model.host.reclaim import evict
@@ -75,18 +75,7 @@ def test_young_pages_get_a_second_chance() -> None:
 @pytest.mark.parametrize("asks", [True, False])
 def test_what_a_device_used_is_spared_by_who_asks_it(asks: bool) -> None:
     host, process, va, _ = filled("a", "b", "c", devices_count_as_use=asks)
-
-    class Faults:
-        def device_fault(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
-            return fault_pages(process, pages.first, pages.n, write=write)
-
-        def settled(self, pages: PageRun, *, write: bool) -> bool:
-            return False
-
-        def release(self, pages: PageRun) -> None:
-            """Nothing is held."""
-
-    mirror = Mirror(process.notifiers, Faults(), 1 << 30)
+    mirror = Mirror(process.notifiers, ProcessFaults(process, Translations(host.frames)), 1 << 30)
     run(host, mirror.fill(PageRun(va // PAGE, 3), write=False))
     for page in list(host.lru):
         for _, number in page.mappings:
@@ -232,7 +221,7 @@ def test_a_failed_write_loses_nothing_and_a_failed_read_is_said_so() -> None:
 
 def test_a_medium_serves_so_many_requests_at_a_time() -> None:
     costs = HostCosts(medium_read_ns=100, medium_write_ns=50, medium_page_ns=10)
-    host, process, va, _ = filled("a", "b", "c", "d", swap_depth=2, costs=costs)
+    host, process, va, _ = filled("a", "b", "c", "d", medium_depth=2, costs=costs)
     run(host, host.reclaim(4))
     began_ns = host.scheduler.now_ns
     assert began_ns == 50 + 4 * 10, "one request for all"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from nopin.mm.causes import Cause
 from nopin.model.effects import Procedure
-from nopin.model.host.errors import Segv
+from nopin.model.host.errors import NotSupported, Segv
 from nopin.model.host.fault import resolve
+from nopin.model.host.file_changes import punch
 from nopin.model.host.mapping import bytes_of, pages_of, zap
 from nopin.model.host.vma import Vma
 from nopin.ranges import Range
@@ -24,6 +25,8 @@ class Advice(Enum):
 
     DONTNEED = "dontneed"
     """Drop the pages: zeros, or the file's bytes, take their place."""
+    REMOVE = "remove"
+    """Of a shared mapping: punch the range out of the file, for all who map it."""
     POPULATE_READ = "populate_read"
     """Bring the pages, as loads would."""
     POPULATE_WRITE = "populate_write"
@@ -42,7 +45,7 @@ class Advice(Enum):
     NOHUGEPAGE = "nohugepage"
 
 
-SHARED = frozenset({Advice.DONTNEED, Advice.POPULATE_READ, Advice.POPULATE_WRITE})
+SHARED = frozenset({Advice.DONTNEED, Advice.REMOVE, Advice.POPULATE_READ, Advice.POPULATE_WRITE})
 """Advice that changes pages, not mappings: others may fault meanwhile."""
 
 _CHANGES: dict[Advice, dict[str, Any]] = {
@@ -77,6 +80,12 @@ def _drop(process: Process, vma: Vma) -> Procedure[None]:
     process.host.observer.discard_ends(process, where)
 
 
+def _remove(process: Process, vma: Vma) -> Procedure[None]:
+    if vma.file is None or not vma.shared:
+        raise NotSupported(f"{process}: REMOVE of {bytes_of(vma.first, vma.end)}: not a shared mapping of a file")
+    yield from punch(process.host, vma.file, vma.offset, vma.index(vma.end))
+
+
 def _populate_read(process: Process, vma: Vma) -> Procedure[None]:
     for number in range(vma.first, vma.end):
         yield from resolve(process, number, write=False)
@@ -89,6 +98,7 @@ def _populate_write(process: Process, vma: Vma) -> Procedure[None]:
 
 _FOLLOW: dict[Advice, Callable[[Process, Vma], Procedure[None]]] = {
     Advice.DONTNEED: _drop,
+    Advice.REMOVE: _remove,
     Advice.POPULATE_READ: _populate_read,
     Advice.POPULATE_WRITE: _populate_write,
 }

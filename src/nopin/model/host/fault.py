@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from nopin.mm.device_faults import FaultPages
 from nopin.mm.space import Reason
 from nopin.model.effects import Acquire, Procedure, Release
+from nopin.model.host import files
 from nopin.model.host.cow import make_writable
 from nopin.model.host.errors import ModelFault, Segv
 from nopin.model.host.swapin import swap_in
-from nopin.model.host.table import Present, Shut, Swapped
+from nopin.model.host.table import Entry, Present, Shut, Swapped
 from nopin.model.host.vma import Vma
 from nopin.units import PAGE_SHIFT
 
@@ -73,22 +74,43 @@ def resolve(process: Process, number: int, *, write: bool) -> Procedure[None]:
     Raises:
         ModelFault: what an access there fails with.
     """
-    vma = process.vmas.find(number)
-    if vma is None or not vma.allows(write=write):
-        raise Segv(f"{process}: {'write' if write else 'read'} at {number << PAGE_SHIFT:#x}: {_refusal(vma)}")
-    steps = process.host.steps
+    vma, observer = process.vmas.find(number), process.host.observer
+    if vma is not None and vma.allows(write=write) and _is_resolved(process.table.get(number), write=write):
+        return
+    observer.fault_raised(process, number, write=write)
+    try:
+        if vma is None or not vma.allows(write=write):
+            raise Segv(f"{process}: {'write' if write else 'read'} at {number << PAGE_SHIFT:#x}: {_refusal(vma)}")
+        yield from _serve(process, vma, number, write=write)
+    finally:
+        observer.fault_answered(process, number, write=write)
+
+
+def _is_resolved(entry: Entry | None, *, write: bool) -> bool:
+    """Tell whether an entry allows an access; if so, note that it is used."""
+    if not isinstance(entry, Present) or (write and not entry.writable):
+        return False
+    entry.young = True
+    entry.dirty = entry.dirty or write
+    return True
+
+
+def _serve(process: Process, vma: Vma, number: int, *, write: bool) -> Procedure[None]:
+    """Bring a page nearer, until it is there."""
     while True:
         process.check_alive()
         entry = process.table.get(number)
-        if isinstance(entry, Present) and (entry.writable or not write):
-            entry.young = True
-            entry.dirty = entry.dirty or write
+        if _is_resolved(entry, write=write):
             return
-        yield steps.fault
+        yield process.host.steps.fault
         if process.table.get(number) is not entry:
             continue
-        if entry is None:
-            yield from _first_touch(process, vma, number, write=write)
+        if entry is None and vma.file is not None:
+            yield from files.bring(process, vma, number, write=write)
+        elif entry is None:
+            yield from _first_touch(process, number, write=write)
+        elif isinstance(entry, Present) and vma.shared:
+            yield from files.make_writable(process, number, entry)
         elif isinstance(entry, Present):
             yield from make_writable(process, number, entry)
         elif isinstance(entry, Swapped):
@@ -101,9 +123,8 @@ def _refusal(vma: Vma | None) -> str:
     return "nothing is mapped there" if vma is None else f"it is mapped {vma.prot}"
 
 
-def _first_touch(process: Process, vma: Vma, number: int, *, write: bool) -> Procedure[None]:
+def _first_touch(process: Process, number: int, *, write: bool) -> Procedure[None]:
     """Bring a page of anonymous memory: zeros."""
-    del vma
     host = process.host
     if not write:
         process.map(number, host.zero_page, writable=False)

@@ -15,12 +15,13 @@ free when the last one is given back, and then at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from nopin.model.effects import Gate, Pause, Procedure
-from nopin.model.host import reclaim
+from nopin.model.effects import Gate, Lock, Pause, Procedure
+from nopin.model.host import file_changes, reclaim
 from nopin.model.host.costs import HostCosts, Steps
 from nopin.model.host.errors import NoMemory
+from nopin.model.host.files import File
 from nopin.model.host.frames import Frames
 from nopin.model.host.medium import Medium
 from nopin.model.host.observer import HostObserver
@@ -28,14 +29,15 @@ from nopin.model.host.page import Page
 from nopin.model.host.process import Process
 from nopin.model.host.swap import SwapArea
 from nopin.model.host.table import Entry, Swapped
-from nopin.model.host.vma import NO_PAGE
+from nopin.model.host.vma import NO_PAGE, Vma
 from nopin.model.scheduler import Scheduler
+from nopin.units import PAGE_BYTES
 
 RECLAIM_ATTEMPTS = 4
 """How often an allocation may find that others took what it had reclaimed."""
 
-FAULT_SITES = ("frame", "swap slot", "swap write", "swap read")
-"""Where something may go wrong: no frame is free at once, no slot is, the medium fails to write, to read."""
+FAULT_SITES = ("frame", "swap slot", "swap write", "swap read", "file write", "file read")
+"""Where something may go wrong: no frame is free at once, no slot is, a medium fails to write, to read."""
 
 
 def _never(site: str) -> bool:
@@ -54,7 +56,8 @@ class Host:
         costs: of its steps.
         pages_per_step: how many entries are cleared, copied or protected between two places where others may go on:
             1 to explore every order, 512 (a leaf, whose lock Linux takes) to simulate.
-        n_swap_slots: pages that fit in the swap area; swap_depth: requests that its medium serves at a time.
+        n_swap_slots: pages that fit in the swap area; medium_depth: requests that it serves at a time, and the
+            medium of the files.
         devices_count_as_use: reclaim spares what devices used lately, as it does what CPUs used; False is what
             systems do that ask only CPUs.
         fires: asked at each place where something may go wrong, by its name: `FAULT_SITES`.
@@ -75,7 +78,7 @@ class Host:
         costs: HostCosts | None = None,
         pages_per_step: int = 1,
         n_swap_slots: int = 1 << 20,
-        swap_depth: int = 32,
+        medium_depth: int = 32,
         devices_count_as_use: bool = True,
         fires: Callable[[str], bool] = _never,
     ) -> None:
@@ -86,7 +89,10 @@ class Host:
         costs = costs or HostCosts()
         self.steps = Steps(costs)
         self.swap = SwapArea(n_swap_slots, self.frames)
-        self.swap_medium = Medium("swap", scheduler, costs, depth=swap_depth)
+        self.swap_medium = Medium("swap", scheduler, costs, depth=medium_depth)
+        self.file_medium = Medium("file", scheduler, costs, depth=medium_depth)
+        self.files: dict[str, File] = {}
+        self._maybe_ended: list[File] = []
         self.lru: dict[Page, None] = {}
         self.pages_per_step = pages_per_step
         self.devices_count_as_use = devices_count_as_use
@@ -100,6 +106,35 @@ class Host:
         self._last_pid += 1
         process = self.processes[self._last_pid] = Process(self._last_pid, self)
         return process
+
+    def new_file(self, name: str, length_bytes: int, stored: bytes = b"") -> File:
+        """Make a file, with these bytes on its medium and zeros after them; empty `name`: shared anonymous memory."""
+        assert name not in self.files
+        file = File(name, length_bytes, Lock(f"file {name}"))
+        for index in range(-(-len(stored) // PAGE_BYTES)):
+            file.stored[index] = stored[index * PAGE_BYTES :][:PAGE_BYTES].ljust(PAGE_BYTES, b"\0")
+        if name:
+            self.files[name] = file
+        return file
+
+    def note_unmapped(self, vmas: Iterable[Vma]) -> None:
+        """Mappings have gone: shared memory without a name may have lost its last one (`end_shared_memory`)."""
+        self._maybe_ended += [vma.file for vma in vmas if vma.file is not None and not vma.file.name]
+
+    def end_shared_memory(self) -> Procedure[None]:
+        """Free shared memory that nobody can map any more. Requires: the caller has no lock."""
+        while self._maybe_ended:
+            file = self._maybe_ended.pop()
+            if not any(vma.file is file for process in self.processes.values() for vma in process.vmas):
+                yield from file_changes.truncate(self, file, 0)
+
+    def writeback(self, file: File) -> Procedure[int]:
+        """Write what is dirty of a file to its medium (fsync); returns how many pages were written."""
+        return file_changes.writeback(self, file)
+
+    def truncate(self, file: File, length_bytes: int) -> Procedure[None]:
+        """Make a file shorter, or longer by zeros."""
+        return file_changes.truncate(self, file, length_bytes)
 
     def reclaim(self, n_pages: int) -> Procedure[int]:
         """Free about `n_pages` frames of what was not used lately; returns how many became free."""

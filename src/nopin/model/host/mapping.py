@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from nopin.mm.causes import Cause
 from nopin.model.effects import Procedure, Quiesce
 from nopin.model.host.errors import NotSupported
+from nopin.model.host.files import File
 from nopin.model.host.table import Entry
 from nopin.model.host.vma import Prot, Vma
 from nopin.ranges import Range
@@ -22,7 +23,17 @@ LOWEST_PAGE = 0x10000
 HUGE_PAGES = 512
 
 
-def mmap(process: Process, n_pages: int, *, prot: Prot, at: int | None, huge: bool) -> Procedure[int]:
+def mmap(
+    process: Process,
+    n_pages: int,
+    *,
+    prot: Prot,
+    shared: bool,
+    file: File | None,
+    offset: int,
+    at: int | None,
+    huge: bool,
+) -> Procedure[int]:
     """Map memory; returns its address. Requires: the mmap lock, alone."""
     if n_pages <= 0 or (at is not None and at & PAGE_MASK):
         raise NotSupported(f"mmap of {n_pages} pages at {at}: whole pages, at least one")
@@ -31,8 +42,14 @@ def mmap(process: Process, n_pages: int, *, prot: Prot, at: int | None, huge: bo
     else:
         first = at >> PAGE_SHIFT
         yield from unmap(process, first, first + n_pages)
-    process.vmas.insert(Vma(first, first + n_pages, prot, huge=huge))
-    process.host.observer.mapped(process, bytes_of(first, first + n_pages))
+    if shared and file is None:
+        file = process.host.new_file("", n_pages * PAGE_BYTES)
+    process.vmas.insert(Vma(first, first + n_pages, prot, shared, file, offset, huge))
+    where = bytes_of(first, first + n_pages)
+    if file is None:
+        process.host.observer.mapped(process, where)
+    else:
+        process.host.observer.file_mapped(process, where, file, offset, shared=shared)
     return first << PAGE_SHIFT
 
 
@@ -47,6 +64,7 @@ def unmap(process: Process, first: int, end: int) -> Procedure[None]:
     taken = process.vmas.remove(first, end)
     if not taken:
         return
+    process.host.note_unmapped(taken)
     observer = process.host.observer
     for vma in taken:
         observer.unmap_begins(process, bytes_of(vma.first, vma.end))
@@ -55,15 +73,27 @@ def unmap(process: Process, first: int, end: int) -> Procedure[None]:
         observer.unmap_ends(process, bytes_of(vma.first, vma.end))
 
 
-def zap(process: Process, ranges: Sequence[Range], cause: Cause) -> Procedure[None]:
-    """Take pages away for good, with those who hold translations told before, and the frames freed after."""
+def _any(number: int) -> bool:
+    del number
+    return True
+
+
+def zap(
+    process: Process, ranges: Sequence[Range], cause: Cause, *, only: Callable[[int], bool] = _any
+) -> Procedure[None]:
+    """Take pages away for good, with those who hold translations told before, and the frames freed after.
+
+    Args:
+        only: asked for each page in the step in which it would go; for who does not hold the mmap lock, and so may
+            find something else there than it announced.
+    """
     bracket = process.begin(ranges, cause)
     yield process.host.steps.notify
     if bracket.fences:
         yield Quiesce(bracket.fences)
     gone: list[Entry] = []
     for where in ranges:
-        yield from _clear(process, where.start, where.end, gone)
+        yield from _clear(process, where.start, where.end, gone, only)
     yield process.host.steps.flush
     bracket.end()
     yield process.host.steps.free
@@ -80,12 +110,16 @@ def free_range(process: Process, first: int, end: int) -> Procedure[None]:
         process.host.let_go(entry)
 
 
-def _clear(process: Process, first: int, end: int, gone: list[Entry]) -> Procedure[None]:
-    for n, (number, _) in enumerate(process.table.entries(first, end), 1):
+def _clear(
+    process: Process, first: int, end: int, gone: list[Entry], only: Callable[[int], bool] = _any
+) -> Procedure[None]:
+    for number, _ in process.table.entries(first, end):
+        if not only(number):
+            continue
         entry = process.take_out(number)
         assert entry is not None
         gone.append(entry)
-        if n % process.host.pages_per_step == 0:
+        if len(gone) % process.host.pages_per_step == 0:
             yield process.host.steps.clear
 
 

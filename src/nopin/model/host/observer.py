@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from nopin.model.host.frames import FrameObserver
 
 if TYPE_CHECKING:
+    from nopin.model.host.files import File
     from nopin.model.host.process import Process
     from nopin.ranges import Range
 
@@ -25,7 +26,10 @@ class HostObserver(FrameObserver):
         """The process wrote these bytes; never across a page."""
 
     def mapped(self, process: Process, where: Range) -> None:
-        """New memory is mapped there from here on: zeros, or a file's bytes."""
+        """New private memory is mapped there from here on: zeros."""
+
+    def file_mapped(self, process: Process, where: Range, file: File, offset: int, *, shared: bool) -> None:
+        """A file is mapped there from here on, from its page `offset`."""
 
     def unmap_begins(self, process: Process, where: Range) -> None:
         """The range is being unmapped, or mapped over."""
@@ -53,6 +57,18 @@ class HostObserver(FrameObserver):
 
     def fork_ends(self, parent: Process, child: Process) -> None:
         """The child has its memory; nothing stored from here on is seen on the other side, private memory's."""
+
+    def truncate_begins(self, file: File, length_bytes: int) -> None:
+        """The file is being made longer or shorter."""
+
+    def truncate_ends(self, file: File, length_bytes: int) -> None:
+        """It is. Of pages that are cut off no process has anything any more; what was cut off of a page is zeros."""
+
+    def punch_begins(self, file: File, first: int, end: int) -> None:
+        """Pages [first, end) of the file are becoming zeros."""
+
+    def punch_ends(self, file: File, first: int, end: int) -> None:
+        """They have; private copies of them stay what they are."""
 
     def released(self, process: Process) -> None:
         """The address space is gone: devices were told, and none of its pages has been freed yet."""

@@ -15,6 +15,7 @@ from nopin.model.effects import Acquire, Lock, Procedure, Release
 from nopin.model.host import access, life, mapping, protect, remap
 from nopin.model.host.advice import SHARED, Advice, apply
 from nopin.model.host.errors import Killed, ModelFault
+from nopin.model.host.files import File
 from nopin.model.host.fork import fork
 from nopin.model.host.page import Page
 from nopin.model.host.pins import Pin, pin, unpin
@@ -57,9 +58,27 @@ class Process:
 
     # System calls
 
-    def mmap(self, n_pages: int, *, prot: Prot = RW, at: int | None = None, huge: bool = False) -> Procedure[int]:
-        """Map memory; returns its address. What was mapped `at` is unmapped (MAP_FIXED)."""
-        return self._call(mapping.mmap(self, n_pages, prot=prot, at=at, huge=huge))
+    def mmap(
+        self,
+        n_pages: int,
+        *,
+        prot: Prot = RW,
+        shared: bool = False,
+        file: File | None = None,
+        offset: int = 0,
+        at: int | None = None,
+        huge: bool = False,
+    ) -> Procedure[int]:
+        """Map memory; returns its address.
+
+        Args:
+            shared: what is stored, others see who map the same: the file, or, without one, children of this process.
+            file: what is mapped, from its page `offset` on; it may be shorter, and grow later. None: zeros.
+            at: where; what was mapped there is unmapped (MAP_FIXED). None: in the lowest gap.
+            huge: 2 MiB may be brought at once.
+        """
+        body = mapping.mmap(self, n_pages, prot=prot, shared=shared, file=file, offset=offset, at=at, huge=huge)
+        return self._call(body)
 
     def munmap(self, va: int, n_bytes: int) -> Procedure[None]:
         """Unmap whole pages; holes are fine."""
@@ -124,6 +143,7 @@ class Process:
             yield Release(self.mmap_lock)
             raise
         yield Release(self.mmap_lock)
+        yield from self.host.end_shared_memory()
         return result
 
     def check_alive(self) -> None:

@@ -19,16 +19,17 @@ Source: shrink_folio_list and try_to_unmap of Linux; refusal and the shared wait
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from nopin.mm.causes import Cause
 from nopin.mm.subscriber import Fence
 from nopin.model.effects import Gate, Procedure, Quiesce
+from nopin.model.host.file_changes import write_out
+from nopin.model.host.files import drop
 from nopin.model.host.page import Page
+from nopin.model.host.rmap import Places, places_of, ranges_of
 from nopin.model.host.table import Present, Swapped
-from nopin.ranges import Range, coalesce
 from nopin.units import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -87,20 +88,6 @@ def _young(host: Host, pages: list[Page]) -> dict[Page, None]:
     return young
 
 
-def places_of(host: Host, pages: Iterable[Page]) -> dict[Process, dict[int, Page]]:
-    """Return where pages are mapped: by process, in order of pages and of their mappings."""
-    places: dict[Process, dict[int, Page]] = {}
-    for page in pages:
-        for pid, number in page.mappings:
-            places.setdefault(host.processes[pid], {})[number] = page
-    return places
-
-
-def ranges_of(numbers: Iterable[int]) -> list[Range]:
-    """Return page numbers as ranges, sorted and disjoint."""
-    return coalesce(Range(number, number + 1) for number in numbers)
-
-
 def evict(host: Host, victims: list[Page]) -> Procedure[int]:
     """Have pages leave memory; returns how many did. Requires: they are locked; they are not any more afterwards."""
     n_before = host.frames.n_free
@@ -133,7 +120,7 @@ def _give_slots(host: Host, victims: list[Page]) -> dict[Page, int]:
     return held
 
 
-def _unmap(process: Process, places: dict[int, Page], gone: list[Page]) -> Procedure[list[Fence]]:
+def _unmap(process: Process, places: Places, gone: list[Page]) -> Procedure[list[Fence]]:
     """Unmap pages from one process, but what its devices keep; returns what is to be waited for before they are freed.
 
     Adds to `gone` each page whose mapping's reference the caller has to give back.
@@ -173,11 +160,11 @@ def _unmap_one(process: Process, number: int, page: Page) -> bool:
 
 def _write_out(host: Host, pages: list[Page]) -> Procedure[None]:
     """Write pages that nobody can write any more to their places; those that cannot be written stay dirty."""
-    anonymous = [page for page in pages if page.slot is not None]
-    if not anonymous:
+    yield from write_out(host, [page for page in pages if page.file is not None])
+    copies = [(page, host.frames.read(page.frame, 0, PAGE_BYTES)) for page in pages if page.slot is not None]
+    if not copies:
         return
-    copies = [(page, host.frames.read(page.frame, 0, PAGE_BYTES)) for page in anonymous]
-    yield from host.swap_medium.write(len(anonymous))
+    yield from host.swap_medium.write(len(copies))
     if host.fires("swap write"):
         return
     for page, data in copies:
@@ -190,8 +177,10 @@ def _free(host: Host, page: Page, held: int | None) -> None:
     """Drop a page that is clean and that nobody else refers to; unlock it in any case."""
     if held is not None:
         host.swap.let_go(held)
-    only_cached = not page.mappings and host.frames.n_references(page.frame) == 1
-    if page.slot is not None and not page.dirty and only_cached:
+    unused = not page.mappings and not page.dirty and host.frames.n_references(page.frame) == 1
+    if unused and page.file is not None:
+        drop(host, page)
+    elif unused and page.slot is not None:
         host.drop_slot(page)
     elif page.slot is not None and page.dirty and host.swap.n_users(page.slot) == 0:
         host.drop_slot(page)  # it stayed where it was, so nobody needs the slot
