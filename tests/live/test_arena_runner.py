@@ -27,8 +27,8 @@ from nopin.mm.notifier import Notifiers
 from nopin.mm.residency import Budget
 from nopin.server.arena import Arena
 from nopin.server.arena_machine import ServerMapping
-from nopin.server.arena_maker import ArenaParts
-from nopin.server.arena_store import ArenaStore
+from nopin.server.arena_maker import ArenaParts, Family
+from nopin.server.arena_store import VERSION, ArenaEntry, ArenaStore
 from nopin.server.arenas import Arenas
 from nopin.server.mapper import Mapper, Placed
 from nopin.server.poller import Poller
@@ -57,6 +57,8 @@ class Rig:
         self.arena: Arena = self.arenas.create(
             "test",
             ArenaParts(
+                ArenaEntry(VERSION, "test", N_PAGES, None, 1, 32),
+                Family(1, Budget(32)),
                 frames,
                 table,
                 self.swap,

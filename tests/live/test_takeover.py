@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -12,18 +14,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from nopin import Device, attach
+from nopin.control.packets import close_all
+from nopin.errors import ServerError
 from nopin.lab.child import Child
 from nopin.lab.line import Line
 from nopin.lab.servers import LocalServer
+from nopin.linux.fd_store import FdStore
+from nopin.server.arena_store import MapperEntry
 
 pytestmark = pytest.mark.needs_userfaultfd
 
 N_WORDS = 1 << 21  # 16 MiB
 BUDGET = 2 << 20
+N_FORKS = 400
 
 
 def compute(line: Line[Any], socket_path: str, seed: int) -> None:
@@ -89,6 +97,75 @@ def compute_with_child(line: Line[Any], socket_path: str, seed: int) -> None:
     line.send(n_wrong)
     line.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     line.receive()  # stay until told
+
+
+def fork_often(line: Line[Any], socket_path: str) -> None:
+    """Fork children that touch an array and end, one after the other; one that stays checks it in the end."""
+    device = Device(server=socket_path, budget=BUDGET)
+    array = device.zeros(N_WORDS, np.int64)
+    array[:] = np.arange(N_WORDS)
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(told, 1)
+        os._exit(0 if (array == np.arange(N_WORDS)).all() else 1)
+    for _ in range(N_FORKS):
+        brief = os.fork()
+        if brief == 0:
+            os._exit(int(array[0]))
+        os.waitpid(brief, 0)
+    store = FdStore(*(os.dup(end) for end in device.default_arena._store))
+    entries = store.entries()
+    for each in entries:
+        close_all(each.fds)
+    line.send([len(entries), device.stat()])
+    line.receive()
+    os.write(tell, b"!")
+    line.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def leave_a_child(line: Line[Any], socket_path: str, result: str) -> None:
+    """Fork a child that works on the array when its parent, and the server, are gone."""
+    device = Device(server=socket_path, budget=BUDGET)
+    array = device.zeros(N_WORDS, np.int64)
+    array[:] = np.arange(N_WORDS)
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        libc = ctypes.CDLL(None)
+        libc.prctl(1, 0)  # PR_SET_PDEATHSIG: it outlives its parent
+        while os.getppid() == parent:
+            time.sleep(0.01)
+        right = bool((array == np.arange(N_WORDS)).all())
+        array += 1
+        Path(result).write_text(f"{right} {bool((array == np.arange(1, N_WORDS + 1)).all())}")
+        os._exit(0)
+    line.send(child)
+    line.receive()
+
+
+def spoil_store(line: Line[Any], socket_path: str) -> None:
+    """Keep something as a mapper's userfaultfd that is none."""
+    device = Device(server=socket_path)
+    arena = device.arena("16MiB")
+    store = FdStore(*(os.dup(end) for end in arena._store))
+    entry = MapperEntry(2, [(0, 1, 1 << 40)], worker=False, pid=None)
+    store.put(msgspec.msgpack.encode(entry), [os.memfd_create("no userfaultfd")])
+    line.send("ready")
+    line.receive()
+
+
+def stay_resident(line: Line[Any], socket_path: str) -> None:
+    """Touch two arrays that have a budget in common, over and over; say how much of them is resident."""
+    device = Device(server=socket_path, budget=BUDGET)
+    arenas = [device.arena("16MiB"), device.arena("16MiB")]
+    arrays = [arena.zeros(N_WORDS // 2, np.int64) for arena in arenas]
+    while True:
+        for array in arrays:
+            array += 1
+        line.send(sum(os.fstat(arena.memory_fd).st_blocks * 512 for arena in arenas))
+        line.receive()
 
 
 def kill(server: LocalServer) -> None:
@@ -159,6 +236,65 @@ def test_a_forked_child_that_computes_too_while_servers_are_killed_finds_every_b
         assert owner.line.receive() == 0, "the owner found wrong bytes"
         assert owner.line.receive() == 0, "the child found wrong bytes"
         owner.line.send("end")
+
+
+@pytest.mark.timeout(120)
+def test_hundreds_of_forks_do_not_fill_the_store_and_the_last_child_is_found(
+    path: Path, servers: list[LocalServer]
+) -> None:
+    with Child(fork_often, str(path)) as owner:
+        n_entries, rows = owner.line.receive(90.0)
+        (row,) = [row for row in rows if row["kind"] == "arena"]
+        assert row["store_refused"] == 0
+        assert n_entries < N_FORKS / 2
+        kill(servers[-1])
+        owner.line.send("killed")
+        servers.append(LocalServer(path, ["--takeover"]))
+        assert owner.line.receive(30.0) == 0, "the child found other bytes"
+
+
+def test_a_child_whose_parent_is_gone_as_well_is_found_by_the_successor(
+    tmp_path: Path, path: Path, servers: list[LocalServer]
+) -> None:
+    result = tmp_path / "result"
+    with Child(leave_a_child, str(path), str(result)) as owner:
+        child = owner.line.receive()
+        pidfd = os.pidfd_open(child)
+        kill(servers[-1])
+    with pytest.raises(ServerError, match=f"waits in process {child}"):
+        LocalServer(path)
+    servers.append(LocalServer(path, ["--takeover"]))
+    assert select.select([pidfd], [], [], 30.0)[0], "the child waits for ever"
+    assert result.read_text() == "True True"
+    os.close(pidfd)
+
+
+def test_what_cannot_be_taken_over_leaves_nothing_half_made_and_others_go_on(
+    path: Path, servers: list[LocalServer]
+) -> None:
+    with Child(spoil_store, str(path)) as spoiler, Child(compute, str(path), 7) as owner:
+        assert (spoiler.line.receive(), owner.line.receive()) == ("ready", "ready")
+        kill(servers[-1])
+        servers.append(LocalServer(path, ["--takeover"]))
+        assert owner.line.receive() == "right"
+        assert f"the arena of process {spoiler.pid} cannot be taken over" in path.with_suffix(".log").read_text()
+        maps = Path(f"/proc/{servers[-1].pid}/maps").read_text()
+        assert maps.count("memfd:nopin-arena ") == 1
+        owner.line.receive()
+        owner.line.send("end")
+        spoiler.kill()
+
+
+def test_a_budget_of_several_arenas_is_kept_though_their_owner_asks_for_nothing(
+    path: Path, servers: list[LocalServer]
+) -> None:
+    with Child(stay_resident, str(path)) as owner:
+        for _ in range(3):
+            assert owner.line.receive() <= BUDGET
+            kill(servers[-1])
+            servers.append(LocalServer(path, ["--takeover"]))
+            owner.line.send("again")
+        assert owner.line.receive() <= BUDGET
 
 
 def test_without_being_asked_to_a_new_server_leaves_them_alone_and_says_what_to_do(

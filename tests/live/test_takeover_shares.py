@@ -16,6 +16,7 @@ from nopin.lab.line import Line
 from nopin.lab.servers import LocalServer
 
 N = 1 << 16
+N_MANAGED = 1 << 20  # 8 MiB
 
 
 def own(line: Line[Any], socket_path: str) -> None:
@@ -30,9 +31,9 @@ def own(line: Line[Any], socket_path: str) -> None:
 
 def own_managed(line: Line[Any], socket_path: str) -> None:
     """Share an array of managed memory, most of it in swap; wait in a page fault once told to."""
-    device = Device(server=socket_path, budget="64KiB")
-    array = device.zeros(N, np.int64)
-    array[:] = np.arange(N)
+    device = Device(server=socket_path, budget="5MiB")
+    array = device.zeros(N_MANAGED, np.int64)
+    array[:] = np.arange(N_MANAGED)
     line.send(device.share(array).url)
     line.receive()
     line.send(int(array.sum()))
@@ -96,10 +97,10 @@ def test_a_share_of_managed_memory_is_reached_while_its_owner_waits_in_a_fault(
         owner.line.send("add up")  # it waits at the first page that is out
         servers.append(LocalServer(path, ["--takeover"]))
         with attach(url, device=peer) as remote:
-            assert np.array_equal(remote[...], np.arange(N))
-            assert owner.line.receive(30.0) == N * (N - 1) // 2
-            remote[N - 1] = -5
-            assert owner.ask(N - 1) == -5
+            assert np.array_equal(remote[...], np.arange(N_MANAGED))
+            assert owner.line.receive(30.0) == N_MANAGED * (N_MANAGED - 1) // 2
+            remote[N_MANAGED - 1] = -5
+            assert owner.ask(N_MANAGED - 1) == -5
 
 
 def test_the_shares_of_an_owner_that_is_gone_are_gone(path: Path, servers: list[LocalServer], peer: Device) -> None:

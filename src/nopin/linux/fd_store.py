@@ -8,14 +8,14 @@ open in the queue of the other, with the few bytes sent beside it. Whoever can t
 That is how a killed device server leaves a client blocked at a page fault instead of reading zeros: the userfaultfd is
 still open in the client's store, and the next server finds it there. The keeper's threads may all be blocked meanwhile.
 
-The order is that of `put`. Nothing can be removed; the queue bounds how much fits (some thousand entries at the
-default size), which is said by `put`.
+The order is that of `put`. Only the oldest entry can be removed, so whoever wants to be rid of one in the middle puts
+those before it in again at the end, each before it is removed in front: at every moment everything is there. The queue
+bounds how much fits (some thousand entries, fewer for the unprivileged), which is said by `put`.
 """
 
 from __future__ import annotations
 
 import array
-import contextlib
 import errno
 import os
 import socket
@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 _SO_PEEK_OFF = 42
 """asm-generic/socket.h: where in the queue the next MSG_PEEK looks."""
+_SO_SNDBUFFORCE = 32
 _QUEUE_BYTES = 4 << 20
 LABEL_BYTES_MAX = 4096
 FDS_MAX = 8
@@ -60,7 +61,9 @@ class FdStore:
             OSError: out of descriptors.
         """
         inbox, outbox = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with contextlib.suppress(PermissionError):  # without CAP_NET_ADMIN the usual bound holds
+        try:
+            outbox.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _QUEUE_BYTES)
+        except PermissionError:  # without CAP_NET_ADMIN no more than net.core.wmem_max
             outbox.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _QUEUE_BYTES)
         return cls(inbox.detach(), outbox.detach())
 
@@ -96,6 +99,19 @@ class FdStore:
                 _close_all(entry.fds)
             raise
         return found
+
+    def oldest(self) -> Stored | None:
+        """Return the oldest entry, leaving it where it is; None if there is none.
+
+        Raises:
+            OSError: out of descriptors.
+        """
+        self._inbox.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
+        return self._peek()
+
+    def drop_oldest(self) -> None:
+        """Remove the oldest entry. There has to be one."""
+        self._inbox.recv(1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)  # no room for descriptors: they are closed
 
     def close(self) -> None:
         """Close this process's ends; the entries live on with the keeper's. Twice is fine."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from pathlib import Path
 
 from nopin.linux.libc import syscall
 
@@ -63,6 +64,15 @@ class PidFd:
             os.close(self.fd)
             self.fd = -1
             self._poll = _always_exited
+
+
+def pid_of(fd: int) -> int | None:
+    """Return the process number of a pidfd, -1 if that has ended; None if the descriptor is something else."""
+    try:
+        lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+        return next((int(line[4:]) for line in lines if line.startswith("Pid:")), None)
+    except (OSError, ValueError):
+        return None
 
 
 def _always_exited(_timeout_ms: float | None = None, /) -> list[tuple[int, int]]:

@@ -259,6 +259,7 @@ class Arena:
         self._noted.discard(mapper)
         self._host.stop_serving(mapper)
         mapper.close()
+        self.parts.store.forget_mapper(mapper.number)
         if mapper.worker:
             return
         for place in mapper.places:

@@ -27,7 +27,7 @@ from nopin.control.packets import close_all
 from nopin.errors import HostLacks, UsageError
 from nopin.linux.fd_identity import identity_of
 from nopin.linux.paging_uffd import NEEDED, PagingUffd
-from nopin.linux.pidfd import PidFd
+from nopin.linux.pidfd import PidFd, pid_of
 from nopin.linux.uffd_handshake import Feature
 from nopin.mm.effects import PageRun
 from nopin.nic.abi import AsyncEventType
@@ -82,7 +82,7 @@ class ClientArenas:
         self._memory = memory
         self._owned: dict[int, _Owned] = {}
         self._prefetches: dict[int, Prefetch] = {}
-        self._budget = core.arena_maker.client_budget()
+        self._family = core.arena_maker.new_family()
 
     def rows(self) -> list[tuple[int, Arena]]:
         """Every arena by the client's number for it."""
@@ -111,7 +111,7 @@ class ClientArenas:
         try:
             own = None if request.budget_bytes is None else request.budget_bytes // PAGE_BYTES
             name = request.name or f"pid {self._process.pid}"
-            parts = self._core.arena_maker.make(name, request.capacity_bytes // PAGE_BYTES, own, self._budget)
+            parts = self._core.arena_maker.make(name, request.capacity_bytes // PAGE_BYTES, own, self._family)
         except HostLacks as problem:
             self._usage.give(**taken)
             raise refuse(str(problem), errno.EOPNOTSUPP, "host") from problem
@@ -148,7 +148,9 @@ class ClientArenas:
         n_descriptors = _ARENA_DESCRIPTORS + _MAPPER_DESCRIPTORS * len(arena.mappers)
         self._usage.take(arenas=1, arena_bytes=arena.n_pages * PAGE_BYTES, descriptors=n_descriptors)
         arena.wanted = True
-        arena.parts.budget.move_to(self._budget)
+        if not self._owned:
+            self._family = arena.parts.family
+        arena.parts.join(self._family)
         return self._own(arena, n_descriptors), arena
 
     def _maps(self, arena: Arena) -> bool:
@@ -290,9 +292,12 @@ class ClientArenas:
         n_pages = budget_bytes // PAGE_BYTES
         if handle is not None:
             arenas = {self.arena(handle): n_pages}
+            self.arena(handle).parts.remember_budgets(n_pages)
         else:
-            self._budget.n_pages = n_pages
+            self._family.budget.n_pages = n_pages
             arenas = {owned.arena: owned.arena.parts.budget.n_pages for owned in self._owned.values()}
+            for arena in arenas:
+                arena.parts.remember_budgets(arena.parts.entry.budget_pages)
         left = set(arenas)
         if not left:
             done()
@@ -364,12 +369,7 @@ def _process_of(pidfd: int) -> PidFd:
     Raises:
         ServerRefused: it is none, or of a process that has ended.
     """
-    try:
-        with open(f"/proc/self/fdinfo/{pidfd}") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        pid = int(fields.get("Pid", "-1"))
-    except (OSError, ValueError) as problem:
-        raise refuse(f"the descriptor beside MapArena: {problem}", errno.EINVAL) from problem
-    if pid <= 0:
+    pid = pid_of(pidfd)
+    if pid is None or pid <= 0:
         raise refuse("the second descriptor beside MapArena is no pidfd of a running process", errno.EINVAL)
     return PidFd(pid, pidfd)

@@ -97,6 +97,7 @@ def _client(session: Session) -> Iterator[Row]:
             "latency_ns": arena.latency,
             **counts,
             "faults_worker": arena.faults_worker,
+            "store_refused": arena.parts.store.n_refused,
         }
     for cq in objects.cqs.values():
         yield {

@@ -15,13 +15,15 @@ maps it; its owner's next connection finds it in its address space.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from nopin.control.packets import close_all
 from nopin.errors import HostLacks, UsageError
 from nopin.linux.fd_store import FdStore
 from nopin.linux.paging_uffd import PagingUffd
-from nopin.linux.pidfd import PidFd
+from nopin.linux.pidfd import PidFd, pid_of
+from nopin.linux.uffd_handshake import LINK
 from nopin.server.arena import Arena
 from nopin.server.arena_store import ArenaStore, Left, Mapped
 from nopin.server.core import Core, log
@@ -75,15 +77,20 @@ def _take_over_arena(core: Core, record: Record) -> None:
 
 
 def _restore(core: Core, left: Left, store: ArenaStore) -> Arena:
-    maker = core.arena_maker
-    try:
-        parts = maker.adopt(left.entry, left.fds, store, maker.client_budget())
-    except BaseException:
-        close_all(left.fds)
+    """Put an arena together: all of it, or nothing.
+
+    Raises:
+        OSError, UsageError, HostLacks: something of it is not what it should be. Nothing is kept.
+    """
+    with contextlib.ExitStack() as undo:
+        undo.callback(store.close)
+        undo.callback(close_all, left.fds)
         for mapped in left.mappers:
-            close_all(mapped.fds)
-        store.close()
-        raise
+            undo.callback(close_all, mapped.fds)
+        for mapped in left.mappers:
+            _check(mapped)
+        parts = core.arena_maker.adopt(left.entry, left.fds, store)
+        undo.pop_all()
     arena = core.arenas.create(left.entry.name, parts)
     core.iommu.attach(parts.device)
     arena.wanted = False  # nobody's connection is behind it
@@ -96,12 +103,21 @@ def _restore(core: Core, left: Left, store: ArenaStore) -> Arena:
     return arena
 
 
-def _restore_mapper(arena: Arena, mapped: Mapped) -> Mapper:
-    """Serve a process that a predecessor served.
+def _check(mapped: Mapped) -> None:
+    """Check that the descriptors of a mapper are a userfaultfd and the pidfd of its process.
 
     Raises:
-        UsageError: the descriptor is no userfaultfd.
+        UsageError: they are not.
     """
+    entry, (uffd, *pidfds) = mapped
+    if os.readlink(f"/proc/self/fd/{uffd}") != LINK:
+        raise UsageError(f"what is kept of mapper {entry.number} is no userfaultfd")
+    if any(pid_of(pidfd) not in (entry.pid, -1) for pidfd in pidfds):
+        raise UsageError(f"what is kept of mapper {entry.number} is not the pidfd of process {entry.pid}")
+
+
+def _restore_mapper(arena: Arena, mapped: Mapped) -> Mapper:
+    """Serve a process that a predecessor served."""
     entry, fds = mapped
     os.set_blocking(fds[0], False)
     process = PidFd(entry.pid, fds[1]) if entry.pid is not None else None
