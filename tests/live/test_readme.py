@@ -93,6 +93,16 @@ def test_the_managed_memory_example_runs(tmp_path: Path, environment: dict[str, 
     assert int(prefetched.split()[0]) == (1 << 18) * 8
 
 
+def test_the_modelled_machine_prints_what_the_readme_says(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "modelled.py").write_text(program("modelled.py"))
+    command = [sys.executable, "modelled.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"```text\n{done.stdout}```" in README
+
+
 @pytest.mark.parametrize("words", commands(README), ids=" ".join)
 def test_commands_of_the_readme_exist_with_their_options(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
