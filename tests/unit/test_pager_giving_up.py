@@ -69,3 +69,35 @@ def test_a_page_beside_those_given_up_keeps_the_protection_that_makes_stores_hea
     storm.store(1, 2)
     storm.machine.run(storm.pager.give_back(4))
     assert storm.read(1, 2)
+
+
+def test_pages_are_taken_when_word_comes_and_what_is_stored_afterwards_stays() -> None:
+    storm = Storm(3)
+    for page in range(4):
+        storm.store(1, page)
+    removal = storm.pager.removed(PageRun(0, 4), dropped=True)  # word came in the middle of something; it runs later
+    storm.machine.zap(PageRun(0, 4))
+    storm.store(2, 1)
+    assert not storm.machine.present[1], "the store waits"
+    storm.machine.start(removal)
+    storm.calm()
+    assert storm.read(1, 1)
+
+
+@pytest.mark.parametrize("evicted", [False, True])
+def test_a_successor_finds_no_copies_of_what_was_being_given_up(evicted: bool) -> None:
+    storm = Storm(4)
+    for page in range(6):
+        storm.store(1, page)
+    if evicted:
+        storm.machine.run(storm.pager.give_back(6))
+    else:
+        storm.machine.start(storm.pager.give_back(6))
+        assert storm.machine.waiting, "the eviction is under way"
+    storm.pager.removed(PageRun(0, 3), dropped=True)
+    storm.machine.zap(PageRun(0, 3))  # the process goes on; and whatever the server still does, it is killed
+    while not evicted and storm.machine.can_go_on:
+        storm.machine.go_on()
+    storm.expect_zeros(PageRun(0, 3))
+    storm.take_over()
+    assert all(storm.read(1, page) for page in range(6))

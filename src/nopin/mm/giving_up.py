@@ -26,7 +26,8 @@ _ZAPPED_WITHIN_NS = 20_000 * US_NS
 
 def discard(arena: ArenaPages, pages: PageRun) -> Procedure[None]:
     """Make pages read as zeros; frames and swap are free afterwards."""
-    transit = yield from _claim(arena, pages)
+    transit = _claim(arena, pages)
+    yield from _those_before(arena, transit)
     yield from _let_go(arena, pages)
     yield from _forget(arena, transit)
 
@@ -34,14 +35,28 @@ def discard(arena: ArenaPages, pages: PageRun) -> Procedure[None]:
 def removed(arena: ArenaPages, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
     """Heed a madvise of a process, which drops its pages now, or has done so.
 
+    The pages are taken when this is called, not when the procedure is run: whoever stores to them from here on stores
+    after the madvise. A server that is killed from here on has a successor that finds their copies given up.
+
     Args:
         dropped: True: it gave the bytes up (MADV_REMOVE). False: only its view of them (MADV_DONTNEED): nothing is to
             be done. None: that is not known. Then pages that were there and vanish say that they were given up, and
             with them those in swap; if none was there nothing can be seen, and nothing is taken away.
     """
     if dropped is False:
-        return
-    transit = yield from _claim(arena, pages)
+        return _nothing()
+    transit = _claim(arena, pages)
+    if dropped:
+        arena.table.doom(transit.pages)
+    return _removed(arena, pages, transit, dropped=dropped is True)
+
+
+def _nothing() -> Procedure[None]:
+    yield from ()
+
+
+def _removed(arena: ArenaPages, pages: PageRun, transit: Transit, *, dropped: bool) -> Procedure[None]:
+    yield from _those_before(arena, transit)
     resident = _resident(arena, transit)
     if dropped or len(resident):
         yield from _let_go(arena, pages)
@@ -52,12 +67,15 @@ def removed(arena: ArenaPages, pages: PageRun, *, dropped: bool | None) -> Proce
         yield Open(arena.end_transit(transit))
 
 
-def _claim(arena: ArenaPages, pages: PageRun) -> Generator[Effect, Any, Transit]:
+def _claim(arena: ArenaPages, pages: PageRun) -> Transit:
     """Take the pages that are used now, and no others: what is touched from here on for the first time is new."""
-    transit = arena.claim(pages.first + np.flatnonzero(arena.table.states[pages.first : pages.end]))
+    return arena.claim(pages.first + np.flatnonzero(arena.table.states[pages.first : pages.end]))
+
+
+def _those_before(arena: ArenaPages, transit: Transit) -> Generator[Effect, Any, None]:
+    """Wait for whoever had claimed pages are on their way with."""
     while (gate := arena.gate_before(transit)) is not None:
         yield Pause(gate)
-    return transit
 
 
 def _resident(arena: ArenaPages, transit: Transit) -> Pages:

@@ -62,6 +62,7 @@ class PageTable:
         self.units = np.zeros(n_pages, np.uint32)
         self.stored = np.zeros(n_pages, np.uint16)
         self.crcs = np.zeros(n_pages, np.uint32)
+        self._doomed = np.zeros(n_pages, np.bool_)
         self.state: memoryview = self.states.data
         self.unit: memoryview = self.units.data
         self._shared_units: NDArray[np.uint32] = shared[: 4 * n_pages].view(np.uint32)
@@ -84,19 +85,21 @@ class PageTable:
     def remember(
         self, pages: NDArray[np.int64], units: NDArray[np.uint32], stored: NDArray[np.uint16], crcs: NDArray[np.uint32]
     ) -> None:
-        """Note where complete copies are: the unit last, because it makes the entry count."""
+        """Note where complete copies are: the unit last, because it makes the entry count. Not there if doomed."""
         self.units[pages], self.stored[pages], self.crcs[pages] = units, stored, crcs
         self._shared_crcs[pages], self._shared_stored[pages] = crcs, stored
-        self._shared_units[pages] = units
+        self._shared_units[pages] = np.where(self._doomed[pages], 0, units)
 
-    def forget_one(self, page: int) -> None:
-        """Drop the entry of a page; its copy no longer counts."""
-        self.unit[page] = self._shared_unit[page] = 0
+    def doom(self, pages: NDArray[np.int64]) -> None:
+        """Have a successor find no copies of pages: they are given up, and their process knows. Until `forget`."""
+        self._doomed[pages] = True
+        self._shared_units[pages] = 0
 
     def forget(self, pages: NDArray[np.int64]) -> None:
         """Drop the entries of pages."""
         self.units[pages] = 0
         self._shared_units[pages] = 0
+        self._doomed[pages] = False
 
     def lose(self, page: int) -> None:
         """Note that the bytes of a page are gone for good."""

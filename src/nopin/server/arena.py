@@ -191,6 +191,7 @@ class Arena:
         self._reclaiming = False
         self._next_mapper = _FIRST_MAPPER
         self._noted: set[Mapper] = set()
+        self._begun: list[Procedure[None]] = []
         self._closed = False
 
     @property
@@ -383,7 +384,8 @@ class Arena:
         elif kind == EventKind.REMAP:
             self._moved(mapper, Range.of_length(first, third), second)
         elif kind == EventKind.REMOVE:
-            self._removed(mapper, Range(first, second), dropped=IS_GIVEN_UP[third])
+            for removal in self._removals(mapper, Range(first, second), dropped=IS_GIVEN_UP[third]):
+                self.runner.start(removal)
         elif kind == EventKind.UNMAP:
             self._unmapped(mapper, Range(first, second))
 
@@ -403,13 +405,11 @@ class Arena:
                 view.show(place)
             view.tell(source, Cause.REMAP)
 
-    def _removed(self, mapper: Mapper, where: Range, *, dropped: bool | None) -> None:
-        for place in mapper.places:
-            part = place.part(where)
-            if part is not None:
-                self.runner.start(self.pager.removed(PageRun(part.first, part.n), dropped=dropped))
+    def _removals(self, mapper: Mapper, where: Range, *, dropped: bool | None) -> list[Procedure[None]]:
+        parts = [part for part in (place.part(where) for place in mapper.places) if part is not None]
         for view in mapper.views:
             view.tell(where, Cause.REMOVE)
+        return [self.pager.removed(PageRun(part.first, part.n), dropped=dropped) for part in parts]
 
     def _unmapped(self, mapper: Mapper, where: Range) -> None:
         gone = mapper.cut(where)
@@ -441,9 +441,23 @@ class Arena:
         if not self._noted:
             self._host.attend(self)
         self._noted.add(mapper)
+        self._claim_removed(mapper)
+
+    def _claim_removed(self, mapper: Mapper) -> None:
+        """Take what is being given up at once: the process goes on, and what it stores next must not be given up."""
+        unread, mapper.unread = mapper.unread, []
+        for message in unread:
+            kind, first, second, third = message
+            if kind == EventKind.REMOVE and all(_is_fault(each) for each in mapper.unread):
+                self._begun += self._removals(mapper, Range(first, second), dropped=IS_GIVEN_UP[third])
+            else:
+                mapper.unread.append(message)
 
     def attend(self) -> None:
         """Deal with what came up about mappers while effects were carried out."""
+        begun, self._begun = self._begun, []
+        for removal in begun:
+            self.runner.start(removal)
         noted, self._noted = self._noted, set()
         for mapper in noted:
             messages, mapper.unread = mapper.unread, []

@@ -167,6 +167,12 @@ class Storm:
             self.rest()
         return self.n_killed + sum(self.refused.values()) == n_failed
 
+    def expect_zeros(self, run: PageRun) -> None:
+        """Pages have been given up: they read as zeros until somebody stores to them."""
+        for page in range(run.first, run.end):
+            for cell in range(len(_CELLS)):
+                self._allowed[page, cell] = {0}
+
     def store(self, mapper: int, page: int) -> None:
         """Store to all cells of a page by a process."""
         for cell in range(len(_CELLS)):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from nopin.errors import ServerError
+from nopin.errors import PrefetchFailed, ServerError
 from nopin.lab.line import Line
 from nopin.lab.mapping import MADV_DONTNEED
 from nopin.lab.stress.actor import Actor, Broken, ByCpu
@@ -227,7 +227,12 @@ class Owner:
 
     def _prefetch(self) -> None:
         pages = self._some_pages()
-        self._ask(lambda: self._device.prefetch(self._array, pages, write=self._draw.random() < 0.5).result(_WAIT_S))
+        write = self._draw.random() < 0.5
+        try:
+            self._ask(lambda: self._device.prefetch(self._array, pages, write=write).result(_WAIT_S))
+        except PrefetchFailed as problem:
+            if problem.reason != "no_room":  # it displaces nothing that proved to be wanted
+                raise
 
     def _change_budget(self) -> None:
         budget = self._draw.choice(BUDGETS_PAGES) * PAGE_BYTES

@@ -26,7 +26,7 @@ BACK_WITHIN_S = 30.0
 """After a kill a successor serves by then."""
 _PAUSE_S = 0.05
 _LOST = {WcStatus.RETRY_EXC_ERR, WcStatus.WR_FLUSH_ERR}
-"""How work ends whose other end is gone."""
+"""How work ends whose other end is gone, or silent for half a second because the machine has too much to do."""
 
 
 class ByRdma:
@@ -56,7 +56,7 @@ def peer(line: Line[Any], socket_path: str, log_fd: int, journal_path: str, inde
 
     Args:
         index: in `PEERS`.
-        kills: so many servers may be killed; without, no connection may end.
+        kills: so many servers may be killed; without, nothing may go away.
     """
     log, journal = Log(memfd.map_array(log_fd), LAYOUT), Journal(Path(journal_path))
     url, until = line.receive()
@@ -78,7 +78,7 @@ class Peer:
         """Be attached and at work until then.
 
         Raises:
-            NopinError: a connection ended though none may, or could not be made again in time.
+            NopinError: something went away though nothing may, or could not be had again in time.
         """
         lost_at = time.monotonic()
         while time.monotonic() < until and not self.actor.log.is_stopped:
@@ -88,9 +88,9 @@ class Peer:
                     lost_at = until
                     self.actor.run(until, self._step)
             except (PeerError, ServerError, WorkError) as problem:
-                is_end = not isinstance(problem, WorkError) or problem.status in _LOST
+                is_right = problem.status in _LOST if isinstance(problem, WorkError) else may_end
                 lost_at = min(lost_at, time.monotonic())
-                if not (may_end and is_end) or time.monotonic() > lost_at + BACK_WITHIN_S:
+                if not is_right or time.monotonic() > lost_at + BACK_WITHIN_S:
                     raise
                 self.actor.tally.interrupted += 1
                 time.sleep(_PAUSE_S)
