@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nopin.model.effects import Procedure
@@ -19,7 +19,9 @@ def load(process: Process, va: int, length: int) -> Procedure[bytes]:
     host = process.host
     parts = []
     for number, at, n in pieces(va, length):
-        entry = yield from _translate(process, number, write=False)
+        entry = process.table.get(number)
+        if not (isinstance(entry, Present) and process.alive):
+            entry = yield from _translate(process, number, write=False)
         entry.young = True
         data = host.frames.read(entry.page.frame, at, n)
         host.observer.cpu_loaded(process, (number << PAGE_SHIFT) + at, data)
@@ -33,7 +35,9 @@ def store(process: Process, va: int, data: bytes) -> Procedure[None]:
     host = process.host
     done = 0
     for number, at, n in pieces(va, len(data)):
-        entry = yield from _translate(process, number, write=True)
+        entry = process.table.get(number)
+        if not (isinstance(entry, Present) and entry.writable and process.alive):
+            entry = yield from _translate(process, number, write=True)
         entry.young = entry.dirty = True
         piece = data[done : done + n]
         host.frames.write(entry.page.frame, at, piece)
@@ -42,13 +46,16 @@ def store(process: Process, va: int, data: bytes) -> Procedure[None]:
         yield host.steps.access
 
 
-def pieces(va: int, length: int) -> Iterator[tuple[int, int, int]]:
+def pieces(va: int, length: int) -> Sequence[tuple[int, int, int]]:
     """Cut bytes at pages: (page number, offset in the page, length)."""
-    end = va + length
+    if 0 < length <= PAGE_BYTES - (va & PAGE_MASK):  # the common case
+        return ((va >> PAGE_SHIFT, va & PAGE_MASK, length),)
+    cut, end = [], va + length
     while va < end:
         n = min(PAGE_BYTES - (va & PAGE_MASK), end - va)
-        yield va >> PAGE_SHIFT, va & PAGE_MASK, n
+        cut.append((va >> PAGE_SHIFT, va & PAGE_MASK, n))
         va += n
+    return cut
 
 
 def _translate(process: Process, number: int, *, write: bool) -> Procedure[Present]:

@@ -58,14 +58,14 @@ class HostOracle(HostObserver):
     """See above; give it to hosts, and `devices` to devices.
 
     Args:
-        note: told what happens in words, for the trace.
+        note: told what happens in words, for the trace; None where there is none.
 
     Attributes:
         clock: counts changes of what may be accessed, from 1.
         trouble: sites of trouble that had their way.
     """
 
-    def __init__(self, note: Callable[[str, str], None]) -> None:
+    def __init__(self, note: Callable[[str, str], None] | None) -> None:
         self.clock = 1
         self.devices = DeviceOracle(self)
         self.note = note
@@ -104,7 +104,8 @@ class HostOracle(HostObserver):
         if not space.allows(va >> PAGE_SHIFT, write=False):
             violate("stale_access", f"{who} reads {va:#x} of {space.name}, which is not mapped or not to be read")
         for at, found in words_of(va, data):
-            self.note(who, f"reads {found:#x} at {at:#x}")
+            if self.note is not None:
+                self.note(who, f"reads {found:#x} at {at:#x}")
             right = space.memory.load(at, found)
             if right is not None:
                 may_be = " or ".join(f"{each:#x}" for each in right)
@@ -120,7 +121,8 @@ class HostOracle(HostObserver):
         if not space.allows(page, write=True):
             violate("write_after_protect", f"{who} writes {va:#x} of {space.name}, which may not be written")
         for at, value in words_of(va, data):
-            self.note(who, f"writes {value:#x} at {at:#x}")
+            if self.note is not None:
+                self.note(who, f"writes {value:#x} at {at:#x}")
             space.memory.store(at, value)
             if space.copy is not None:
                 space.copy.also(at, value)
@@ -243,7 +245,8 @@ class DeviceOracle(DeviceObserver):
 
     def invalidation_returned(self, process: Process, device: str, pages: Sequence[Range], cause: Cause) -> None:
         """See `DeviceObserver`."""
-        self._host.note(device, f"reaches nothing of {_text(pages)} any more: {cause.value}")
+        if self._host.note is not None:
+            self._host.note(device, f"reaches nothing of {_text(pages)} any more: {cause.value}")
         kinds = (True,) if cause in _STILL_MIRRORED else (False, True)
         for write in kinds if cause is not Cause.SYNC else ():
             asked = self._asked.get((device, process.pid, write), set())
@@ -271,15 +274,19 @@ class DeviceOracle(DeviceObserver):
             violate("unanswered_fault", f"{device} asked for page {pages.first} of process {pid} and was not answered")
 
     def _check_access(self, device: str, process: Process, va: int, frame: int, *, write: bool) -> None:
-        page, verb = va >> PAGE_SHIFT, "writes" if write else "reads"
-        what = f"{device} {verb} page {page:#x} of process {process.pid} in frame {frame}"
-        if frame not in self._host.in_use:
-            violate("stale_access", f"{what}, which is free")
-        if page not in self._asked.get((device, process.pid, write), ()):
-            violate("stale_access", f"{what}, and has not asked for it since it was told to let go")
+        page, wrong = va >> PAGE_SHIFT, ""
         released = self._host.space(process).released_at is not None
-        if (released and write) or (device, process.pid) in self._quiet:
-            violate("stale_access", f"{what}, which is gone")
+        if frame not in self._host.in_use:
+            wrong = "which is free"
+        elif page not in self._asked.get((device, process.pid, write), ()):
+            wrong = "and has not asked for it since it was told to let go"
+        elif (released and write) or (device, process.pid) in self._quiet:
+            wrong = "which is gone"
+        if wrong:
+            verb = "writes" if write else "reads"
+            violate(
+                "stale_access", f"{device} {verb} page {page:#x} of process {process.pid} in frame {frame}, {wrong}"
+            )
 
 
 def _pages(where: Range) -> range:

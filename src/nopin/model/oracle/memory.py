@@ -10,7 +10,7 @@ list.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from nopin.ranges import Range
 
@@ -40,6 +40,8 @@ class Memory:
         values = self._values(va)
         if found not in values:
             return list(values)
+        if len(values) == 1:
+            return None
         if found == 0 or not self._discarding(va):
             values[:] = [found]
         return None
@@ -96,15 +98,16 @@ class Memory:
         return values
 
     def _discarding(self, va: int) -> bool:
-        return any(where.start <= va < where.end for where in self._discards)
+        return bool(self._discards) and any(where.start <= va < where.end for where in self._discards)
 
     def _forget(self, where: Range) -> None:
         for va, _ in self.words(where):
             del self._words[va]
 
 
-def words_of(va: int, data: bytes) -> Iterator[tuple[int, int]]:
+def words_of(va: int, data: bytes) -> Sequence[tuple[int, int]]:
     """Cut bytes into words: (address, value)."""
     assert va % WORD_BYTES == len(data) % WORD_BYTES == 0, "accesses are of whole words"
-    for at in range(0, len(data), WORD_BYTES):
-        yield va + at, int.from_bytes(data[at : at + WORD_BYTES], "little")
+    if len(data) == WORD_BYTES:  # the common case
+        return ((va, int.from_bytes(data, "little")),)
+    return [(va + at, int.from_bytes(data[at : at + WORD_BYTES], "little")) for at in range(0, len(data), WORD_BYTES)]

@@ -45,7 +45,7 @@ class Machine:
 
     def __init__(self, world: World, *, n_frames: int = 16) -> None:
         self.world = world
-        self.oracle = HostOracle(world.note)
+        self.oracle = HostOracle(world.note if world.trace is not None else None)
         self.host = Host("host", world.scheduler, n_frames, observer=self.oracle, fires=self._fires)
         self.cold = DmaDevice("cold", world.scheduler, slow=True, observer=self.oracle.devices)
         self.warm = DmaDevice("warm", world.scheduler, slow=True, observer=self.oracle.devices)
