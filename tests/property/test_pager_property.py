@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nopin.mm.arena_pages import PagerSettings
 from nopin.mm.effects import PageRun
 from nopin.mm.swap import UNIT_BYTES
-from nopin.testing.arena_storm import Storm, StormSettings
+from nopin.model.arena.storm import Storm, StormSettings
 from nopin.units import MS_NS, PAGE_BYTES
 
 seeds = st.integers(0, 1 << 40)
@@ -90,7 +90,7 @@ def test_a_server_killed_at_any_line_loses_nothing(seed: int, lines: list[int]) 
             pass
         finally:
             sys.settrace(before)
-        storm.take_over()
+        storm.server_is_killed()
     storm.calm()
     storm.read_everything()
     assert_nothing_refused(storm)
@@ -169,7 +169,7 @@ def test_a_spoilt_page_is_an_error_for_whoever_wants_it_and_for_nobody_else(
     assert all(storm.read(mapper, page) for page in others)
     assert storm.lost == {5}
     assert not storm.read(2, 5), "it stays lost, and is never zeros"
-    storm.take_over()
+    storm.server_is_killed()
     assert not storm.read(2, 5), "a successor knows"
     assert not storm.read(0, 5)
 

@@ -7,8 +7,8 @@ import pytest
 from nopin.mm.causes import Cause
 from nopin.mm.effects import PageRun
 from nopin.mm.subscriber import Answer, Fence, Invalidation, Subscriber
+from nopin.model.arena.storm import Storm
 from nopin.ranges import Range
-from nopin.testing.arena_storm import Storm
 
 
 class SlowDevice(Subscriber):
@@ -26,10 +26,9 @@ def test_a_store_after_madvise_remove_counts_although_an_eviction_was_under_way(
     storm = Storm(seed)
     for page in range(6):
         storm.store(1, page)
-    storm.machine.start(storm.pager.give_back(6))
-    assert storm.machine.waiting, "the eviction is under way"
+    assert not storm.machine.begin(storm.pager.give_back(6)).ended, "the eviction is under way"
     pages = PageRun(0, 6)
-    storm.machine.start(storm.pager.removed(pages, dropped=True))
+    storm.machine.begin(storm.pager.removed(pages, dropped=True))
     storm.machine.zap(pages)  # the kernel does it now, and madvise returns
     storm.store(1, 3)
     assert storm.read(2, 3), "the oracle wants what was stored last"
@@ -41,14 +40,9 @@ def test_pages_given_up_while_they_are_read_from_swap_do_not_come_back(seed: int
     for page in range(6):
         storm.store(1, page)
     storm.machine.run(storm.pager.give_back(6))
-    storm.machine.cached_share = 0.0
-    storm.machine.start(storm.pager.prefetch(PageRun(0, 6), write=False))
-    assert storm.machine.waiting, "the read is under way"
-    done: list[None] = []
-    storm.machine.start(storm.pager.discard(PageRun(0, 6)), done.append)
-    while storm.machine.can_go_on and not done:
-        storm.machine.go_on()
-    assert done
+    storm.cached_share = 0.0
+    assert not storm.machine.begin(storm.pager.prefetch(PageRun(0, 6), write=False)).ended, "the read is under way"
+    storm.machine.run(storm.pager.discard(PageRun(0, 6)))
     assert not storm.machine.present[:6].any()
     assert storm.swap.n_used == 0
 
@@ -58,8 +52,8 @@ def test_a_page_beside_those_given_up_keeps_the_protection_that_makes_stores_hea
     device = SlowDevice()
     storm.notifiers.subscribe(Range(0, 40), device)
     storm.store(1, 0)
-    storm.machine.start(storm.pager.discard(PageRun(0, 4)))
-    assert [type(task.effect).__name__ for task in storm.machine.waiting] == ["Quiesce"]
+    discard = storm.machine.begin(storm.pager.discard(PageRun(0, 4)))
+    assert type(discard.waits_for).__name__ == "Quiesce"
     storm.store(1, 2)  # for the first time, so it is none of what is given up
     storm.machine.run(storm.pager.give_back(1))
     assert storm.read(1, 2), "now it is there and has a valid copy"
@@ -79,7 +73,7 @@ def test_pages_are_taken_when_word_comes_and_what_is_stored_afterwards_stays() -
     storm.machine.zap(PageRun(0, 4))
     storm.store(2, 1)
     assert not storm.machine.present[1], "the store waits"
-    storm.machine.start(removal)
+    storm.machine.start("removal", removal)
     storm.calm()
     assert storm.read(1, 1)
 
@@ -92,12 +86,10 @@ def test_a_successor_finds_no_copies_of_what_was_being_given_up(evicted: bool) -
     if evicted:
         storm.machine.run(storm.pager.give_back(6))
     else:
-        storm.machine.start(storm.pager.give_back(6))
-        assert storm.machine.waiting, "the eviction is under way"
+        assert not storm.machine.begin(storm.pager.give_back(6)).ended, "the eviction is under way"
     storm.pager.removed(PageRun(0, 3), dropped=True)
     storm.machine.zap(PageRun(0, 3))  # the process goes on; and whatever the server still does, it is killed
-    while not evicted and storm.machine.can_go_on:
-        storm.machine.go_on()
-    storm.expect_zeros(PageRun(0, 3))
-    storm.take_over()
+    storm.rest()
+    storm.cells.expect_zeros(PageRun(0, 3))
+    storm.server_is_killed()
     assert all(storm.read(1, page) for page in range(6))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nopin.testing.arena_storm import Storm, StormSettings
+from nopin.model.arena.storm import Storm, StormSettings
 
 
 def test_the_only_page_is_left_to_whoever_waited_for_it() -> None:

@@ -1,7 +1,9 @@
 """Giving pages up: by their owner's word, by madvise, by munmap. They read as zeros afterwards.
 
-Devices are told first (TRUNCATE) and have stopped before anything changes. Entries of the table go before the pages do,
-because a hole with an entry would be taken for a swapped page by a successor.
+Devices are told first (TRUNCATE) and have stopped before anything changes. They are told before others that have some
+of the pages on their way are waited for: who gave pages up goes on meanwhile, and what a device stores for it from then
+on must not go to a page that is about to be punched. Entries of the table go before the pages do, because a hole with
+an entry would be taken for a swapped page by a successor.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ _ZAPPED_WITHIN_NS = 20_000 * US_NS
 def discard(arena: ArenaPages, pages: PageRun) -> Procedure[None]:
     """Make pages read as zeros; frames and swap are free afterwards."""
     transit = _claim(arena, pages)
-    yield from _those_before(arena, transit)
     yield from _let_go(arena, pages)
+    yield from _those_before(arena, transit)
     yield from _forget(arena, transit)
 
 
@@ -56,10 +58,10 @@ def _nothing() -> Procedure[None]:
 
 
 def _removed(arena: ArenaPages, pages: PageRun, transit: Transit, *, dropped: bool) -> Procedure[None]:
+    if len(transit.pages):
+        yield from _let_go(arena, pages)
     yield from _those_before(arena, transit)
     resident = _resident(arena, transit)
-    if dropped or len(resident):
-        yield from _let_go(arena, pages)
     vanished = yield from _wait_for_zap(resident)
     if dropped or vanished:
         yield from _forget(arena, transit)  # which punches what the kernel has not come to yet

@@ -109,6 +109,7 @@ class ArenaMachine:
         swap: the swap file's bytes; grows as it is written.
         n_frames_left: pages that can be made before ENOMEM.
         lane: the server's. tasks: of the server, alive.
+        is_cached: asked whether bytes of swap can be had without waiting.
         read_error, write_error: asked with (offset, length) for the errno of an access to swap.
     """
 
@@ -126,6 +127,7 @@ class ArenaMachine:
         self.n_effects = 0
         self.lane = Lane("server")
         self.tasks: list[Task] = []
+        self.is_cached: Callable[[], bool] = _never
         self.read_error: Callable[[int, int], int] = _no_error
         self.write_error: Callable[[int, int], int] = _no_error
         self._reader: Task | None = None
@@ -179,6 +181,20 @@ class ArenaMachine:
         self.tasks = [task for task in self.tasks if not task.ended]
         task = self.scheduler.spawn(self._unique(name), procedure, port=self, lane=self.lane, done=done)
         self.tasks.append(task)
+        return task
+
+    def run(self, procedure: Procedure[Any]) -> Any:
+        """Have the server run a procedure to its end, with all that happens besides; returns its result."""
+        task = self.start("runs", procedure)
+        while not task.ended:
+            assert self.scheduler.step(), f"it waits for {task.waits_for}, which nobody will do"
+        return task.result
+
+    def begin(self, procedure: Procedure[Any]) -> Task:
+        """Have the server run a procedure until it waits."""
+        task = self.start("begins", procedure)
+        while not task.ended and task.waits_for is None:
+            self.scheduler.step()
         return task
 
     def send(self, name: str, answer: Callable[[], Procedure[Any]], read: Gate | None = None) -> None:
@@ -270,8 +286,9 @@ class ArenaMachine:
                 return self._poison(pages, mapper)
             case Punch(pages):
                 self.zap(pages)
-            case ReadCached():
-                return None  # the medium is asked, which has its time
+            case ReadCached(offset, length):
+                found = self._read_swap(offset, length) if self.is_cached() else None
+                return None if isinstance(found, int) else found
             case Present(pages):
                 return self.present[pages.first : pages.end].copy()
             case _:
@@ -361,6 +378,10 @@ class ArenaMachine:
         self.swap.extend(bytes(max(0, offset + len(data) - len(self.swap))))
         self.swap[offset : offset + len(data)] = data
         return problem
+
+
+def _never() -> bool:
+    return False
 
 
 def _no_error(_offset: int, _length: int) -> int:

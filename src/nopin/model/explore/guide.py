@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 IN_A_ROW = 100
 
+OUTCOME = "outcome: "
+"""Begins the names of sites where one is as ordinary as the other: explored as orders are. All others are trouble."""
+
 
 class Policy(Protocol):
     """Answers where the script has ended."""
@@ -67,6 +70,8 @@ class Guide:
             return self._choose_next(options)
         if self.calm:
             return 0
+        if site.startswith(OUTCOME):
+            return self._answer(site, options)
         self.offered[site] = self.offered.get(site, 0) + 1
         index = self._answer(site, options)
         if index:

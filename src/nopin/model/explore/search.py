@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from nopin.model.explore.digest import digest_of
-from nopin.model.explore.guide import Guide
+from nopin.model.explore.guide import OUTCOME, Guide
 from nopin.model.explore.run import Abandoned, Breach, run_once
 from nopin.model.explore.scenario import Scenario
 
@@ -91,7 +91,7 @@ class _Search:
             return 0
         if site == "next":
             self._note_state(guide, at)
-        elif sum(guide.fired.values()) >= self._bounds.n_faults:
+        elif not site.startswith(OUTCOME) and sum(guide.fired.values()) >= self._bounds.n_faults:
             return 0
         chosen = tuple(guide.choices)
         n_interruptions = 1 + sum(choice != 0 for choice in chosen)

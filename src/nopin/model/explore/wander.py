@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nopin.model.explore.guide import Guide
+from nopin.model.explore.guide import OUTCOME, Guide
 from nopin.model.explore.run import run_once
 from nopin.model.explore.scenario import Scenario
 from nopin.model.explore.search import Found
@@ -49,6 +49,8 @@ class Drawing:
         if site == "next":
             if self._order.random() < self._stays:
                 return 0
+            return self._order.randrange(len(options))
+        if site.startswith(OUTCOME):
             return self._order.randrange(len(options))
         if site not in self._is_on:
             self._is_on[site] = self._gates.random() < SITE_IS_ON

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from nopin.model.effects import Lane
-from nopin.model.explore.guide import Guide
+from nopin.model.explore.guide import OUTCOME, Guide
 from nopin.model.oracle.violation import violate
 from nopin.model.scheduler import Port, Scheduler, Task
 from nopin.model.trace import Trace
@@ -73,6 +73,10 @@ class World:
     def may(self, site: str) -> bool:
         """Tell whether trouble happens here: decided like the order of steps is. Never unless trouble is explored."""
         return self.scheduler.choose(site, ["no", "yes"]) == 1
+
+    def either(self, question: str) -> bool:
+        """Answer a question whose answers are both ordinary: explored like the order of steps is."""
+        return self.scheduler.choose(OUTCOME + question, ["no", "yes"]) == 1
 
     def note(self, who: str, what: str) -> None:
         """Have something in the trace that is no step."""

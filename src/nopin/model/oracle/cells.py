@@ -79,6 +79,14 @@ class Cells:
                 if began_at is not None and self._stored_at.get((page, cell), 0) < began_at:
                     self._allowed[page, cell] = [0]
 
+    def expect_zeros(self, run: PageRun) -> None:
+        """Pages have been given up: they read as zeros until somebody stores to them."""
+        self.end_giving_up(run, self._clock + 1)
+
+    def is_being_given_up(self, page: int) -> bool:
+        """Tell whether the kernel may be dropping a page right now."""
+        return self._giving_up[page] > 0
+
     def forget_giving_up(self) -> None:
         """Who was giving pages up was killed: it is undone or half done, and both are right."""
         self._giving_up.clear()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nopin.mm import bring, eviction, faults, recovery, swap
+from nopin.mm import bring, eviction, faults, giving_up, recovery, swap
 from nopin.mm.arena_pages import ArenaPages, Transit
 from nopin.mm.effects import Effect, Fill, MapIn, Open, PageRun, Unprotect, WriteProtect
 from nopin.mm.notifier import Bracket
@@ -53,17 +53,29 @@ def protection_comes_after_the_copy(patch: Patch) -> None:
     patch.setattr(eviction, "_move_out", late)
 
 
-@mutant("arena_device_store_vs_evict", "arena_device_store_vs_prefetch")
-def what_devices_write_is_not_heard(patch: Patch) -> None:
-    """A page that a device wrote counts as dirty: by its fault, and by its dirty bit."""
-    move_out, device_fault = eviction._move_out, faults.device_fault
+def dirty_bits_are_not_asked_for(patch: Patch) -> None:
+    """Half of the next one, which does no harm alone."""
+    move_out = eviction._move_out
 
     def deaf(arena: ArenaPages, pages: Pages, bracket: Bracket) -> Steps:
         bracket.harvest.dirty.clear()
         return move_out(arena, pages, bracket)
 
     patch.setattr(eviction, "_move_out", deaf)
+
+
+def device_faults_do_not_say_that_they_write(patch: Patch) -> None:
+    """The other half."""
+    device_fault, settled = faults.device_fault, faults.settled
     patch.setattr(faults, "device_fault", lambda arena, pages, *, write: device_fault(arena, pages, write=False))
+    patch.setattr(faults, "settled", lambda arena, pages, *, write: settled(arena, pages, write=False))
+
+
+@mutant("arena_device_store_vs_evict", "arena_device_store_vs_prefetch")
+def what_devices_write_is_not_heard(patch: Patch) -> None:
+    """A page that a device wrote counts as dirty: by its fault, and by its dirty bit."""
+    dirty_bits_are_not_asked_for(patch)
+    device_faults_do_not_say_that_they_write(patch)
 
 
 @mutant("arena_evict_vs_takeover")
@@ -103,6 +115,34 @@ def frames_given_back_are_not_taken_off_the_books(patch: Patch) -> None:
         charge(budget, max(n_pages, 0))
 
     patch.setattr(Budget, "charge", only_up)
+
+
+# Giving up
+
+
+@mutant("arena_device_store_after_remove")
+def devices_hear_of_giving_up_late(patch: Patch) -> None:
+    """Devices hear of pages given up before those who have some of them on their way are waited for."""
+    let_go, wait = giving_up._let_go, giving_up._those_before
+    asked: list[PageRun] = []
+
+    def later(_arena: ArenaPages, pages: PageRun) -> Steps:
+        asked.append(pages)
+        yield from ()
+
+    def both(arena: ArenaPages, transit: Transit) -> Steps:
+        pages = asked.pop()
+        yield from wait(arena, transit)
+        yield from let_go(arena, pages)
+
+    patch.setattr(giving_up, "_let_go", later)
+    patch.setattr(giving_up, "_those_before", both)
+
+
+@mutant("arena_remove_vs_takeover")
+def a_successor_finds_copies_of_what_was_given_up(patch: Patch) -> None:
+    """Copies of pages that a process was told are given up are no copies to a successor either."""
+    patch.setattr(PageTable, "doom", lambda _table, _pages: None)
 
 
 # Bringing pages in

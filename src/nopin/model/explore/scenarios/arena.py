@@ -32,6 +32,7 @@ class Arena(PagedArena):
     def __init__(self, world: World, settings: PagerSettings | None = None) -> None:
         super().__init__(world.scheduler, n_pages=4, budget_pages=3, settings=settings)
         self.world = world
+        self.machine.is_cached = self._is_cached
         self._devices: list[Task] = []
         world.prepare(self._prepare())
         world.always(self.check)
@@ -52,6 +53,14 @@ class Arena(PagedArena):
 
     def _run_thread(self, page: int, value: int | None) -> Steps:
         self.world.scheduler.spawn("thread", self.thread(1, page, value), port=self.machine)
+        yield Work("waits for that", 1)
+
+    def _is_cached(self) -> bool:
+        return self.world.either("are the bytes cached")
+
+    def device_knows(self, run: PageRun) -> Steps:
+        """Have the device store to pages, to be run before the actors."""
+        self.machine.start("device", self.device(run, self.cells.fresh()))
         yield Work("waits for that", 1)
 
     # Actors
@@ -174,3 +183,18 @@ def arena_evict_vs_refusal(world: World) -> None:
     Keeper(arena, 2)
     ACTORS["evict"](arena, "a")
     ACTORS["store"](arena, "b")
+
+
+@scenario("arena_device_store_after_remove")
+def arena_device_store_after_remove(world: World) -> None:
+    """A program gives pages up, and has the device store there when madvise has returned; one page is on its way in."""
+    arena = Arena(world)
+    world.prepare(arena.device_knows(PageRun(0, 1)))
+    value = arena.cells.fresh()
+
+    def program() -> Steps:
+        yield from arena.remove(PageRun(0, 3))
+        arena.serve("a: device stores", arena.device(PageRun(0, 1), value))
+
+    world.spawn("a: program", program())
+    ACTORS["read"](arena, "b")
