@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -177,3 +180,19 @@ def test_the_table_of_the_page_is_what_the_command_prints(capsys: pytest.Capture
     (shown,) = re.findall(r"^```text\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     assert main(["model", "run", "overcommit", "--set", "vms=4", "--jobs", "1"]) == 0
     assert capsys.readouterr().out == shown
+
+
+def test_a_seed_gives_the_same_results_in_every_process() -> None:
+    words = ["-m", "nopin", "model", "run", "hot", "--set", "hot_permille=250", "--set", "memory_pages=128"]
+    few = ["--set", "scanned_pages=256", "--seed", "3", "--jobs", "1", "-j"]
+    printed = {
+        subprocess.run(
+            [sys.executable, *words, *few],
+            env=os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("0", "7")
+    }
+    assert len(printed) == 1

@@ -43,7 +43,8 @@ def test_parameters_of_experiment_and_machine_can_be_changed_by_name() -> None:
     experiment = Experiment("T", "test", "connectib56", "none", run, {"mine": Parameter(1, "", "X", "test")})
     report = run_experiment(experiment, changes={"mine": 5, "pin_ns": 10})
     assert report.rows[0].predicted == 15
-    assert report.parameters == {"mine": 5, "pin_ns": 10}
+    assert {name: each.value for name, each in report.parameters.items()} == {"mine": 5, "pin_ns": 10}
+    assert report.as_json()["parameters"]["pin_ns"]["source"] == "set for this run"
     with pytest.raises(UsageError, match="no parameter 'yours'"):
         run_experiment(experiment, changes={"yours": 5})
 

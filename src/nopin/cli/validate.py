@@ -12,6 +12,7 @@ from nopin.errors import UsageError
 from nopin.lab.validate.experiment import Row
 from nopin.lab.validate.page import page_of
 from nopin.lab.validate.registry import MODULES, Report, experiment_named, run_experiment
+from nopin.model.costs import parse_value
 
 RULE = "-" * 110
 COLUMNS = f" {'':<58} {'predicted':>11} {'published':>11} {'error':>8} {'within':>7}  of"
@@ -65,11 +66,15 @@ def _changes(given: tuple[str, ...], known: list[str]) -> dict[str, dict[str, fl
         experiment, dot, parameter = name.partition(".")
         if not dot or experiment.upper() not in known:
             raise UsageError(f"--set {name}={value}: say of which experiment, as in {known[0]}.{parameter or name}")
-        try:
-            changes.setdefault(experiment.upper(), {})[parameter] = float(value)
-        except ValueError:
-            raise UsageError(f"--set {name}={value}: {value!r} is not a number") from None
+        changes.setdefault(experiment.upper(), {})[parameter] = _number(parameter, value)
     return changes
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return parse_value(name, text)
 
 
 def lines_of(report: Report, *, verbose: bool = False) -> list[str]:
@@ -91,9 +96,8 @@ def lines_of(report: Report, *, verbose: bool = False) -> list[str]:
 def parameter_lines(report: Report) -> list[str]:
     """Return a line for each parameter it ran with."""
     return [
-        f"{name} = {value:g} {(known.unit + ' ') if known.unit else ''}[{known.tag}] {known.source}"
-        for name, value in report.parameters.items()
-        if (known := report.experiment.parameters.get(name)) is not None
+        f"{name} = {each.value:g} {(each.unit + ' ') if each.unit else ''}[{each.tag}] {each.source}"
+        for name, each in report.parameters.items()
     ]
 
 

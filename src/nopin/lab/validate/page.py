@@ -44,9 +44,8 @@ def _lines(report: Report) -> Iterator[str]:
     yield ""
     yield "| parameter | value | | |"
     yield "|---|---|---|---|"
-    for name, value in report.parameters.items():
-        known = experiment.parameters[name]
-        yield f"| `{name}` | {value:,.10g} {known.unit} | {known.tag} | {known.source} |".replace("  |", " |")
+    for name, each in report.parameters.items():
+        yield f"| `{name}` | {each.value:,.10g} {each.unit} | {each.tag} | {each.source} |".replace("  |", " |")
     yield ""
     yield "| | predicted | published | error |"
     yield "|---|---|---|---|"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nopin.errors import UsageError
-from nopin.lab.validate.experiment import Experiment, Row, Settings, in_turn
+from nopin.lab.validate.experiment import Experiment, Parameter, Row, Settings, in_turn
 from nopin.model.costs import NAMES, override
 from nopin.model.presets import preset_named
 
@@ -30,12 +30,12 @@ class Report:
     """What came of an experiment.
 
     Attributes:
-        parameters: the values it ran with.
+        parameters: what it ran with: its own, and costs of its machine that were changed.
         passed: no row with a published value is out of tolerance.
     """
 
     experiment: Experiment
-    parameters: Mapping[str, float]
+    parameters: Mapping[str, Parameter]
     rows: Sequence[Row]
 
     @property
@@ -45,7 +45,6 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it under its names."""
-        given = self.experiment.parameters
         return {
             "name": self.experiment.name,
             "title": self.experiment.title,
@@ -54,8 +53,8 @@ class Report:
             "missing": self.experiment.missing,
             "passed": self.passed,
             "parameters": {
-                name: {"value": value, "unit": given[name].unit, "tag": given[name].tag, "source": given[name].source}
-                for name, value in self.parameters.items()
+                name: {"value": each.value, "unit": each.unit, "tag": each.tag, "source": each.source}
+                for name, each in self.parameters.items()
             },
             "rows": [row.as_json() for row in self.rows],
         }
@@ -96,4 +95,5 @@ def run_experiment(
     costs = override(preset_named(experiment.machine).costs(), of_machine)
     rows = experiment.run(Settings(costs, values, seed, map_points))
     assert rows, f"{experiment.name} predicts nothing"
-    return Report(experiment, {**values, **of_machine}, rows)
+    changed = {name: Parameter(value, "", "X", "set for this run") for name, value in changes.items()}
+    return Report(experiment, {**experiment.parameters, **changed}, rows)
