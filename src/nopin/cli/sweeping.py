@@ -17,11 +17,18 @@ from nopin.lab.sweep import Sweep
 @contextmanager
 def sweeping(n_jobs: int, what: str) -> Iterator[Sweep]:
     """Give a sweep whose progress shows on a terminal."""
+    with Sweep(n_jobs) as sweep, showing(sweep, what):
+        yield sweep
+
+
+@contextmanager
+def showing(sweep: Sweep, what: str) -> Iterator[None]:
+    """Show a sweep's progress on a terminal meanwhile."""
     console = talk()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
-        with Sweep(n_jobs, lambda done, total: bar.update(task, completed=done, total=total)) as sweep:
-            yield sweep
+        sweep.on_point = lambda done, total: bar.update(task, completed=done, total=total)
+        yield
 
 
 def n_cores() -> int:

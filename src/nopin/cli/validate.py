@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from nopin.cli.output import put, put_json, say
-from nopin.cli.sweeping import assignments, jobs_option, sweeping
+from nopin.cli.sweeping import assignments, jobs_option, showing
 from nopin.errors import UsageError
+from nopin.lab.sweep import Sweep
 from nopin.lab.validate.experiment import Row
 from nopin.lab.validate.page import page_of
 from nopin.lab.validate.registry import MODULES, Report, experiment_named, run_experiment
@@ -45,13 +46,15 @@ def command(
     reports = []
     if not as_json:
         put(f"seed {seed}")
-    for experiment in experiments:
-        with sweeping(jobs, experiment.name) as sweep:
-            report = run_experiment(experiment, changes=changes.get(experiment.name), seed=seed, map_points=sweep.map)
-        reports.append(report)
-        if not as_json:
-            for line in lines_of(report, verbose=verbose):
-                put(line)
+    with Sweep(jobs) as sweep:
+        for experiment in experiments:
+            with showing(sweep, experiment.name):
+                mine = changes.get(experiment.name)
+                report = run_experiment(experiment, changes=mine, seed=seed, map_points=sweep.map)
+            reports.append(report)
+            if not as_json:
+                for line in lines_of(report, verbose=verbose):
+                    put(line)
     if page_path is not None:
         page_path.write_text(page_of(reports))
         say(f"written: {page_path}")

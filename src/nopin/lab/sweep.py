@@ -13,17 +13,24 @@ from types import TracebackType
 from typing import Any
 
 
+def _unseen(done: int, total: int) -> None:
+    """Nobody wants to see progress."""
+
+
 class Sweep:
     """Calls functions with points, in `n_jobs` processes; use it as a context.
 
     Args:
         n_jobs: 1: here, without any process.
         on_point: called with (done, of how many) after each point.
+
+    Attributes:
+        on_point: may be changed between calls of `map`.
     """
 
     def __init__(self, n_jobs: int, on_point: Callable[[int, int], None] | None = None) -> None:
         assert n_jobs >= 1
-        self._on_point = on_point or (lambda done, total: None)
+        self.on_point = on_point or _unseen
         self._pool: ProcessPoolExecutor | None = None
         if n_jobs > 1:
             # Not forked: a progress bar draws from a thread, which a forked process would lack.
@@ -36,7 +43,7 @@ class Sweep:
         came = map(function, listed) if self._pool is None else self._pool.map(function, listed)
         for result in came:
             results.append(result)
-            self._on_point(len(results), len(listed))
+            self.on_point(len(results), len(listed))
         return results
 
     def __enter__(self) -> Sweep:

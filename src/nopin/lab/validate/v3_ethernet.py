@@ -5,6 +5,8 @@ The stream is in `v3_stream.py`, the cold ring in `v3_cold_ring.py`; this file h
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nopin.lab.validate.experiment import Experiment, Parameter, Row, Settings
 from nopin.lab.validate.v3_cold_ring import ColdStart, run_cold_start
 from nopin.lab.validate.v3_stream import Stream, throughput
@@ -80,6 +82,11 @@ def _cold_rows(settings: Settings) -> list[Row]:
             share = outcome.rate(at_s * S_NS) / full if at_s * S_NS >= outcome.warm_ns and full else 0.0
             rows.append(Row(f"b: {policy}, throughput at {at_s} s, of steady", "%", 100 * share))
         rows.append(Row(f"b: {policy}, ring warm after", "s", outcome.warm_ns / S_NS))
+    alone = {n: replace(cold_start(settings, "drop", n), n_connections=1) for n in (16, 64, 256)}
+    for n, outcome in zip(alone, settings.map(run_cold_start, alone.values()), strict=True):
+        done_s = outcome.done_ns(N_OPERATIONS) / S_NS
+        rows.append(Row(f"c: drop, one connection, ring of {n}, {N_OPERATIONS:,} operations", "s", done_s))
+        rows.append(Row(f"c: drop, one connection, ring of {n}, it lives", "", len(outcome.resumes_ns)))
     for policy in _POLICIES:
         for n in _RING_SIZES:
             outcome = outcomes[policy, n]
