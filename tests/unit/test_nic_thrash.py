@@ -10,7 +10,7 @@ import pytest
 from nopin.mm.space import Absent
 from nopin.nic.abi import Discipline, WcStatus, WrOpcode
 from nopin.nic.mr import Region
-from nopin.testing.pair import ALL_RIGHTS, Pair, Side, answer_faults, connect, make_side, send_entry
+from nopin.testing.pair import ALL_RIGHTS, Pair, Side, answer_faults, connect, make_pair, make_side, send_entry
 from nopin.units import MS_NS, PAGE_BYTES
 
 PATHS = ("wire", "direct")
@@ -126,3 +126,19 @@ def test_a_page_held_back_anew_at_every_look_is_told_to_the_peer_within_the_boun
     b.answer_faults = True
     pair.run()
     assert a.poll() == [(0, WcStatus.SUCCESS)]
+
+
+def test_a_queue_pair_that_ends_while_it_takes_held_answers_has_no_timer_left() -> None:
+    """Found by exploring a READ against munmap: with its retries used up, the timer was due for ever."""
+    pair = make_pair(retry_cnt=0)
+    a, b = pair.a, pair.b
+    a.answer_faults = False
+    a.space.slow.add(0)
+    a.post(WrOpcode.RDMA_READ, 0, 8, to=b.region)
+    while pair._step():
+        pass
+    a.space.slow.clear()
+    a.space.hole.add(0)
+    answer_faults(a, pair.now)
+    assert a.poll() == [(0, WcStatus.LOC_PROT_ERR)]
+    assert a.nic.next_deadline() is None

@@ -25,6 +25,8 @@ from nopin.nic.wire.opcodes import AETH_BYTES, BTH_BYTES, IS_READ_RESPONSE, Opco
 from nopin.nic.wire.psn import psn_add, psn_diff
 from nopin.nic.work import ATOMIC_BYTES, IS_ATOMIC, NEEDS_ANSWER, SendWork
 
+_ALIVE = (QpState.RTS, QpState.SQD)
+
 _RETRY_FOR_EVER = 7
 """rnr_retry 7 never runs out."""
 
@@ -42,7 +44,7 @@ def receive(core: Core, qp: QueuePair, packets: Packets, now: int) -> None:
         _hold(core, qp, packets)
         return
     at, n = 0, len(packets)
-    while at < n and qp.state in (QpState.RTS, QpState.SQD):
+    while at < n and qp.state in _ALIVE:
         opcode = int(packets.opcode[at])
         if packets.payload[at] < 0:
             core.counters.malformed_drop += 1
@@ -83,7 +85,8 @@ def resume(core: Core, qp: QueuePair, now: int) -> None:
     held, side.held, side.n_held = side.held, [], 0
     for packets in held:
         receive(core, qp, packets, now)
-    restart_timer(qp, now)
+    if qp.state in _ALIVE:  # one of them may have ended it, and then nobody answers what is outstanding
+        restart_timer(qp, now)
 
 
 def _hold(core: Core, qp: QueuePair, packets: Packets) -> None:
