@@ -43,6 +43,7 @@ class Fault(NamedTuple):
 
     arena: DeviceArena
     procedure: Procedure[None]
+    request: PageRequest
 
 
 RunFault = Callable[[Fault], None]
@@ -317,7 +318,7 @@ class ManagedAccess:
         """Return what answers the requests for arenas. Of one that is gone the waiters are awake."""
         requests = self._requests.take(managed=True)
         arenas = ((self._arenas.get(request.pasid), request) for request in requests)
-        return [Fault(arena, self._answer(arena, request)) for arena, request in arenas if arena is not None]
+        return [Fault(arena, self._answer(arena, request), request) for arena, request in arenas if arena is not None]
 
     def turn(self) -> None:
         """Count a turn of the loop: who does not come for its pages loses them."""

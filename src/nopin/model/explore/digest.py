@@ -32,8 +32,12 @@ from nopin.model.device.engine import Engine
 from nopin.model.device.faults import ProcessFaults
 from nopin.model.explore.guide import Guide
 from nopin.model.explore.world import World
+from nopin.model.net.link import Link
+from nopin.model.net.nic_host import NicHost
 from nopin.model.scheduler import Scheduler, Task
 from nopin.model.trace import Trace
+from nopin.nic.core import Core
+from nopin.nic.mr import Region
 
 _IGNORED: dict[type, frozenset[str]] = {
     World: frozenset({"trace", "guide"}),
@@ -43,6 +47,10 @@ _IGNORED: dict[type, frozenset[str]] = {
     ProcessFaults: frozenset({"n_faults"}),
     Engine: frozenset({"_n_dropped_before"}),
     ArenaMachine: frozenset({"n_effects"}),
+    Core: frozenset({"counters", "plan", "scratch"}),
+    NicHost: frozenset({"n_turns", "events", "_n_faults"}),
+    Link: frozenset({"statistics"}),
+    Region: frozenset({"meter"}),
     Notifiers: frozenset({"_by_cause", "_n_vetoes", "_n_agains", "_n_fences"}),
 }
 """Fields that no future depends on."""

@@ -77,14 +77,22 @@ class Client:
     completions: CompletionConsumer
 
     def post_send(
-        self, opcode: WrOpcode, sges: Sequence[Sge], *, wr_id: int = 0, remote: int = 0, rkey: int = 0
+        self,
+        opcode: WrOpcode,
+        sges: Sequence[Sge],
+        *,
+        wr_id: int = 0,
+        remote: int = 0,
+        rkey: int = 0,
+        compare_add: int = 0,
     ) -> None:
-        """Post a send.
+        """Post a send; `compare_add` is what a FETCH_ADD adds.
 
         Raises:
             QueueFull: no entry is free.
         """
-        self.sends.post([send_entry(opcode, sges, wr_id=wr_id, remote=remote, rkey=rkey)])
+        entry = send_entry(opcode, sges, wr_id=wr_id, remote=remote, rkey=rkey, compare_add=compare_add)
+        self.sends.post([entry])
 
     def post_receive(self, sges: Sequence[Sge], *, wr_id: int = 0) -> None:
         """Post a receive.

@@ -49,7 +49,7 @@ class NicHost:
         draw: `draw(n)` returns a random integer in [0, n), for keys and numbers.
         timers, batch_packets: see `Nic`.
         ahead_ns: how much sending the link may have before it, when the NIC is asked for more.
-        observer: hears of every access and fault. path: what a fault takes. quiesce: what an invalidation takes.
+        observer, path, quiesce, queue_limit: see `NicMemory`.
         pin_time: how long (ns) pinning and registering so many bytes takes, once they are there.
         fates: what befalls packets on their way to it.
 
@@ -76,10 +76,11 @@ class NicHost:
         path: FaultPath | None = None,
         quiesce: QuiesceTime | None = None,
         pin_time: Callable[[int], int] = lambda _length: 0,
+        queue_limit: int = 4096,
         fates: Fates = all_pass,
     ) -> None:
         self.name = name
-        self.memory = NicMemory(scheduler, name, observer=observer, path=path, quiesce=quiesce)
+        self.memory = NicMemory(scheduler, name, observer=observer, path=path, quiesce=quiesce, queue_limit=queue_limit)
         self.iommu = self.memory.iommu
         endpoint = Endpoint(gid_of(address), ROCE_PORT)
         self.nic = Nic(
@@ -255,13 +256,14 @@ class HostClient:
         wr_id: int = 0,
         remote: int = 0,
         rkey: int = 0,
+        compare_add: int = 0,
     ) -> None:
         """Post a send, and ring.
 
         Raises:
             QueueFull: no entry is free.
         """
-        self.client.post_send(opcode, sges, wr_id=wr_id, remote=remote, rkey=rkey)
+        self.client.post_send(opcode, sges, wr_id=wr_id, remote=remote, rkey=rkey, compare_add=compare_add)
         self.host.kick()
 
     def post_recv(self, sges: list[Sge], *, wr_id: int = 0) -> None:

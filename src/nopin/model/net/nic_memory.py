@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nopin.iommu.iommu import Iommu
+from nopin.iommu.managed import Fault
 from nopin.iommu.page_requests import PageRequest
 from nopin.iommu.windows import DeviceArena
 from nopin.mm.effects import PageRun
@@ -38,6 +39,7 @@ class NicMemory:
 
     Args:
         name: of the NIC.
+        queue_limit: page requests outstanding at most.
         observer: hears of every access. path: what a fault takes. quiesce: what an invalidation takes.
     """
 
@@ -49,13 +51,15 @@ class NicMemory:
         observer: DeviceObserver | None = None,
         path: FaultPath | None = None,
         quiesce: QuiesceTime | None = None,
+        queue_limit: int = 4096,
     ) -> None:
-        self.iommu = Iommu()
+        self.iommu = Iommu(queue_limit=queue_limit)
         self._scheduler = scheduler
         self._name = name
         self._observer = observer or DeviceObserver()
         self._path, self._quiesce = path, quiesce
         self._mirrored: dict[Process, tuple[int, Attachment]] = {}
+        self._process_of: dict[int, Process] = {}  # by arena key
         self._walked: dict[Process, tuple[int, WalkedSpace]] = {}
         self._walked_by_pasid: dict[int, WalkedSpace] = {}
         self._pinned: dict[int, PinnedSpace] = {}
@@ -71,6 +75,7 @@ class NicMemory:
             self.iommu.attach(arena)
             self.iommu.map_window(pasid, Range(0, ADDRESS_BYTES), arena, 0)
             self._mirrored[process] = pasid, attachment
+            self._process_of[arena.key] = process
         return self._mirrored[process][0]
 
     def attachment(self, process: Process) -> Attachment:
@@ -106,7 +111,15 @@ class NicMemory:
         for request in self.iommu.take_requests():
             yield self._answer(request, self._walked_by_pasid[request.pasid])
         for fault in self.iommu.take_faults():
-            yield fault.procedure
+            yield self._told(fault, self._process_of[fault.arena.key])
+
+    def _told(self, fault: Fault, process: Process) -> Procedure[None]:
+        """Have a fault run, and whoever watches know of it."""
+        request = fault.request
+        pages = PageRun(request.start, request.end - request.start)
+        self._observer.fault_raised(self._name, process, pages, write=request.write)
+        yield from fault.procedure
+        self._observer.fault_answered(self._name, process, pages, None)
 
     def _answer(self, request: PageRequest, space: WalkedSpace) -> Procedure[None]:
         pages = PageRun(request.start >> PAGE_SHIFT, (request.end - request.start) >> PAGE_SHIFT)
