@@ -194,21 +194,23 @@ class ManagedAccess:
             return Relayed(length, 0)
         waiters = {source_span.waiter, target_span.waiter}
 
-        def look() -> tuple[int, int]:
-            n_readable = self._look_at_one(source_space, source_span, length, write=False)
-            return n_readable, self._look_at_one(target_space, target_span, length, write=True)
-
-        limits = look()
-        if PARKED in limits:
+        n_readable = self._look_at_one(source_space, source_span, length, write=False)
+        n_writable = self._look_at_one(target_space, target_span, length, write=True)
+        if PARKED in (n_readable, n_writable):
             self.put_off(waiters)
-            if self.came_at_once(waiters):
-                limits = look()
-        if PARKED in limits:
+            if self.came_at_once(waiters):  # what is plain was there a moment ago
+                n_readable = (
+                    self._look_at_one(source_space, source_span, length, write=False) if source_space else length
+                )
+                n_writable = (
+                    self._look_at_one(target_space, target_span, length, write=True) if target_space else length
+                )
+        if PARKED in (n_readable, n_writable):
             return None
         self._go_on(source_span.waiter)
         self._go_on(target_span.waiter)
         places = (source_space, source_span.address), (target_space, target_span.address)
-        return relay(*places, *limits, length, staging, grain)
+        return relay(*places, n_readable, n_writable, length, staging, grain)
 
     def admits(self, span: Span, length: int, *, write: bool) -> bool:
         """Look at one of several ranges of a step; False when it is parked for. Bad memory passes: the copy tells."""
@@ -225,18 +227,19 @@ class ManagedAccess:
             mirror = window.arena.mirror
             if mirror.holds(first, n, write=write) or self._fills(mirror, first, n, span.meter, write=write):
                 return length
+            return self._held_bytes(Part(span.address, length, window), span, write=write)
+        if not space:
+            return length if self._look_at_plain(space.plain, span, length, write) else PARKED
         return self._look(space, span, ((span.address, length),), write=write)
 
     def _fills(self, mirror: Mirror, first: int, n: int, meter: Meter, *, write: bool) -> bool:
         """Have the mirror take in pages that are in memory, if all are. Counts as a fault."""
         if self._run is None:
             return False
-        n_missing = mirror.n_missing(first, n, write=write)
-        if not mirror.fill_present(PageRun(first, n), write=write):
-            return False
+        n_missing = mirror.fill_present(PageRun(first, n), write=write)
         meter.page_faults += n_missing
-        meter.page_faults_handled += 1
-        return True
+        meter.page_faults_handled += n_missing > 0
+        return n_missing > 0
 
     def _space_of(self, span: Span, plain: AddressSpace | None) -> WindowedSpace | None:
         return WindowedSpace(plain) if plain is not None else self._spaces.get(span.pasid)

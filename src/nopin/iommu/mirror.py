@@ -254,15 +254,19 @@ class Mirror(Subscriber):
         self._statistics.busy += 1
         return FaultPages(0, Reason.BUSY)
 
-    def fill_present(self, pages: PageRun, *, write: bool) -> bool:
-        """Install pages that are in memory and settled, all or none; tell whether they were. They are not held."""
-        if self._released or self._notifiers.running(Range(pages.first, pages.end)):
-            return False
-        if not self._pager.settled(pages, write=write):
-            return False
-        self._install(pages.first, pages.n, write=write)
+    def fill_present(self, pages: PageRun, *, write: bool) -> int:
+        """Install pages that are in memory and settled, all or none; returns how many were missing. They are not held.
+
+        Requires: some are missing.
+        """
+        if self._released or not self._pager.settled(pages, write=write):
+            return 0
+        if self._notifiers.running(Range(pages.first, pages.end)):
+            return 0
+        n_missing = self.n_missing(*pages, write=write)
+        self._install(*pages, write=write)
         self._statistics.fills += 1
-        return True
+        return n_missing
 
     def unhold(self, pages: PageRun, came: FaultPages) -> None:
         """Give back the hold that `fill` of `pages` returned with. The entries stay until they are invalidated."""

@@ -114,6 +114,8 @@ class WindowedSpace:
 
     def parts(self, address: int, length: int) -> list[Part]:
         """Cut an access where windows begin and end."""
+        if not self._windows:
+            return [Part(address, length, None)] if length > 0 else []
         parts: list[Part] = []
         at, end = bisect_right(self._starts, address) - 1, address + length
         while address < end:

@@ -77,6 +77,8 @@ class PageTable:
 
     def run_length(self, first: int, n_most: int) -> int:
         """Count the pages from `first`, up to `n_most`, that are exactly in the state of the first."""
+        if n_most == 1:
+            return 1
         states = self.states[first : first + n_most]
         other = states != states[0]
         at = int(other.argmax())
