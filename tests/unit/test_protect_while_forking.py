@@ -20,6 +20,9 @@ class ForkingUffd:
         self.messages: deque[Any] = deque([(EventKind.FORK, 7, 0, 0)])
         self.n_protected = 0
 
+    def event_waits(self) -> bool:
+        return len(self.messages) > 0
+
     def read(self) -> list[Any]:
         messages = list(self.messages)
         self.messages.clear()
