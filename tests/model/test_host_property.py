@@ -18,7 +18,8 @@ from nopin.mm.subscriber import Fence, Invalidation
 from nopin.model.choice import Drawn
 from nopin.model.effects import Procedure
 from nopin.model.host.advice import Advice
-from nopin.model.host.errors import NoMemory, Segv
+from nopin.model.host.errors import Killed, NoMemory, NotSupported, Segv
+from nopin.model.host.exclusive import lookup_exclusive
 from nopin.model.host.fault import fault_pages, lookup
 from nopin.model.host.host import Host
 from nopin.model.host.observer import HostObserver
@@ -125,20 +126,31 @@ class SlowMirror(Mirror):
     at_work = False
     reading: int | None = None
     fence: Fence | None = None
+    has: int | None = None  # the page it has alone, or wants so
+    lost = False
 
     def invalidate_start(self, event: Invalidation) -> Fence | None:  # type: ignore[override]  # ours never needs time
         super().invalidate_start(event)
+        self.note_loss(event)
         if self.reading is None or not overlap_any(event.ranges, Range(self.reading, self.reading + 1)):
             return None
         self.fence = self.fence or Fence()
         return self.fence
+
+    def protect(self, event: Invalidation) -> None:
+        super().protect(event)
+        self.note_loss(event)
+
+    def note_loss(self, event: Invalidation) -> None:
+        if self.has is not None and overlap_any(event.ranges, Range(self.has, self.has + 1)):
+            self.lost = True
 
     def release(self, event: Invalidation) -> Fence | None:  # type: ignore[override]  # the same
         super().release(event)
         return self.invalidate_start(event)
 
     def has_read(self) -> None:
-        self.reading, self.at_work = None, False
+        self.reading, self.has, self.at_work = None, None, False
         if self.fence is not None:
             self.fence.signal()
             self.fence = None
@@ -164,11 +176,12 @@ class World:
     def live(self, process: Process, program: Iterator[str]) -> Procedure[None]:
         """Map some pages, do what the program says, then end."""
         va = yield from process.mmap(N_PAGES)
+        yield from process.madvise(va, N_PAGES * PAGE, Advice.MERGEABLE)
         yield from process.mmap(N_FILE_PAGES, shared=True, file=self.file, at=FILE_VA)
         yield from self.go_on(process, va, program)
 
     def go_on(self, process: Process, va: int, program: Iterator[str]) -> Procedure[None]:
-        mirror = SlowMirror(process.notifiers, Faults(process), 1 << 40)
+        mirror = SlowMirror(process.notifiers, Faults(process), 1 << 40, owner=process)
         pins: list[Pin] = []
         for word in program:
             with suppress(NoMemory):
@@ -213,11 +226,24 @@ class World:
         elif word == "remap":
             self.orphan(pins, at // PAGE)
             yield from process.mmap(1, at=at)
+            yield from process.madvise(at, PAGE, Advice.MERGEABLE)
         elif word.startswith("device") and not mirror.at_work:
             mirror.at_work = True
             number = (at if self.random.random() < 0.5 else in_file) // PAGE
-            body = self.device_reads if word == "device reads" else self.device_writes
-            self.host.scheduler.spawn(f"device of {process.pid}", body(process, mirror, number))
+            if word == "device reads":
+                body = self.device_reads(process, mirror, number)
+            elif word == "device writes":
+                body = self.device_writes(process, mirror, number)
+            else:
+                body = self.device_takes(process, mirror, at // PAGE)
+            self.host.scheduler.spawn(f"device of {process.pid}", body)
+        elif word == "migrate":
+            pages = range(va // PAGE, va // PAGE + N_PAGES) if self.random.random() < 0.7 else [in_file // PAGE]
+            self.host.scheduler.spawn(f"migration for {process.pid}", self.host.migrate(process, pages))
+        elif word == "merge":
+            if self.random.random() < 0.5:  # some bytes of it are the same as elsewhere, then
+                yield from process.store(at, self.host.name.encode().ljust(STAMP_BYTES))
+            self.host.scheduler.spawn(f"merging for {process.pid}", self.host.merge_identical())
         elif word == "pin":
             pins.append((yield from process.pin(at, PAGE, write=self.random.random() < 0.5)))
         elif word == "unpin" and pins:
@@ -279,6 +305,22 @@ class World:
             yield self.host.steps.access
         mirror.has_read()
 
+    def device_takes(self, process: Process, mirror: SlowMirror, number: int) -> Procedure[None]:
+        """Have one page alone, and write it for as long as nobody wants it back."""
+        mirror.has = number
+        with suppress(NoMemory, NotSupported, Segv, Killed):
+            yield from process.make_exclusive(number, process)
+            frame, mirror.lost = lookup_exclusive(process, number, process), False
+            for _ in range(3):
+                if frame is None or mirror.lost:
+                    break
+                assert lookup(process, number) is None, "a CPU and a device have it"
+                data = self.stamp()
+                self.host.frames.write(frame, 0, data)
+                self.bytes.becomes(process, number, {data})
+                yield self.host.steps.access
+        mirror.has_read()
+
 
 WORDS = {
     "store": 8,
@@ -290,6 +332,9 @@ WORDS = {
     "store to file": 3,
     "load from file": 2,
     "write back": 2,
+    "device takes": 2,
+    "migrate": 2,
+    "merge": 2,
     "discard": 1,
     "protect": 1,
     "move": 1,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from nopin.mm.causes import Cause
 from nopin.model.effects import Procedure, Quiesce
 from nopin.model.host.page import Page
-from nopin.model.host.table import Present
+from nopin.model.host.table import Exclusive, Present
 from nopin.ranges import Range
 
 if TYPE_CHECKING:
@@ -76,3 +76,19 @@ def unshare(process: Process, number: int, entry: Present) -> Procedure[None]:
         yield from process.host.until_unlocked(entry.page)
     else:
         yield from copy(process, number, entry, writable=False)
+
+
+def take_back(process: Process, number: int, entry: Exclusive) -> Procedure[None]:
+    """Take a page back from a device; does nothing if the entry changes meanwhile. Requires: the mmap lock."""
+    host, page = process.host, entry.page
+    if page.busy is not None:
+        yield from host.until_unlocked(page)
+        return
+    bracket = process.begin([Range(number, number + 1)], Cause.EXCLUSIVE)
+    yield host.steps.notify
+    if bracket.fences:
+        yield Quiesce(bracket.fences)
+    if process.table.get(number) is entry:
+        process.table.replace(number, Present(page, writable=True, dirty=True))
+    yield host.steps.flush
+    bracket.end()

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from nopin.mm.device_faults import FaultPages
 from nopin.mm.space import Reason
 from nopin.model.effects import Acquire, Procedure, Release
-from nopin.model.host import files
-from nopin.model.host.cow import make_writable
+from nopin.model.host import files, huge
+from nopin.model.host.cow import make_writable, take_back
 from nopin.model.host.errors import ModelFault, Segv
 from nopin.model.host.swapin import swap_in
-from nopin.model.host.table import Entry, Present, Shut, Swapped
+from nopin.model.host.table import Entry, Exclusive, Moving, Present, Shut, Swapped
 from nopin.model.host.vma import Vma
 from nopin.units import PAGE_SHIFT
 
@@ -108,7 +108,7 @@ def _serve(process: Process, vma: Vma, number: int, *, write: bool) -> Procedure
         if entry is None and vma.file is not None:
             yield from files.bring(process, vma, number, write=write)
         elif entry is None:
-            yield from _first_touch(process, number, write=write)
+            yield from _first_touch(process, vma, number, write=write)
         elif isinstance(entry, Present) and vma.shared:
             yield from files.make_writable(process, number, entry)
         elif isinstance(entry, Present):
@@ -117,15 +117,21 @@ def _serve(process: Process, vma: Vma, number: int, *, write: bool) -> Procedure
             yield from swap_in(process, number, entry, write=write)
         elif isinstance(entry, Shut):
             process.table.replace(number, Present(entry.page, writable=False))
+        elif isinstance(entry, Moving):
+            yield from process.host.until_unlocked(entry.page)
+        elif isinstance(entry, Exclusive):
+            yield from take_back(process, number, entry)
 
 
 def _refusal(vma: Vma | None) -> str:
     return "nothing is mapped there" if vma is None else f"it is mapped {vma.prot}"
 
 
-def _first_touch(process: Process, number: int, *, write: bool) -> Procedure[None]:
+def _first_touch(process: Process, vma: Vma, number: int, *, write: bool) -> Procedure[None]:
     """Bring a page of anonymous memory: zeros."""
     host = process.host
+    if write and vma.huge and (yield from huge.bring(process, vma, number)):
+        return
     if not write:
         process.map(number, host.zero_page, writable=False)
         return

@@ -106,6 +106,12 @@ class Frames:
         self.n_free += 1
         self._observer.freed(frame)
 
+    def hand_over(self, source: int, target: int) -> None:
+        """Give all references of a frame but one to another that has one. Requires: both are in use."""
+        n_moved = self._n_references[source] - 1
+        self._n_references[source] = 1
+        self._n_references[target] += n_moved
+
     def n_references(self, frame: int) -> int:
         """Return how many there are; 0: the frame is free."""
         return self._n_references.get(frame, 0)

@@ -5,7 +5,8 @@ place where anything else may come in between.
 
 **Locks**, in the order in which they are taken: a process's mmap lock (shared for faults and MADV_DONTNEED, alone for
 what changes mappings), then the locks of single pages. Reclaim takes page locks only if they are free, so it may run
-inside a fault, whatever that holds. Nobody waits for a second page's lock but in order of page numbers.
+inside a fault, whatever that holds; so do migration and merging. Whoever waits for several waits in the order of their
+place in one file.
 
 **When a frame may be used anew.** Whoever takes a translation away brackets it (`Process.begin`), clears the entry, and
 gives the frame's reference back after the bracket's end; for a must-now cause the fences have passed before the end,
@@ -15,10 +16,10 @@ free when the last one is given back, and then at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from nopin.model.effects import Gate, Lock, Pause, Procedure
-from nopin.model.host import file_changes, reclaim
+from nopin.model.host import file_changes, huge, merge, migrate, reclaim
 from nopin.model.host.costs import HostCosts, Steps
 from nopin.model.host.errors import NoMemory
 from nopin.model.host.files import File
@@ -140,6 +141,22 @@ class Host:
         """Free about `n_pages` frames of what was not used lately; returns how many became free."""
         return reclaim.reclaim(self, n_pages)
 
+    def migrate(self, process: Process, numbers: Sequence[int], *, owner: object = None) -> Procedure[int]:
+        """Move pages of a process to other frames; returns how many moved. The owner's own devices are not told."""
+        return migrate.migrate(process, numbers, owner=owner)
+
+    def merge_identical(self) -> Procedure[int]:
+        """Merge pages with the same bytes, of mappings that are `mergeable`; returns how many frames that freed."""
+        return merge.merge_identical(self)
+
+    def collapse_huge(self, process: Process, number: int) -> Procedure[bool]:
+        """Make the 2 MiB around a page one huge page; False if that cannot be."""
+        return huge.collapse(process, number)
+
+    def split_huge(self, process: Process, number: int) -> None:
+        """Call the pages of a huge one pages of their own; they stay where they are."""
+        huge.split(process, number)
+
     def forget(self, process: Process) -> None:
         """Take a process whose memory is gone off the list."""
         assert not len(process.table)
@@ -154,17 +171,21 @@ class Host:
             NoMemory: nothing is free, and nothing can be reclaimed.
         """
         yield self.steps.zero
+        page = Page((yield from self.new_frame()))
+        self.lru[page] = None
+        return page
+
+    def new_frame(self) -> Procedure[int]:
+        """Allocate a frame of zeros, with one reference. May reclaim pages. Raises `NoMemory`."""
         frame = None if self.fires("frame") else self.frames.allocate()
         for _ in range(RECLAIM_ATTEMPTS):
             if frame is not None:
-                break
+                return frame
             yield from reclaim.reclaim(self, reclaim.BATCH)
             frame = self.frames.allocate()
         if frame is None:
             raise NoMemory(f"{self.name}: none of {self.frames.n_frames} frames is free, and none can be freed")
-        page = Page(frame)
-        self.lru[page] = None
-        return page
+        return frame
 
     def put_page(self, page: Page) -> None:
         """Give a reference of a page back."""

@@ -15,11 +15,12 @@ from nopin.model.effects import Acquire, Lock, Procedure, Release
 from nopin.model.host import access, life, mapping, protect, remap
 from nopin.model.host.advice import SHARED, Advice, apply
 from nopin.model.host.errors import Killed, ModelFault
+from nopin.model.host.exclusive import make_exclusive
 from nopin.model.host.files import File
 from nopin.model.host.fork import fork
 from nopin.model.host.page import Page
 from nopin.model.host.pins import Pin, pin, unpin
-from nopin.model.host.table import Entry, Present, Swapped, Table
+from nopin.model.host.table import Entry, Moving, Present, Swapped, Table
 from nopin.model.host.vma import RW, Prot, Vmas
 from nopin.ranges import Range
 
@@ -116,6 +117,13 @@ class Process:
         """Let go of what `pin` held. Once; also after the process has exited."""
         unpin(held)
 
+    def make_exclusive(self, number: int, owner: object) -> Procedure[None]:
+        """Give a page to one device for atomics; `exclusive.lookup_exclusive` tells whether it has it.
+
+        Raises `NotSupported`, and what a store there raises.
+        """
+        return self._call(make_exclusive(self, number, owner), shared=True)
+
     def exit(self) -> Procedure[None]:
         """End, or be killed, at any point of whatever else the process does. Twice is fine."""
         return life.exit(self)
@@ -176,7 +184,8 @@ class Process:
         entry = self.table.clear(number)
         if entry is None or isinstance(entry, Swapped):
             return entry
-        if isinstance(entry, Present) and entry.dirty:
+        was = entry.was if isinstance(entry, Moving) else entry
+        if isinstance(was, Present) and was.dirty:
             entry.page.dirty = True
         entry.page.mappings.pop((self.pid, number), None)
         return entry
