@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from nopin.errors import UsageError
 from nopin.model.explore.world import World
 
-MODULES = ("host", "arena", "nic")
+MODULES = ("host", "file", "arena", "nic")
 """Modules of `nopin.model.explore.scenarios` that define some."""
 
 Build = Callable[[World], None]

@@ -17,12 +17,13 @@ from nopin.mm.causes import Cause
 from nopin.mm.effects import PageRun
 from nopin.mm.space import Reason
 from nopin.model.device.observer import DeviceObserver
+from nopin.model.host.files import File
 from nopin.model.host.observer import HostObserver
 from nopin.model.host.process import Process
 from nopin.model.oracle.memory import Memory, words_of
 from nopin.model.oracle.violation import violate
 from nopin.ranges import Range
-from nopin.units import PAGE_SHIFT
+from nopin.units import PAGE_BYTES, PAGE_SHIFT, U64_MAX, page_ceil
 
 _EXCUSES = {Reason.LOST: "swap read", Reason.BUSY: "frame"}
 """Refusals that the medium, or want of memory, is to blame for."""
@@ -37,6 +38,7 @@ class Space:
     Attributes:
         rights: of each page that is mapped: (read, write).
         bad_at: when a page last was not to be had, in full or in part.
+        changing: of which an access may be refused just now.
         copy: what the child of a fork that is under way may find.
     """
 
@@ -46,6 +48,7 @@ class Space:
         self.rights: dict[int, tuple[bool, bool]] = {}
         self.bad_at: dict[int, int] = {}
         self.released_at: int | None = None
+        self.changing: list[Range] = []
         self.copy: Memory | None = None
 
     def allows(self, page: int, *, write: bool) -> bool:
@@ -72,6 +75,7 @@ class HostOracle(HostObserver):
         self.in_use: set[int] = set()
         self.trouble: set[str] = set()
         self._spaces: dict[int, Space] = {}
+        self._files: dict[File, Memory] = {}
 
     def space(self, process: Process) -> Space:
         """Return what is known of a process."""
@@ -89,6 +93,7 @@ class HostOracle(HostObserver):
         space = self.space(process)
         pages = range(va >> PAGE_SHIFT, (va + n_bytes - 1 >> PAGE_SHIFT) + 1)
         bad = any(not space.allows(page, write=write) or space.bad_at.get(page, 0) >= since for page in pages)
+        bad = bad or any(where.overlaps(Range(va, va + n_bytes)) for where in space.changing)
         if not bad and space.released_at is None:
             violate(
                 "transient_as_permanent", f"{who} is refused {va:#x}, which could be had all the time: {reason.value}"
@@ -154,6 +159,34 @@ class HostOracle(HostObserver):
         space.memory.map(where)
         self._set(space, where, (True, True))
 
+    def file_mapped(self, process: Process, where: Range, file: File, offset: int, *, shared: bool) -> None:
+        """See `HostObserver`."""
+        assert shared, "private mappings of files are not followed"
+        space = self.space(process)
+        space.memory.map_window(where, self._file(file), offset * PAGE_BYTES)
+        self._set(space, where, (True, True))
+
+    def truncate_begins(self, file: File, length_bytes: int) -> None:
+        """See `HostObserver`."""
+        for space, where in self._beyond(file, length_bytes):
+            space.changing.append(where)
+
+    def truncate_ends(self, file: File, length_bytes: int) -> None:
+        """See `HostObserver`."""
+        self._file(file).map(Range(page_ceil(length_bytes), U64_MAX))
+        for space, where in self._beyond(file, length_bytes):
+            self._set(space, where, None)
+            if where in space.changing:  # or it was unmapped meanwhile, in part
+                space.changing.remove(where)
+
+    def punch_begins(self, file: File, first: int, end: int) -> None:
+        """See `HostObserver`."""
+        self._file(file).discard_begins(Range(first * PAGE_BYTES, end * PAGE_BYTES))
+
+    def punch_ends(self, file: File, first: int, end: int) -> None:
+        """See `HostObserver`."""
+        self._file(file).discard_ends(Range(first * PAGE_BYTES, end * PAGE_BYTES))
+
     def unmap_begins(self, process: Process, where: Range) -> None:
         """See `HostObserver`."""
         self._is_bad(self.space(process), where)
@@ -208,6 +241,22 @@ class HostOracle(HostObserver):
         """See `HostObserver`."""
         self.clock += 1
         self.space(process).released_at = self.clock
+
+    def _file(self, file: File) -> Memory:
+        found = self._files.get(file)
+        if found is None:
+            found = self._files[file] = Memory()
+        return found
+
+    def _beyond(self, file: File, length_bytes: int) -> list[tuple[Space, Range]]:
+        """Return where pages beyond a length of a file are mapped. Files are made shorter only."""
+        found: list[tuple[Space, Range]] = []
+        for space in self._spaces.values():
+            for where, start in space.memory.windows_of(self._file(file)):
+                first = max(where.start, where.start - start + page_ceil(length_bytes))
+                if first < where.end:
+                    found.append((space, Range(first, where.end)))
+        return found
 
     def _set(self, space: Space, where: Range, rights: tuple[bool, bool] | None) -> None:
         self._is_bad(space, where)

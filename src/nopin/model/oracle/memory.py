@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nopin.ranges import Range
+from nopin.ranges import Range, subtract
 
 WORD_BYTES = 8
 
@@ -20,52 +20,75 @@ Values = list[int]
 
 
 class Memory:
-    """The words of one address space."""
+    """The words of one address space, or of one file, whose addresses count from its start."""
 
     def __init__(self) -> None:
         self._words: dict[int, Values] = {}
-        self._discards: list[Range] = []
+        self._discards: list[tuple[Range, set[int]]] = []  # with the words stored to since it began
         self._moves: list[tuple[Range, Range]] = []
-
-    def words(self, where: Range) -> list[tuple[int, Values]]:
-        """Return the words of a range that were ever accessed, by address."""
-        return sorted((va, values) for va, values in self._words.items() if where.start <= va < where.end)
+        self._windows: list[tuple[Range, Memory, int]] = []  # parts that are other memory, from that address on
 
     def store(self, va: int, value: int) -> None:
         """A program stored a value."""
-        self._values(va)[:] = [value, 0] if value and self._discarding(va) else [value]
+        home, at = self._home(va)
+        values = home._values(at)
+        values[:] = [value]
+        for where, stored in home._discards:
+            if where.start <= at < where.end:
+                stored.add(at)
+                if 0 not in values:
+                    values.append(0)
 
     def load(self, va: int, found: int) -> Values | None:
         """A program found a value; returns what would have been right if this is not."""
-        values = self._values(va)
+        home, at = self._home(va)
+        values = home._values(at)
         if found not in values:
             return list(values)
         if len(values) == 1:
             return None
-        if found == 0 or not self._discarding(va):
+        if found == 0 or not home._discarding(at):
             values[:] = [found]
         return None
 
     def map(self, where: Range) -> None:
         """Zeros are there from here on."""
         self._forget(where)
+        self._windows = [
+            (part, memory, start + part.start - seen.start)
+            for seen, memory, start in self._windows
+            for part in subtract([seen], where)
+        ]
+
+    def map_window(self, where: Range, memory: Memory, start: int) -> None:
+        """Other memory is there from here on, from its address `start`."""
+        self.map(where)
+        self._windows.append((where, memory, start))
+
+    def windows_of(self, memory: Memory) -> list[tuple[Range, int]]:
+        """Return where other memory is seen, each with the address in it where that begins."""
+        return [(where, start) for where, home, start in self._windows if home is memory]
 
     def discard_begins(self, where: Range) -> None:
-        """Zeros take the place of what is there, at some moment from here on."""
-        self._discards.append(where)
-        for _, values in self.words(where):
+        """Zeros take the place of what is there, at some moment from here on. Not of what is other memory's."""
+        self._discards.append((where, set()))
+        for _, values in self._within(where):
             if 0 not in values:
                 values.append(0)
 
     def discard_ends(self, where: Range) -> None:
-        """They have."""
-        self._discards.remove(where)
+        """They have, but where something was stored meanwhile: there it may have come before or after."""
+        at = next(at for at, discard in enumerate(self._discards) if discard[0] == where)
+        _, stored = self._discards.pop(at)
+        for va, values in self._within(where):
+            if va not in stored:
+                values[:] = [0]
 
     def move_begins(self, source: Range, target: Range) -> None:
         """The same words are at both places from here on."""
         self._forget(target)
         self._moves.append((source, target))
-        for va, values in self.words(source):
+        for va, values in self._within(source):
             self._words[va - source.start + target.start] = values
 
     def move_ends(self, source: Range, target: Range) -> None:
@@ -74,16 +97,28 @@ class Memory:
         self._forget(source)
 
     def copy(self) -> Memory:
-        """Return words of their own with the same values."""
+        """Return words of their own with the same values; what is other memory's is so there, too."""
         twin = Memory()
         twin._words = {va: list(values) for va, values in self._words.items()}
+        twin._windows = list(self._windows)
         return twin
 
     def also(self, va: int, value: int) -> None:
         """A value is possible, too."""
-        values = self._values(va)
+        home, at = self._home(va)
+        values = home._values(at)
         if value not in values:
             values.append(value)
+
+    def _home(self, va: int) -> tuple[Memory, int]:
+        for where, memory, start in self._windows:
+            if where.start <= va < where.end:
+                return memory, va - where.start + start
+        return self, va
+
+    def _within(self, where: Range) -> list[tuple[int, Values]]:
+        """Return the words of a range that were ever accessed, by address."""
+        return sorted((va, values) for va, values in self._words.items() if where.start <= va < where.end)
 
     def _values(self, va: int) -> Values:
         assert va % WORD_BYTES == 0, "accesses are of whole words"
@@ -98,10 +133,10 @@ class Memory:
         return values
 
     def _discarding(self, va: int) -> bool:
-        return bool(self._discards) and any(where.start <= va < where.end for where in self._discards)
+        return bool(self._discards) and any(where.start <= va < where.end for where, _ in self._discards)
 
     def _forget(self, where: Range) -> None:
-        for va, _ in self.words(where):
+        for va, _ in self._within(where):
             del self._words[va]
 
 

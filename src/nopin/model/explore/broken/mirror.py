@@ -240,3 +240,15 @@ def discards_are_not_told(patch: Patch) -> None:
 def reclaim_is_not_told(patch: Patch) -> None:
     """Reclaim tells devices (RECLAIM) before it reads the bytes that it writes out."""
     told_elsewhere(patch, Cause.RECLAIM)
+
+
+@mutant("file_write_access_vs_writeback")
+def writes_go_on_when_their_dirty_bit_is_taken(patch: Patch) -> None:
+    """A write under way stops at SYNC, so that its rest makes the page dirty again."""
+    patch.setattr(Engine, "sync", lambda _engine, _event: None)
+
+
+@mutant("file_access_vs_truncate", "file_write_access_vs_truncate")
+def truncation_is_not_told(patch: Patch) -> None:
+    """Making a file shorter tells devices (TRUNCATE)."""
+    told_elsewhere(patch, Cause.TRUNCATE)

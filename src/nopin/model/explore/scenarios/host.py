@@ -68,8 +68,11 @@ class Machine:
         self._n_values += n_words
         return b"".join((n * 0x9E3779B97F4A7C15 & U64_MAX).to_bytes(WORD_BYTES, "little") for n in words)
 
-    def _prepare(self) -> Steps:
+    def _map(self) -> Steps:
         self.va = yield from self.process.mmap(N_PAGES)
+
+    def _prepare(self) -> Steps:
+        yield from self._map()
         yield from self.process.store(self.va + BORDER, self.fresh(2))
         yield from self.process.store(self.va, self.fresh())
         self.cold.attach(self.process)
