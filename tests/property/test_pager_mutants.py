@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 
-from nopin.mm import eviction
-from nopin.mm.effects import Unprotect
+from nopin.mm import eviction, giving_up
+from nopin.mm.effects import Quiesce, Unprotect
 from nopin.model.arena.storm import Storm, StormSettings
 from nopin.model.explore.broken import arena
 from nopin.model.explore.mutants import Break, Mutant, mutants
@@ -44,6 +45,12 @@ def work_with_kills(seed: int) -> None:
 
 def work_with_removals(seed: int) -> None:
     storm = Storm(seed, StormSettings(removals=True))
+    storm.blow(250)
+    finish(storm)
+
+
+def work_with_slow_reads(seed: int) -> None:
+    storm = Storm(seed, StormSettings(slow_reads=True))
     storm.blow(250)
     finish(storm)
 
@@ -118,10 +125,32 @@ def test_a_broken_rule_is_caught(mutant: Mutant) -> None:
     pytest.fail(f"{N_SEEDS} runs saw nothing wrong")
 
 
-@pytest.mark.parametrize("work", [plain_work, work_with_kills, work_with_removals, work_with_a_bad_medium])
+@pytest.mark.parametrize(
+    "work", [plain_work, work_with_kills, work_with_removals, work_with_slow_reads, work_with_a_bad_medium]
+)
 def test_the_same_work_passes_with_the_code_as_it_is(work: Work) -> None:
     for seed in range(N_SEEDS):
         work(seed)
+
+
+@pytest.mark.parametrize("part", [eviction, giving_up], ids=lambda part: part.__name__)
+def test_fences_that_are_not_waited_for_are_noticed(part: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part, "Quiesce", lambda _fences: Quiesce(()))
+    for seed in range(N_SEEDS):
+        try:
+            work_with_slow_reads(seed)
+        except AssertionError:
+            return
+    pytest.fail(f"{N_SEEDS} runs saw nothing wrong")
+
+
+def test_reads_of_a_slow_device_are_waited_for() -> None:
+    n_waited_for = 0
+    for seed in range(N_SEEDS):
+        storm = Storm(seed, StormSettings(slow_reads=True))
+        storm.blow(250)
+        n_waited_for += storm.slow.n_waited_for
+    assert n_waited_for > N_SEEDS
 
 
 def test_protection_that_stays_too_long_costs_faults_and_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:

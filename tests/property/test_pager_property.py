@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from types import FrameType
 from typing import Any
@@ -59,12 +60,33 @@ def test_pages_given_to_devices_as_they_become_present_are_never_stale(seed: int
     assert storm.mirror.statistics().pushed
 
 
+@given(seed=seeds)
+@settings(max_examples=20, deadline=None)
+def test_frames_that_a_slow_device_still_reads_are_not_given_away(seed: int) -> None:
+    storm = Storm(seed, StormSettings(slow_reads=True))
+    storm.blow(200)
+    storm.calm()
+    storm.read_everything()
+    assert_nothing_refused(storm)
+
+
 class ServerKilled(BaseException):
     """Stands for SIGKILL."""
 
 
-def killed_at_line(n: int) -> Callable[[FrameType, str, Any], Any]:
-    """A trace function that kills the server at the n-th line of the memory manager: anywhere, not only at effects."""
+@contextlib.contextmanager
+def killed_at_line(n: int) -> Iterator[None]:
+    """Kill the server at the n-th line of the memory manager, if it comes so far: anywhere, not only at effects."""
+    before = sys.gettrace()
+    sys.settrace(tracing(n))
+    try:
+        with contextlib.suppress(ServerKilled):
+            yield
+    finally:
+        sys.settrace(before)
+
+
+def tracing(n: int) -> Callable[[FrameType, str, Any], Any]:
     left = n
 
     def line(_frame: FrameType, event: str, _arg: Any) -> Any:
@@ -82,15 +104,25 @@ def killed_at_line(n: int) -> Callable[[FrameType, str, Any], Any]:
 def test_a_server_killed_at_any_line_loses_nothing(seed: int, lines: list[int]) -> None:
     storm = Storm(seed)
     for n in lines:
-        before = sys.gettrace()
-        sys.settrace(killed_at_line(n))
-        try:
+        with killed_at_line(n):
             storm.blow(200)
-        except ServerKilled:
-            pass
-        finally:
-            sys.settrace(before)
         storm.server_is_killed()
+    storm.calm()
+    storm.read_everything()
+    assert_nothing_refused(storm)
+
+
+@given(seed=seeds, line=st.integers(500, 15_000), lines=st.lists(st.integers(1, 300), min_size=1, max_size=4))
+@settings(max_examples=20, deadline=None)
+def test_successors_killed_at_any_line_of_their_recovery_lose_nothing(seed: int, line: int, lines: list[int]) -> None:
+    storm = Storm(seed)
+    with killed_at_line(line):
+        storm.blow(200)
+    for n in lines:
+        with killed_at_line(n):
+            storm.server_is_killed()
+    storm.server_is_killed()
+    storm.blow(50)
     storm.calm()
     storm.read_everything()
     assert_nothing_refused(storm)

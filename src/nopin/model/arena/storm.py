@@ -16,6 +16,7 @@ from random import Random
 from nopin.mm.arena_pages import PagerSettings
 from nopin.mm.effects import PageRun
 from nopin.model.arena.paged import PagedArena, Steps
+from nopin.model.arena.slow_reader import SlowReader
 from nopin.model.choice import Drawn
 from nopin.model.oracle.cells import CELLS
 from nopin.model.oracle.violation import violate
@@ -34,6 +35,7 @@ class StormSettings:
         budgets: what the budget may be set to; the first one at the beginning.
         discards, removals: processes give pages up, by word or by madvise.
         pushes: the device is given pages as they become present.
+        slow_reads: another device reads, and takes its time.
         pager: settings of the pager.
     """
 
@@ -44,6 +46,7 @@ class StormSettings:
     discards: bool = True
     removals: bool = False
     pushes: bool = False
+    slow_reads: bool = False
     pager: PagerSettings = field(default_factory=PagerSettings)
 
 
@@ -51,6 +54,7 @@ class Storm(PagedArena):
     """See above.
 
     Attributes:
+        slow: a device that takes its time.
         cached_share: of what is read from swap, by chance, as much comes without waiting.
     """
 
@@ -72,6 +76,11 @@ class Storm(PagedArena):
         self._threads: list[Task] = []
         self._devices: list[Task] = []
         self._n_threads_made = 0
+
+    def begin(self, budget_pages: int) -> None:
+        """Make a pager over what is there, and a slow device beside the quick one."""
+        super().begin(budget_pages)
+        self.slow = SlowReader(self)
 
     # The storm
 
@@ -143,6 +152,8 @@ class Storm(PagedArena):
             lambda: machine.drop_mapping(self._mapper(), run),
             lambda: machine.start("budget", pager.set_budget(self.random.choice(self.storm.budgets))),
         ]
+        if self.storm.slow_reads:
+            rare += [lambda: machine.start("slow device", self.slow.read(self._run(3), self.random.randrange(2)))] * 3
         if self.storm.discards:
             rare.append(lambda: machine.start("discard", self.discard(run)))
         if self.storm.removals:
