@@ -80,6 +80,13 @@ class Bytes(HostObserver):
         for number in numbers(where):
             self.becomes(process, number, {ZEROS} | self.discarding.pop((process.pid, number)))
 
+    def give_up_begins(self, process: Process, where: Range) -> None:
+        self.discard_begins(process, where)
+
+    def give_up_ends(self, process: Process, where: Range) -> None:
+        for number in numbers(where):
+            del self.discarding[process.pid, number]
+
     def move_begins(self, process: Process, source: Range, target: Range) -> None:
         for old, new in zip(numbers(source), numbers(target), strict=True):
             self.becomes(process, new, self.may_be(process, old))
@@ -210,6 +217,9 @@ class World:
         elif word == "discard":
             self.orphan(pins, at // PAGE)
             yield from process.madvise(at, PAGE, Advice.DONTNEED)
+        elif word == "advise":
+            advice = self.random.choice([Advice.FREE, Advice.COLD, Advice.PAGEOUT, Advice.WILLNEED])
+            yield from process.madvise(at, PAGE, advice)
         elif word == "fork":
             child = yield from process.fork()
             self.host.scheduler.spawn(f"process {child.pid}", self.go_on(child, va, program))
@@ -334,6 +344,7 @@ WORDS = {
     "write back": 2,
     "device takes": 2,
     "migrate": 2,
+    "advise": 4,
     "merge": 2,
     "discard": 1,
     "protect": 1,

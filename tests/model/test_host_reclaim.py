@@ -14,6 +14,7 @@ from nopin.mm.subscriber import Answer, Invalidation, Veto
 from nopin.model.device.faults import ProcessFaults
 from nopin.model.device.translations import Translations
 from nopin.model.effects import Gate, Procedure
+from nopin.model.host.advice import Advice
 from nopin.model.host.costs import HostCosts
 from nopin.model.host.errors import NoMemory, PageLost
 from nopin.model.host.host import Host
@@ -229,3 +230,44 @@ def test_a_medium_serves_so_many_requests_at_a_time() -> None:
         host.scheduler.spawn(f"load {at}", process.load(va + at * PAGE, 1))
     host.scheduler.run()
     assert host.scheduler.now_ns - began_ns == 2 * 110
+
+
+def test_pages_given_up_are_dropped_unwritten_unless_somebody_writes_them() -> None:
+    host, process, va, listener = filled("a", "b", "c", "d")
+    mirror = Mirror(process.notifiers, ProcessFaults(process, Translations(host.frames)), 1 << 30)
+    run(host, mirror.fill(PageRun(va // PAGE + 2, 1), write=True))
+    run(host, process.madvise(va, 3 * PAGE, Advice.FREE))
+    assert listener.take() == [(Cause.SYNC, ((0, 3),))]
+    run(host, process.store(va + PAGE, b"B"))
+    assert mirror.use(va // PAGE + 2, 1, write=True), "a device keeps its right, and is heard"
+    host.frames.write(frames_of(process, va, 3)[2] or 0, 0, b"C")
+    for _ in range(2):
+        run(host, host.reclaim(4))
+    assert run(host, process.load(va, 4 * PAGE)) == bytes(PAGE) + b"B" + pages("b")[1:] + b"C" + pages("c")[1:] + pages(
+        "d"
+    )
+    assert host.swap_medium.n_written == 3
+    host.check()
+
+
+def test_swapped_pages_that_are_given_up_are_zeros_and_free_their_slots() -> None:
+    host, process, va, _ = filled("a", "b")
+    run(host, host.reclaim(2))
+    run(host, process.madvise(va, 2 * PAGE, Advice.FREE))
+    assert host.swap.n_used == 0
+    assert run(host, process.load(va, 2 * PAGE)) == bytes(2 * PAGE)
+    host.check()
+
+
+def test_advice_about_use_reaches_reclaim() -> None:
+    host, process, va, listener = filled("a", "b", "c")
+    run(host, process.madvise(va + 2 * PAGE, PAGE, Advice.COLD))
+    assert run(host, host.reclaim(1)) == 1
+    assert [frame is None for frame in frames_of(process, va, 3)] == [False, False, True]
+    listener.take()
+    run(host, process.madvise(va, PAGE, Advice.PAGEOUT))
+    assert listener.take() == [(Cause.RECLAIM, ((0, 1),))]
+    assert [frame is None for frame in frames_of(process, va, 3)] == [True, False, True]
+    run(host, process.madvise(va, 3 * PAGE, Advice.WILLNEED))
+    assert None not in frames_of(process, va, 3)
+    host.check()

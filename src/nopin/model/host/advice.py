@@ -12,7 +12,11 @@ from nopin.model.effects import Procedure
 from nopin.model.host.errors import NotSupported, Segv
 from nopin.model.host.fault import resolve
 from nopin.model.host.file_changes import punch
+from nopin.model.host.files import cached
+from nopin.model.host.lazyfree import give_up
 from nopin.model.host.mapping import bytes_of, pages_of, zap
+from nopin.model.host.reclaim import make_cold, pageout
+from nopin.model.host.table import Swapped
 from nopin.model.host.vma import Vma
 from nopin.ranges import Range
 
@@ -27,6 +31,14 @@ class Advice(Enum):
     """Drop the pages: zeros, or the file's bytes, take their place."""
     REMOVE = "remove"
     """Of a shared mapping: punch the range out of the file, for all who map it."""
+    FREE = "free"
+    """Pages may be dropped until they are written again."""
+    COLD = "cold"
+    """Reclaim may take the pages first."""
+    PAGEOUT = "pageout"
+    """Have the pages leave memory now, those that nobody else maps."""
+    WILLNEED = "willneed"
+    """Read the pages from their medium."""
     POPULATE_READ = "populate_read"
     """Bring the pages, as loads would."""
     POPULATE_WRITE = "populate_write"
@@ -45,7 +57,18 @@ class Advice(Enum):
     NOHUGEPAGE = "nohugepage"
 
 
-SHARED = frozenset({Advice.DONTNEED, Advice.REMOVE, Advice.POPULATE_READ, Advice.POPULATE_WRITE})
+SHARED = frozenset(
+    {
+        Advice.DONTNEED,
+        Advice.REMOVE,
+        Advice.FREE,
+        Advice.COLD,
+        Advice.PAGEOUT,
+        Advice.WILLNEED,
+        Advice.POPULATE_READ,
+        Advice.POPULATE_WRITE,
+    }
+)
 """Advice that changes pages, not mappings: others may fault meanwhile."""
 
 _CHANGES: dict[Advice, dict[str, Any]] = {
@@ -86,6 +109,28 @@ def _remove(process: Process, vma: Vma) -> Procedure[None]:
     yield from punch(process.host, vma.file, vma.offset, vma.index(vma.end))
 
 
+def _cool(process: Process, vma: Vma) -> Procedure[None]:
+    make_cold(process, vma.first, vma.end)
+    yield process.host.steps.clear
+
+
+def _page_out(process: Process, vma: Vma) -> Procedure[None]:
+    yield from pageout(process, vma.first, vma.end)
+
+
+def _read_ahead(process: Process, vma: Vma) -> Procedure[None]:
+    host = process.host
+    for number, entry in process.table.entries(vma.first, vma.end):
+        if isinstance(entry, Swapped):
+            yield from resolve(process, number, write=False)
+    if vma.file is not None:
+        for index in range(vma.offset, vma.index(vma.end)):
+            if vma.file.has(index) and index not in vma.file.cache:
+                page = yield from cached(host, vma.file, index)
+                host.unlock(page)
+                host.put_page(page)
+
+
 def _populate_read(process: Process, vma: Vma) -> Procedure[None]:
     for number in range(vma.first, vma.end):
         yield from resolve(process, number, write=False)
@@ -99,6 +144,10 @@ def _populate_write(process: Process, vma: Vma) -> Procedure[None]:
 _FOLLOW: dict[Advice, Callable[[Process, Vma], Procedure[None]]] = {
     Advice.DONTNEED: _drop,
     Advice.REMOVE: _remove,
+    Advice.FREE: give_up,
+    Advice.COLD: _cool,
+    Advice.PAGEOUT: _page_out,
+    Advice.WILLNEED: _read_ahead,
     Advice.POPULATE_READ: _populate_read,
     Advice.POPULATE_WRITE: _populate_write,
 }

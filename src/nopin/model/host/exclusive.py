@@ -57,6 +57,7 @@ def make_exclusive(process: Process, number: int, owner: object) -> Procedure[No
         yield Quiesce(bracket.fences)
     if process.table.get(number) is entry and not page.n_pins:
         process.table.replace(number, Exclusive(page, owner))
+        page.dirty = True
     yield host.steps.flush
     bracket.end()
     host.unlock(page)

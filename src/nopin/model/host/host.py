@@ -16,6 +16,7 @@ free when the last one is given back, and then at once.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 from nopin.model.effects import Gate, Lock, Pause, Procedure
@@ -94,7 +95,7 @@ class Host:
         self.file_medium = Medium("file", scheduler, costs, depth=medium_depth)
         self.files: dict[str, File] = {}
         self._maybe_ended: list[File] = []
-        self.lru: dict[Page, None] = {}
+        self.lru: OrderedDict[Page, None] = OrderedDict()
         self.pages_per_step = pages_per_step
         self.devices_count_as_use = devices_count_as_use
         self.fires = fires
@@ -210,8 +211,7 @@ class Host:
 
     def to_tail(self, page: Page) -> None:
         """Have reclaim look at a page last."""
-        del self.lru[page]
-        self.lru[page] = None
+        self.lru.move_to_end(page)
 
     def lock(self, page: Page) -> Procedure[None]:
         """Take a page's lock. Requires: the caller has a reference of it."""

@@ -41,7 +41,13 @@ class HostObserver(FrameObserver):
         """The bytes there are being given up: zeros, or the file's, take their place at some moment."""
 
     def discard_ends(self, process: Process, where: Range) -> None:
-        """They are given up (of MADV_FREE: from here on the system may do so until the page is written)."""
+        """They are given up."""
+
+    def give_up_begins(self, process: Process, where: Range) -> None:
+        """The bytes there may become zeros at any moment from here on, until they are written (MADV_FREE)."""
+
+    def give_up_ends(self, process: Process, where: Range) -> None:
+        """What is written from here on stays."""
 
     def protected(self, process: Process, where: Range, *, read: bool, write: bool) -> None:
         """Accesses are allowed so from here on; raised rights hold already when they are told."""

@@ -30,6 +30,7 @@ from nopin.model.host.files import drop
 from nopin.model.host.page import Page
 from nopin.model.host.rmap import Places, places_of, ranges_of
 from nopin.model.host.table import Present, Swapped
+from nopin.ranges import Range
 from nopin.units import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -86,6 +87,26 @@ def _young(host: Host, pages: list[Page]) -> dict[Page, None]:
             if number in by_devices:
                 young[page] = None
     return young
+
+
+def pageout(process: Process, first: int, end: int) -> Procedure[None]:
+    """Have what one process alone maps of a range leave memory (MADV_PAGEOUT). Requires: the mmap lock."""
+    victims = []
+    for _, entry in process.table.entries(first, end):
+        if isinstance(entry, Present) and len(entry.page.mappings) == 1 and reclaimable(entry.page):
+            entry.page.busy = Gate()
+            victims.append(entry.page)
+    yield from evict(process.host, victims)
+
+
+def make_cold(process: Process, first: int, end: int) -> None:
+    """Have reclaim look at a range first, as if nobody had used it lately (MADV_COLD)."""
+    host = process.host
+    process.notifiers.age([Range(first, end)], clear=True)
+    for _, entry in process.table.entries(first, end):
+        if isinstance(entry, Present) and entry.page in host.lru:
+            entry.young = False
+            host.lru.move_to_end(entry.page, last=False)
 
 
 def evict(host: Host, victims: list[Page]) -> Procedure[int]:
