@@ -18,6 +18,9 @@ class MapperKind(StrEnum):
     """The client itself."""
     WORKER = "worker"
     """An accelerator worker: it maps the arena at the owner's addresses, and its faults are device faults."""
+    CHILD = "child"
+    """The client itself, a forked child of a process that maps the arena, whose userfaultfd was lost with a server that
+    was killed in the moment of the fork. It owns nothing; the arena is named by its file."""
 
 
 class CreateArena(Request, tag="create_arena"):
@@ -60,8 +63,8 @@ class MapArena(Request, tag="map_arena"):
     """A process has mapped an arena and registered it; have its faults served. Answered by Handle: the mapper.
 
     Beside it: the userfaultfd of that process, with `[base, base + length)` registered for missing, minor and
-    write-protect faults; for a WORKER then a pidfd of that process. The process keeps a copy of its userfaultfd:
-    without one, a server that dies would let it read zeros where its bytes are not.
+    write-protect faults; for a WORKER then a pidfd of that process, for a CHILD the arena's memfd. The process keeps a
+    copy of its userfaultfd: without one, a server that dies would let it read zeros where its bytes are not.
 
     Attributes:
         base: where `offset` lies in the process.

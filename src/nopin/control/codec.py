@@ -93,7 +93,7 @@ def request_descriptors(request: Request) -> int:
     if isinstance(request, ReclaimArena):
         return 1
     if isinstance(request, MapArena):
-        return 2 if request.kind is MapperKind.WORKER else 1
+        return 1 if request.kind is MapperKind.OWNER else 2
     return 0
 
 

@@ -22,10 +22,11 @@ _WINDOW_ALIGN = 1 << 30
 _MAP_SHARED_NORESERVE = 0x01 | 0x4000
 _MAP_FIXED_NOREPLACE = 0x100000
 _FALLOC_PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
-_MADV_DONTFORK = 10
+_MADV_DONTNEED, _MADV_DONTFORK = 4, 10
 
 LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong)
 LIBC.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+LIBC.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def map_somewhere(fd: int, length: int) -> int:
@@ -61,6 +62,16 @@ def map_at(fd: int, where: Range, offset: int = 0) -> None:
 def keep_from_children(where: Range) -> None:
     """Leave a mapping out of forked children: they get SIGSEGV there instead of what nobody serves."""
     checked(LIBC.madvise(where.start, where.length, _MADV_DONTFORK), "madvise")
+
+
+def drop_view(where: Range) -> None:
+    """Take pages out of the page table; their bytes stay in the file."""
+    checked(LIBC.madvise(where.start, where.length, _MADV_DONTNEED), "madvise")
+
+
+def forbid(where: Range) -> None:
+    """Make every access to a mapping SIGSEGV."""
+    checked(LIBC.mprotect(where.start, where.length, 0), "mprotect")
 
 
 def punch(fd: int, offset: int, length: int) -> None:

@@ -140,9 +140,7 @@ class ClientArenas:
         Raises:
             ServerRefused: there is no such arena, or it has an owner; or over a limit.
         """
-        wanted = identity_of(memory_fd)
-        arenas = self._core.arenas.all.values()
-        arena = next((each for each in arenas if identity_of(each.parts.frames.fd) == wanted), None)
+        arena = self._of_file(memory_fd)
         if arena is None or arena.wanted or not self._maps(arena):
             raise refuse("this is no arena that was taken over and is waiting for this process", errno.ENOENT)
         n_descriptors = _ARENA_DESCRIPTORS + _MAPPER_DESCRIPTORS * len(arena.mappers)
@@ -152,6 +150,31 @@ class ClientArenas:
             self._family = arena.parts.family
         arena.parts.join(self._family)
         return self._own(arena, n_descriptors), arena
+
+    def join(self, request: MapArena, fds: list[int]) -> int:
+        """Serve this process, a forked child that lost its userfaultfd; owns the descriptors. Returns a number for it.
+
+        Raises:
+            ServerRefused: there is no such arena, this process is served there, the place is none, or the descriptors
+                are something else.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(close_all, fds)
+            arena = self._of_file(fds[1])
+            if arena is None or self._maps(arena):
+                raise refuse("this is no arena, or this process is served there", errno.ENOENT)
+            place = _place(request, arena.n_pages)
+            process = PidFd(self._process.pid, os.dup(self._process.fileno()))
+            stack.callback(process.close)
+            uffd = _uffd_of(request, fds[0])
+            stack.pop_all()
+            os.close(fds[1])
+            return arena.map(uffd, place, process, worker=False).number
+
+    def _of_file(self, memory_fd: int) -> Arena | None:
+        wanted = identity_of(memory_fd)
+        arenas = self._core.arenas.all.values()
+        return next((each for each in arenas if identity_of(each.parts.frames.fd) == wanted), None)
 
     def _maps(self, arena: Arena) -> bool:
         return any(_is_of(mapper, self._process.pid) for mapper in arena.mappers)
@@ -173,17 +196,11 @@ class ClientArenas:
             stack.callback(close_all, fds)
             owned = find(self._owned, request.arena, "arena")
             place = _place(request, owned.arena.n_pages)
-            if Feature(request.uffd_features) & NEEDED != NEEDED:
-                raise refuse("the userfaultfd was opened without features that paging needs", errno.EINVAL)
             worker = request.kind is MapperKind.WORKER
             process = _process_of(fds[1]) if worker else PidFd(self._process.pid, os.dup(self._process.fileno()))
             if not worker:
                 stack.callback(process.close)
-            try:
-                uffd = PagingUffd(fds[0])
-            except UsageError as problem:
-                raise refuse(f"the descriptor beside MapArena: {problem}", errno.EINVAL) from problem
-            stack.callback(uffd.close)
+            uffd = _uffd_of(request, fds[0])
             self._usage.take(descriptors=_MAPPER_DESCRIPTORS)
             owned.n_descriptors += _MAPPER_DESCRIPTORS
             view = None if worker else self._view(owned.arena)
@@ -361,6 +378,20 @@ def _place(request: MapArena, n_pages: int) -> Placed:
     if offset + length > n_pages * PAGE_BYTES:
         raise refuse(f"[{offset}, {offset + length}) is not in the arena", errno.EINVAL)
     return Placed(offset // PAGE_BYTES, length // PAGE_BYTES, base)
+
+
+def _uffd_of(request: MapArena, fd: int) -> PagingUffd:
+    """Return the userfaultfd beside a request; the descriptor stays the caller's until it is used.
+
+    Raises:
+        ServerRefused: it is none, or lacks features.
+    """
+    if Feature(request.uffd_features) & NEEDED != NEEDED:
+        raise refuse("the userfaultfd was opened without features that paging needs", errno.EINVAL)
+    try:
+        return PagingUffd(fd)
+    except UsageError as problem:
+        raise refuse(f"the descriptor beside MapArena: {problem}", errno.EINVAL) from problem
 
 
 def _process_of(pidfd: int) -> PidFd:

@@ -19,6 +19,7 @@ from nopin.control.arena_messages import (
     DestroyArena,
     DiscardRange,
     MapArena,
+    MapperKind,
     Prefetch,
     PrefetchStarted,
     QueryPrefetch,
@@ -90,7 +91,8 @@ def handle(session: Session, request: Request, fds: Sequence[int]) -> Answer:
     if isinstance(request, ReclaimArena):
         return _reclaim_arena(session, fds)
     if isinstance(request, MapArena):
-        return Answer([Handle(handle=session.arenas.map(request, list(fds)))])
+        serve = session.arenas.join if request.kind is MapperKind.CHILD else session.arenas.map
+        return Answer([Handle(handle=serve(request, list(fds)))])
     return _HANDLERS[type(request)](session, request)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,7 +37,8 @@ from nopin.linux.paging_uffd import open_paging, register_paging, unregister
 from nopin.linux.pidfd import PidFd
 from nopin.linux.uffd_handshake import Feature
 from nopin.ranges import Range
-from nopin.units import format_bytes, page_ceil, parse_bytes
+from nopin.units import PAGE_BYTES, format_bytes, page_ceil, parse_bytes
+from nopin.verbs.forked import make_sure
 from nopin.verbs.heap import Heap
 from nopin.verbs.numpy_handler import NumpyHandler
 from nopin.verbs.objects import FORKED, DeviceObject
@@ -79,7 +81,7 @@ class Arena(DeviceObject):
         self._mapped: list[Range] = []
         request = CreateArena(
             seq=0,
-            capacity_bytes=page_ceil(capacity_bytes),
+            capacity_bytes=page_ceil(capacity_bytes) + PAGE_BYTES,  # the last one is for forked children
             budget_bytes=budget_bytes,
             name=name or f"pid {os.getpid()}",
         )
@@ -88,7 +90,7 @@ class Arena(DeviceObject):
             self._fds, self._store = fds[:2], fds[2:]
             self.handle, self.budget_bytes = created.arena, created.budget_bytes
             self.memory_fd, self.table_fd = self._fds
-            self._map(request.capacity_bytes)
+            self._map(request.capacity_bytes - PAGE_BYTES)
         except BaseException:
             self._dissolve()
             raise
@@ -97,17 +99,22 @@ class Arena(DeviceObject):
         self._heap = Heap(self.where, self._discard, keep_bytes=keep)
         self._handler = NumpyHandler(self._heap)
         self._siblings.append(self)
+        _all.add(self)
 
     def _map(self, length: int) -> None:
-        start = map_somewhere(self.memory_fd, length)
+        start = map_somewhere(self.memory_fd, length + PAGE_BYTES)
         self.where = Range.of_length(start, length)
-        self._mapped.append(self.where)
+        whole = Range(start, self.where.end + PAGE_BYTES)
+        self._mapped.append(whole)
         self.uffd, features = open_paging()
         self._fds.append(self.uffd)
-        register_paging(self.uffd, self.where)
-        if not features & Feature.EVENT_FORK:
-            keep_from_children(self.where)
-        request = MapArena(seq=0, arena=self.handle, base=start, offset=0, length=length, uffd_features=int(features))
+        register_paging(self.uffd, whole)
+        self._is_inherited = bool(features & Feature.EVENT_FORK)
+        if not self._is_inherited:
+            keep_from_children(whole)
+        request = MapArena(
+            seq=0, arena=self.handle, base=start, offset=0, length=whole.length, uffd_features=int(features)
+        )
         self.session.request(request, Handle, [self.uffd])
 
     def __repr__(self) -> str:
@@ -243,6 +250,12 @@ class Arena(DeviceObject):
             time.sleep(_LOOK_S)
         return self._server.exited()
 
+    def _make_sure(self) -> None:
+        """Be served in a forked child."""
+        if self._is_inherited:
+            for where in self._mapped:
+                make_sure(where, self.memory_fd, self.session.control.path)
+
     def _discard(self, offset: int, length: int) -> bool:
         """Make bytes read as zeros, if the connection is free: we may be in a finaliser inside of a request."""
         if self.closed or self.session.control.busy:
@@ -275,6 +288,19 @@ class Arena(DeviceObject):
                 "need a new Device"
             )
         return super()._closed_error()
+
+
+_all: weakref.WeakSet[Arena] = weakref.WeakSet()
+
+
+def _make_sure_of_all() -> None:
+    """Runs in every forked child. An arena that cannot be served there is inaccessible; the others can be used."""
+    with contextlib.ExitStack() as each:
+        for arena in _all:
+            each.callback(arena._make_sure)
+
+
+os.register_at_fork(after_in_child=_make_sure_of_all)
 
 
 def size_of(size: int | str) -> int:
