@@ -252,3 +252,9 @@ def writes_go_on_when_their_dirty_bit_is_taken(patch: Patch) -> None:
 def truncation_is_not_told(patch: Patch) -> None:
     """Making a file shorter tells devices (TRUNCATE)."""
     told_elsewhere(patch, Cause.TRUNCATE)
+
+
+@mutant("access_vs_migrate", "write_access_vs_migrate")
+def migration_is_not_told(patch: Patch) -> None:
+    """Moving pages to other frames tells devices (MIGRATE)."""
+    told_elsewhere(patch, Cause.MIGRATE)

@@ -134,6 +134,19 @@ class Machine:
         yield from self.loads(child, self.va + BORDER, 2)
         yield from child.exit()
 
+    def migrates(self) -> Steps:
+        """Have the host move the first two pages to other frames."""
+        first = self.va >> PAGE_SHIFT
+        yield from self.host.migrate(self.process, [first, first + 1])
+
+    def merges(self) -> Steps:
+        """Write to the third page what is in the first, and have the two become one (KSM)."""
+        for offset in (0, BORDER):
+            word = yield from self.process.load(self.va + offset, WORD_BYTES)
+            yield from self.process.store(self.va + TWO_PAGES + offset, word)
+        yield from self.process.madvise(self.va, N_PAGES * PAGE_BYTES, Advice.MERGEABLE)
+        yield from self.host.merge_identical()
+
     def prefetches(self) -> Steps:
         """Bring all pages into the cold mirror."""
         yield from self.cold.prefetch(self.process, self.va >> PAGE_SHIFT, N_PAGES, write=True)
@@ -213,6 +226,8 @@ ACTORS: dict[str, Actor] = {
     "fork": lambda m, data: m.forks(data),
     "fork_exit": lambda m, _: m.forks_and_child_ends(),
     "reclaim": lambda m, _: m.host.reclaim(2),
+    "migrate": lambda m, _: m.migrates(),
+    "merge": lambda m, _: m.merges(),
     "protect": lambda m, _: m.protects(Prot.READ),
     "protect_all": lambda m, _: m.protects(Prot.NONE),
     "protect_twice": lambda m, data: m.protects_and_allows(data),
