@@ -114,6 +114,10 @@ def test_the_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) 
         (["run", "quiesce", "--discipline", "pinned"], "no discipline 'pinned'"),
         (["run", "quiesce", "--set", "pags=1"], "no setting 'pags'"),
         (["run", "quiesce", "--set", "pages"], "not name=value"),
+        (["run", "quiesce", "--set", "pages=0"], "at least 1"),
+        (["run", "hot", "--set", "hot_permille=2000"], "at most 1000"),
+        (["run", "hot", "--set", "memory_pages=3"], "at least 64"),
+        (["run", "residency", "--set", "memory_pages=64", "--set", "readers=40", "--jobs", "1"], "each hold a page"),
         (["list", "--machine", "conectx6"], "did you mean 'connectx6'"),
     ],
 )

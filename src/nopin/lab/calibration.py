@@ -21,6 +21,7 @@ from nopin.errors import HostLacks
 from nopin.lab.floor import measure_floors
 from nopin.lab.floor_fault import OneFaultFloor
 from nopin.lab.rounds import measure_all
+from nopin.model.costs import NAMES
 from nopin.model.presets import THIS_HOST, Figure, Preset
 from nopin.units import PAGE_BYTES
 
@@ -91,7 +92,11 @@ def measured_presets() -> dict[str, Preset]:
     except (OSError, msgspec.DecodeError):
         return {}
     source = f"calibrated {calibration.date} on {calibration.kernel}"
-    figures = {name: Figure(value, "L", source) for name, value in calibration.figures.items()}
+    figures = {
+        name: Figure(value, "L", source)
+        for name, value in calibration.figures.items()
+        if name in NAMES  # others are of another version
+    }
     return {THIS_HOST: Preset(THIS_HOST, f"this host, {source}", figures, notes="Its devices are inherited.")}
 
 

@@ -79,7 +79,7 @@ SCENARIO = Scenario(
     disciplines=("blind", "protected"),
     settings={
         "hot_permille": Setting([100, 250, 500, 750], "of memory that the device reads at random"),
-        "memory_pages": Setting([1024], "of the host"),
+        "memory_pages": Setting([1024], "of the host", least=64),
         "scanned_pages": Setting([2048], "that the program stores to, one after the other"),
         "scans": Setting([1], "through all of them"),
         "scan_ns": Setting([50_000], "of the program's own work on each page"),

@@ -27,7 +27,7 @@ def measure(point: Point) -> Measures:
     machine = Machine(seed=point.seed, preset=point.costs)
     n_frames = point["memory_pages"]
     n_given = n_frames * point["vm_permille"] // 1000
-    n_used = n_frames * point["used_permille"] // 1000
+    n_used = min(n_given, n_frames * point["used_permille"] // 1000)
     host = priced_host(machine, n_frames)
     device = machine.device("device")
     machine.run(_occupy(host.spawn_process(), n_frames * point["host_permille"] // 1000))
@@ -103,7 +103,7 @@ SCENARIO = Scenario(
         "vm_permille": Setting([375], "of the host's memory that each believes to have"),
         "used_permille": Setting([220], "of the host's memory that each uses"),
         "host_permille": Setting([60], "of its memory that the host itself needs"),
-        "memory_pages": Setting([4096], "of the scaled host"),
+        "memory_pages": Setting([4096], "of the scaled host", least=64),
         "depth": Setting([4], "requests of each machine under way"),
         "serve_ns": Setting([100_000], "of a request, beside its faults"),
     },

@@ -102,7 +102,7 @@ SCENARIO = Scenario(
     settings={
         "size_bytes": Setting([1 << shift for shift in (30, 32, 34, 36, 38, 40)], "of the buffer"),
         "used_pages": Setting([4096], "of it that the device writes"),
-        "used_permille": Setting([0], "of it that the device writes; 0: used_pages"),
+        "used_permille": Setting([0], "of it that the device writes; 0: used_pages", least=0),
         "request_pages": Setting([16], "in one request"),
     },
     plotted="total_ms",

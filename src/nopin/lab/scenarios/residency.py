@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nopin.errors import UsageError
 from nopin.iommu.mirror import Mirror
 from nopin.lab.scenarios.scenario import Measures, Point, Scenario, Setting
 from nopin.mm.causes import Cause
@@ -89,6 +90,8 @@ def measure(point: Point) -> Measures:
     """Run device and program together, until the program is through."""
     scheduler, costs = Scheduler(), point.costs
     n_resident, n_cold = point["memory_pages"], point["scanned_pages"]
+    if 2 * point["readers"] > n_resident:
+        raise UsageError(f"readers={point['readers']} each hold a page; memory_pages must be twice as many")
     n_hot = n_resident * point["hot_permille"] // 1000
     memory = _Memory(n_hot + n_cold, n_resident, costs, asks_devices=point.discipline == "with_young")
     mirror = Mirror(memory.notifiers, memory, n_hot + n_cold)
@@ -129,7 +132,7 @@ SCENARIO = Scenario(
     disciplines=("without", "with_young"),
     settings={
         "hot_permille": Setting([100, 250, 500, 750, 900], "of memory that the device reads at random"),
-        "memory_pages": Setting([1024], "that may be resident"),
+        "memory_pages": Setting([1024], "that may be resident", least=64),
         "scanned_pages": Setting([2048], "that the program goes through"),
         "scan_ns": Setting([20_000], "of the program's own work on each page"),
         "readers": Setting([4], "reads of the device under way"),

@@ -22,10 +22,12 @@ class Setting:
 
     Attributes:
         values: what it is swept over; one value where it is not.
+        least: below it there is nothing to measure. Shares (``_permille``) are at most 1000.
     """
 
     values: Sequence[int]
     meaning: str
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Scenario:
         changes: dict[str, int] = {}
         for name, text in given.items():
             if name in swept:
-                swept[name] = [parse_value(name, each) for each in text.split(",")]
+                swept[name] = [self._checked(name, parse_value(name, each)) for each in text.split(",")]
             elif name in NAMES:
                 changes[name] = parse_value(name, text)
             else:
@@ -92,6 +94,14 @@ class Scenario:
             for settings in combinations
             for discipline in disciplines or self.disciplines
         ]
+
+    def _checked(self, name: str, value: int) -> int:
+        least = self.settings[name].least
+        if value < least:
+            raise UsageError(f"{name}={value} leaves nothing to measure; it is at least {least}")
+        if name.endswith("_permille") and value > 1000:
+            raise UsageError(f"{name}={value} is more than all; it is at most 1000")
+        return value
 
 
 @dataclass(frozen=True)

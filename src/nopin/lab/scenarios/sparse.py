@@ -18,7 +18,7 @@ SCENARIO = replace(
     settings={
         "used_permille": Setting([1, 10, 100, 200, 500, 1000], "of the buffer that the device writes"),
         "size_bytes": Setting([256 << 20], "of the buffer"),
-        "used_pages": Setting([0], "not used here"),
+        "used_pages": Setting([0], "where the share is 0", least=0),
         "request_pages": Setting([16], "in one request"),
     },
     plotted="total_ms",

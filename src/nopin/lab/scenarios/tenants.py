@@ -28,7 +28,7 @@ class _Tenants:
     def __init__(self, point: Point) -> None:
         self.point = point
         self.machine = Machine(seed=point.seed, preset=point.costs)
-        n_each = point["pages"]
+        n_each = self.n_each = max(point["pages"], point["request_pages"])
         self.host: Host = priced_host(self.machine, point["processes"] * n_each + 1)
         self.device = self.machine.device("device")
         self.tenants: list[tuple[Process, int]] = []
@@ -47,7 +47,7 @@ class _Tenants:
         point, machine = self.point, self.machine
         setup_ns, pinned_pages = 0, 0
         if point.discipline == "v1_static":
-            pinned_pages = point["processes"] * point["pages"]
+            pinned_pages = point["processes"] * self.n_each
             each_ns = point.costs.pin_page_ns + point.costs.cpu_minor_fault_write_ns + point.costs.iommu_map_ns
             setup_ns = point["processes"] * point.costs.pin_ns + pinned_pages * each_ns
         warm_ns = self._warm() if point.discipline == "pasid" else 0
@@ -84,7 +84,7 @@ class _Tenants:
 
     @property
     def _n_hot(self) -> int:
-        return max(self.point["request_pages"], self.point["pages"] * self.point["hot_permille"] // 1000)
+        return max(self.point["request_pages"], self.n_each * self.point["hot_permille"] // 1000)
 
     def _process(self, number: int) -> Procedure[None]:
         point, random = self.point, self.machine.streams[f"process {number}"]
