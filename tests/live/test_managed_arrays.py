@@ -237,6 +237,25 @@ def test_bytes_in_swap_that_a_child_gives_up_with_madvise_are_zeros_for_all(devi
     assert (array[64:] == 3).all()
 
 
+def test_a_mapping_that_mremap_makes_grow_is_known_by_its_first_fault(device: nopin.Device) -> None:
+    array = device.zeros((64, PAGE), np.uint8)
+    array[:] = np.arange(64, dtype=np.uint8)[:, np.newaxis]
+    LIBC.mremap.restype = ctypes.c_void_p
+    start, n_bytes = array[8:].ctypes.data, 16 * PAGE
+    sizes = ctypes.c_size_t(n_bytes), ctypes.c_size_t(2 * n_bytes)
+    grown = LIBC.mremap(ctypes.c_void_p(start), *sizes, ctypes.c_int(1 | 2), ctypes.c_void_p(start + (1 << 40)))
+    assert grown == start + (1 << 40)
+    there = np.ctypeslib.as_array((ctypes.c_uint8 * (2 * n_bytes)).from_address(grown)).reshape(32, PAGE)
+    assert np.array_equal(there[:, 5], np.arange(8, 40))
+    device.set_budget(PAGE)
+    assert np.array_equal(there[:, 7], np.arange(8, 40))
+    assert np.array_equal(array[:8, 0], np.arange(8))
+    assert np.array_equal(array[24:, 0], np.arange(24, 64))
+    there[20] = 99
+    assert (array[28] == 99).all(), "the pages behind are at both places"
+    assert LIBC.munmap(grown, 2 * n_bytes) == 0
+
+
 def test_a_mapping_cut_in_pieces_by_mprotect_is_read_ahead_up_to_its_borders(device: nopin.Device) -> None:
     array = device.zeros((256, PAGE), np.uint8)
     array[:] = 3

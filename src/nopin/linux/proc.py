@@ -26,14 +26,21 @@ class Mapping:
         where: its addresses.
         readable, writable: its permissions.
         shared: stores are visible to others that map the same thing.
-        file_backed: its pages come from an inode: a file, a memfd, System V or anonymous shared memory.
+        offset: bytes, where in its file it begins.
+        inode: of the file, memfd, System V or anonymous shared memory that its pages come from; 0: of none.
     """
 
     where: Range
     readable: bool
     writable: bool
     shared: bool
-    file_backed: bool
+    offset: int
+    inode: int
+
+    @property
+    def file_backed(self) -> bool:
+        """True if its pages come from an inode."""
+        return self.inode != 0
 
 
 class Maps:
@@ -86,13 +93,14 @@ class Maps:
             if error.errno in (errno.ENOENT, errno.ESRCH):  # nothing above, or the process ended
                 return None
             raise
-        _, _, _, start, end, flags, _, _, inode, *_ = _QUERY.unpack(argument)
+        _, _, _, start, end, flags, _, offset, inode, *_ = _QUERY.unpack(argument)
         return Mapping(
             Range(start, end),
             bool(flags & _READABLE),
             bool(flags & _WRITABLE),
             bool(flags & _SHARED),
-            inode != 0,
+            offset,
+            inode,
         )
 
     def _read_text(self) -> Iterator[Mapping]:
@@ -102,14 +110,15 @@ class Maps:
             pieces.append(piece)
             offset += len(piece)
         for line in b"".join(pieces).splitlines():
-            bounds, rights, _offset, _device, inode, *_ = line.split(None, 5)
+            bounds, rights, begins, _device, inode, *_ = line.split(None, 5)
             start, _, end = bounds.partition(b"-")
             yield Mapping(
                 Range(int(start, 16), int(end, 16)),
                 readable=rights[0:1] == b"r",
                 writable=rights[1:2] == b"w",
                 shared=rights[3:4] == b"s",
-                file_backed=inode != b"0",
+                offset=int(begins, 16),
+                inode=int(inode),
             )
 
 

@@ -32,16 +32,15 @@ from nopin.ranges import Range, subtract
 from nopin.server.arena_machine import ArenaMachine
 from nopin.server.arena_maker import ArenaParts
 from nopin.server.arena_store import MapperEntry
+from nopin.server.fault_times import FaultTimes
 from nopin.server.mapper import IS_GIVEN_UP, Mapper, Placed
 from nopin.server.owner_view import OwnerView
 from nopin.server.pager_runner import Clockwork, Runner
 from nopin.server.registry import Record
 from nopin.units import PAGE_BYTES, PAGE_MASK, PAGE_SHIFT, US_NS
 
-FAULT_KINDS = ("missing", "minor", "protect")
 _FLAGS = [(flags & FAULT_WRITE != 0, flags & FAULT_WP != 0, flags & FAULT_MINOR != 0) for flags in range(8)]
 """Of a fault's message: write, protected, minor."""
-_N_BUCKETS = 64
 _PAGEFAULT = EventKind.PAGEFAULT
 ROUNDS = 32
 _CLOSE_AGAIN_NS = 1000 * US_NS
@@ -53,13 +52,6 @@ _WAKE_AFTER_NS = 100 * US_NS
 
 def _is_fault(message: Message) -> bool:
     return message[0] == _PAGEFAULT
-
-
-def _without_empty_end(counts: list[int]) -> list[int]:
-    n = len(counts)
-    while n and not counts[n - 1]:
-        n -= 1
-    return counts[:n]
 
 
 class ArenaPager(DeviceFaults, Protocol):
@@ -182,7 +174,9 @@ class Arena:
         self.parts = parts
         self.pager = parts.pager
         self.n_pages = parts.frames.n_pages
-        self._latency = [[0] * _N_BUCKETS for _ in _FLAGS]
+        self._times = FaultTimes()
+        self._latency = self._times.counts
+        self._inode = os.fstat(parts.frames.fd).st_ino
         self._host = host
         self._clock = host.clock
         self._machine = ArenaMachine(parts.frames, self._note)
@@ -345,7 +339,8 @@ class Arena:
             page = (address - mapper.bias) >> PAGE_SHIFT
             if not mapper.low <= page < mapper.high:
                 found = mapper.page_at(address)
-                if found is None:  # it is being moved or unmapped, and the message of that follows
+                if found is None and (found := self._learn(mapper, address)) is None:
+                    # It is being moved or unmapped, and the message of that follows.
                     mapper.uffd.wake(address & ~PAGE_MASK, PAGE_BYTES)
                     continue
                 page = found
@@ -360,6 +355,16 @@ class Arena:
             else:
                 task.done = partial(self._answered, flags & 7, began_ns)
 
+    def _learn(self, mapper: Mapper, address: int) -> int | None:
+        """Find out which page is at an address that we know nothing of: a mapping that mremap made grow, say."""
+        place = mapper.learn(address, self._inode, self.n_pages)
+        if place is None:
+            return None
+        self._remember(mapper)
+        for view in mapper.views:
+            view.show(place)
+        return mapper.page_at(address)
+
     def _first_touch(self, mapper: Mapper, page: int) -> bool:
         """Answer a missing page the quick way, if there is one."""
         n = self.pager.first_touch(mapper.number, page)
@@ -370,12 +375,8 @@ class Arena:
 
     @property
     def latency(self) -> dict[str, list[int]]:
-        """How often answering a fault took less than 2^k ns (and no less than half of it), by kind, then by k."""
-        latency = {name: [0] * _N_BUCKETS for name in FAULT_KINDS}
-        for flags, counts in enumerate(self._latency):
-            name = "protect" if flags & FAULT_WP else "minor" if flags & FAULT_MINOR else "missing"
-            latency[name] = [a + b for a, b in zip(latency[name], counts, strict=True)]
-        return {name: _without_empty_end(counts) for name, counts in latency.items()}
+        """How long answering faults took: see `FaultTimes`."""
+        return self._times.by_kind()
 
     def _take_event(self, mapper: Mapper, message: Message) -> None:
         kind, first, second, third = message
@@ -398,6 +399,7 @@ class Arena:
         parts = [part for part in (place.part(source) for place in mapper.places) if part is not None]
         moved = [part._replace(address=part.address - source.start + target) for part in parts]
         for place in moved:
+            mapper.cut(place.where)  # where a fault came first, it is known already
             mapper.add(place)
         self._remember(mapper)
         for view in mapper.views:

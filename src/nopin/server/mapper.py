@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nopin.linux.madvise_spy import Advice, advice_of, descendants, gives_up
 from nopin.linux.paging_uffd import Message, PagingUffd
 from nopin.linux.pidfd import PidFd
+from nopin.linux.proc import Maps
 from nopin.linux.uffd_handshake import EventKind
 from nopin.mm.effects import PageRun
 from nopin.ranges import Range
@@ -141,6 +142,32 @@ class Mapper:
         self.bias = one.address - (one.first << PAGE_SHIFT)
         by_page = sorted(places)
         self.doubled = any(before.end > after.first for before, after in pairwise(by_page))
+
+    def learn(self, address: int, inode: int, n_pages: int) -> Placed | None:
+        """Ask the kernel what is mapped at an address; returns it if it is the arena's file, and known from now on.
+
+        Args:
+            inode: of the file. n_pages: it has.
+        """
+        if self.process is None:
+            return None
+        try:
+            maps = Maps(self.process.pid)
+        except OSError:  # it is gone, or not ours to look at
+            return None
+        try:
+            found = next(maps.within(Range(address, address + 1)), None)
+        finally:
+            maps.close()
+        if found is None or found.inode != inode:
+            return None
+        first, n = found.offset >> PAGE_SHIFT, found.where.length >> PAGE_SHIFT
+        place = Placed(first, min(n, n_pages - first), found.where.start)
+        if place.n <= 0 or not place.where.contains(Range(address, address + 1)):
+            return None
+        self.cut(place.where)
+        self.add(place)
+        return place
 
     def address_of(self, pages: PageRun) -> int | None:
         """Return where a run is, if all of it is there, in one piece, and nowhere else, where it would be missed."""
