@@ -18,9 +18,10 @@ from nopin.mm.subscriber import Fence, Invalidation
 from nopin.model.choice import Drawn
 from nopin.model.effects import Procedure
 from nopin.model.host.advice import Advice
+from nopin.model.host.device_memory import DeviceMemory
 from nopin.model.host.errors import Killed, NoMemory, NotSupported, Segv
 from nopin.model.host.exclusive import lookup_exclusive
-from nopin.model.host.fault import fault_pages, lookup
+from nopin.model.host.fault import fault_pages, lookup, lookup_own
 from nopin.model.host.host import Host
 from nopin.model.host.observer import HostObserver
 from nopin.model.host.pins import Pin
@@ -113,11 +114,12 @@ def numbers(where: Range) -> range:
 class Faults:
     """Faults of a device in a process's name, without holds."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, memory: DeviceMemory) -> None:
         self._process = process
+        self._memory = memory
 
     def device_fault(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
-        return fault_pages(self._process, pages.first, pages.n, write=write)
+        return fault_pages(self._process, pages.first, pages.n, write=write, memory=self._memory)
 
     def settled(self, pages: PageRun, *, write: bool) -> bool:
         """Nothing comes at once."""
@@ -173,6 +175,7 @@ class World:
         self.n_stamps = 0
         self.orphans: list[Pin] = []
         self.file = self.host.new_file("f", N_FILE_PAGES * PAGE)
+        self.memory = self.host.add_device_memory("device", 6, private=True)
 
     def start(self, n_processes: int, n_words: int) -> None:
         for _ in range(n_processes):
@@ -188,7 +191,7 @@ class World:
         yield from self.go_on(process, va, program)
 
     def go_on(self, process: Process, va: int, program: Iterator[str]) -> Procedure[None]:
-        mirror = SlowMirror(process.notifiers, Faults(process), 1 << 40, owner=process)
+        mirror = SlowMirror(process.notifiers, Faults(process, self.memory), 1 << 40, owner=process)
         pins: list[Pin] = []
         for word in program:
             with suppress(NoMemory):
@@ -250,6 +253,10 @@ class World:
         elif word == "migrate":
             pages = range(va // PAGE, va // PAGE + N_PAGES) if self.random.random() < 0.7 else [in_file // PAGE]
             self.host.scheduler.spawn(f"migration for {process.pid}", self.host.migrate(process, pages))
+        elif word == "to device":
+            pages = range(va // PAGE, va // PAGE + N_PAGES)
+            moves = self.host.migrate(process, pages, to=self.memory)
+            self.host.scheduler.spawn(f"migration for {process.pid}", moves)
         elif word == "merge":
             if self.random.random() < 0.5:  # some bytes of it are the same as elsewhere, then
                 yield from process.store(at, self.host.name.encode().ljust(STAMP_BYTES))
@@ -285,7 +292,7 @@ class World:
     def device_reads(self, process: Process, mirror: SlowMirror, number: int) -> Procedure[None]:
         """Read one page in several steps through the frame that it had at first."""
         came = yield from mirror.fill(PageRun(number, 1), write=False)
-        entry = lookup(process, number)
+        entry = lookup_own(process, number, self.memory)
         if not came.n_done or not mirror.use(number, 1, write=False):
             mirror.has_read()
             return
@@ -306,7 +313,7 @@ class World:
         came = yield from mirror.fill(PageRun(number, 1), write=True)
         del came
         for _ in range(2):
-            entry = lookup(process, number)
+            entry = lookup_own(process, number, self.memory)
             if mirror.use(number, 1, write=True):
                 assert entry is not None
                 data = self.stamp()
@@ -344,6 +351,7 @@ WORDS = {
     "write back": 2,
     "device takes": 2,
     "migrate": 2,
+    "to device": 3,
     "advise": 4,
     "merge": 2,
     "discard": 1,

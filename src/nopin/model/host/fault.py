@@ -13,9 +13,10 @@ from nopin.mm.space import Reason
 from nopin.model.effects import Acquire, Procedure, Release
 from nopin.model.host import files, huge
 from nopin.model.host.cow import make_writable, take_back
+from nopin.model.host.device_memory import DeviceMemory, bring_back
 from nopin.model.host.errors import ModelFault, Segv
 from nopin.model.host.swapin import swap_in
-from nopin.model.host.table import Entry, Exclusive, Moving, Present, Shut, Swapped
+from nopin.model.host.table import Entry, Exclusive, Moving, Present, Private, Shut, Swapped
 from nopin.model.host.vma import Vma
 from nopin.units import PAGE_SHIFT
 
@@ -24,12 +25,20 @@ if TYPE_CHECKING:
 
 
 def lookup(process: Process, page: int) -> Present | None:
-    """Return the translation of a page that is present now, as a device may use it; never faults.
+    """Return the translation of a page that is present now, as CPUs and any device may use it; never faults.
 
     A `Present` entry stays as it is only until the next yield of whoever asked.
     """
     entry = process.table.get(page)
     return entry if isinstance(entry, Present) else None
+
+
+def lookup_own(process: Process, page: int, memory: DeviceMemory) -> Present | Private | None:
+    """Return the same for a device with memory of its own, to which pages there are present, too."""
+    entry = process.table.get(page)
+    if isinstance(entry, Private) and entry.memory is memory:
+        return entry
+    return lookup(process, page)
 
 
 def fault(process: Process, number: int, *, write: bool) -> Procedure[None]:
@@ -47,8 +56,13 @@ def fault(process: Process, number: int, *, write: bool) -> Procedure[None]:
     yield Release(process.mmap_lock)
 
 
-def fault_pages(process: Process, first: int, n: int, *, write: bool) -> Procedure[FaultPages]:
+def fault_pages(
+    process: Process, first: int, n: int, *, write: bool, memory: DeviceMemory | None = None
+) -> Procedure[FaultPages]:
     """Serve a device's fault over a run of pages, under the mmap lock once (hmm_range_fault).
+
+    Args:
+        memory: the device's own; pages that are there stay there.
 
     Returns:
         How many pages from the first were brought, with the right to write if `write`. They may have gone again:
@@ -60,7 +74,7 @@ def fault_pages(process: Process, first: int, n: int, *, write: bool) -> Procedu
     came = FaultPages(n)
     for number in range(first, first + n):
         try:
-            yield from resolve(process, number, write=write)
+            yield from resolve(process, number, write=write, memory=memory)
         except ModelFault as failed:
             came = FaultPages(number - first, failed.reason)
             break
@@ -68,26 +82,28 @@ def fault_pages(process: Process, first: int, n: int, *, write: bool) -> Procedu
     return came
 
 
-def resolve(process: Process, number: int, *, write: bool) -> Procedure[None]:
+def resolve(process: Process, number: int, *, write: bool, memory: DeviceMemory | None = None) -> Procedure[None]:
     """Make a page present, writable if `write`; nothing if it is so already. Requires: the mmap lock.
 
     Raises:
         ModelFault: what an access there fails with.
     """
     vma, observer = process.vmas.find(number), process.host.observer
-    if vma is not None and vma.allows(write=write) and _is_resolved(process.table.get(number), write=write):
+    if vma is not None and vma.allows(write=write) and _is_resolved(process.table.get(number), write, memory):
         return
     observer.fault_raised(process, number, write=write)
     try:
         if vma is None or not vma.allows(write=write):
             raise Segv(f"{process}: {'write' if write else 'read'} at {number << PAGE_SHIFT:#x}: {_refusal(vma)}")
-        yield from _serve(process, vma, number, write=write)
+        yield from _serve(process, vma, number, write, memory)
     finally:
         observer.fault_answered(process, number, write=write)
 
 
-def _is_resolved(entry: Entry | None, *, write: bool) -> bool:
+def _is_resolved(entry: Entry | None, write: bool, memory: DeviceMemory | None) -> bool:
     """Tell whether an entry allows an access; if so, note that it is used."""
+    if isinstance(entry, Private):
+        return entry.memory is memory and (entry.writable or not write)
     if not isinstance(entry, Present) or (write and not entry.writable):
         return False
     entry.young = True
@@ -95,12 +111,12 @@ def _is_resolved(entry: Entry | None, *, write: bool) -> bool:
     return True
 
 
-def _serve(process: Process, vma: Vma, number: int, *, write: bool) -> Procedure[None]:
+def _serve(process: Process, vma: Vma, number: int, write: bool, memory: DeviceMemory | None) -> Procedure[None]:
     """Bring a page nearer, until it is there."""
     while True:
         process.check_alive()
         entry = process.table.get(number)
-        if _is_resolved(entry, write=write):
+        if _is_resolved(entry, write, memory):
             return
         yield process.host.steps.fault
         if process.table.get(number) is not entry:
@@ -116,7 +132,9 @@ def _serve(process: Process, vma: Vma, number: int, *, write: bool) -> Procedure
         elif isinstance(entry, Swapped):
             yield from swap_in(process, number, entry, write=write)
         elif isinstance(entry, Shut):
-            process.table.replace(number, Present(entry.page, writable=False))
+            process.table.replace(number, process.host.readable(entry.page))
+        elif isinstance(entry, Private):
+            yield from bring_back(process, number, entry)
         elif isinstance(entry, Moving):
             yield from process.host.until_unlocked(entry.page)
         elif isinstance(entry, Exclusive):

@@ -20,6 +20,7 @@ from nopin.model.host.vma import Vma
 from nopin.units import PAGE_BYTES, PAGE_SHIFT
 
 if TYPE_CHECKING:
+    from nopin.model.host.device_memory import DeviceMemory
     from nopin.model.host.host import Host
     from nopin.model.host.process import Process
 
@@ -33,11 +34,13 @@ class File:
         cache: pages in memory, by number from the start of the file.
         stored: pages on the medium; what is not there reads as zeros.
         lock: held, alone, by who changes the length or punches holes.
+        memory: of a device, where its pages are; None: the host's.
     """
 
     name: str
     length_bytes: int
     lock: Lock
+    memory: DeviceMemory | None = None
     cache: dict[int, Page] = field(default_factory=dict)
     stored: dict[int, bytes] = field(default_factory=dict)
 
@@ -76,7 +79,7 @@ def _check_length(file: File, index: int) -> None:
 
 def _read(host: Host, file: File, index: int) -> Procedure[Page | None]:
     """Make a page of the cache and fill it; returned as by `cached`. None: another was faster."""
-    page = yield from host.new_page()
+    page = yield from host.new_page(file.memory)
     if index in file.cache or not file.has(index):
         host.put_page(page)
         return None

@@ -9,7 +9,7 @@ from nopin.model.effects import Procedure, Quiesce
 from nopin.model.host import life
 from nopin.model.host.errors import NoMemory
 from nopin.model.host.protect import lowered
-from nopin.model.host.table import Entry, Moving, Present, Shut, Swapped
+from nopin.model.host.table import Entry, Moving, Present, Private, Shut, Swapped
 from nopin.model.host.vma import Vma
 from nopin.ranges import Range
 
@@ -81,6 +81,8 @@ def _again(entry: Entry) -> Entry:
         return Present(entry.page, writable=False, young=entry.young, dirty=entry.dirty)
     if isinstance(entry, Moving):
         return Moving(entry.page, entry.was)  # an entry that is replaced, never changed, may be had by two
+    if isinstance(entry, Private):
+        return Private(entry.page, entry.memory, writable=False)
     assert isinstance(entry, Shut)
     return Shut(entry.page)
 

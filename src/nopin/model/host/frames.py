@@ -5,21 +5,19 @@ the file cache, one for each pin, one for whoever is in the middle of something 
 its bytes are poisoned, and the lowest free frame is handed out first, so that a translation that should be gone meets
 somebody else's bytes as soon as possible.
 
+Memory of devices has numbers of the same kind, above the host's own: a translation is a frame number, wherever it is.
+
 Memory of the model grows with the frames that were ever written, not with `n_frames`: a frame without bytes of its own
 reads as zeros while it is in use and as poison while it is free.
 """
 
 from __future__ import annotations
 
-import heapq
-
+from nopin.model.host.pool import RUN_FRAMES, Pool
 from nopin.units import PAGE_BYTES
 
 POISON = 0xDB
 """What free frames hold."""
-
-RUN_FRAMES = 512
-"""Frames of a huge page of 2 MiB, which lie at a multiple of this."""
 
 _POISONED = bytes([POISON]) * PAGE_BYTES
 
@@ -38,56 +36,48 @@ class Frames:
     """See above.
 
     Args:
-        n_frames: of the host's own memory.
+        n_frames: of the host's own memory, numbered from 0.
         observer: who is told.
-
-    Attributes:
-        n_free: left.
     """
 
     def __init__(self, n_frames: int, observer: FrameObserver | None = None) -> None:
         self.n_frames = n_frames
-        self.n_free = n_frames
         self._observer = observer or FrameObserver()
-        self._never_used = 0  # the lowest frame that never was
-        self._freed: list[int] = []  # heap; may hold frames that a run has taken since
-        self._free_again: set[int] = set()  # what of the heap is still free; only asked, never iterated
-        self._n_free_in_run: dict[int, int] = {}  # of frames that were used before
+        self._own = Pool(0, n_frames)
+        self._devices: list[Pool] = []  # in order of numbers
         self._n_references: dict[int, int] = {}
         self._bytes: dict[int, bytearray] = {}
+
+    @property
+    def n_free(self) -> int:
+        """Free frames of the host's own memory."""
+        return self._own.n_free
 
     # Taking and giving back
 
     def allocate(self) -> int | None:
         """Take the lowest free frame, zeroed, with one reference; None when there is none."""
-        while self._freed:
-            frame = heapq.heappop(self._freed)
-            if frame in self._free_again:
-                self._free_again.discard(frame)
-                self._n_free_in_run[frame // RUN_FRAMES] -= 1
-                return self._take(frame)
-        if self._never_used == self.n_frames:
-            return None
-        self._never_used += 1
-        return self._take(self._never_used - 1)
+        frame = self._own.take()
+        return None if frame is None else self._begin_use(frame)
 
     def allocate_run(self) -> int | None:
         """Take the lowest free 512 frames at a multiple of 512, zeroed; returns the first, or None."""
-        runs = [run for run, n_free in self._n_free_in_run.items() if n_free == RUN_FRAMES]
-        if runs:
-            start = min(runs) * RUN_FRAMES
-            self._free_again.difference_update(range(start, start + RUN_FRAMES))
-            self._n_free_in_run[start // RUN_FRAMES] = 0
-        else:
-            start = -(-self._never_used // RUN_FRAMES) * RUN_FRAMES
-            if start + RUN_FRAMES > self.n_frames:
-                return None
-            for frame in range(self._never_used, start):
-                self._make_free(frame)
-            self._never_used = start + RUN_FRAMES
-        for frame in range(start, start + RUN_FRAMES):
-            self._take(frame)
+        start = self._own.take_run()
+        if start is not None:
+            for frame in range(start, start + RUN_FRAMES):
+                self._begin_use(frame)
         return start
+
+    def add_device(self, n_frames: int) -> Pool:
+        """Add memory of a device, numbered above all there is."""
+        end = self._devices[-1].end if self._devices else self.n_frames
+        self._devices.append(Pool(end, n_frames))
+        return self._devices[-1]
+
+    def allocate_from(self, pool: Pool) -> int | None:
+        """Take the lowest free frame of a device's memory, like `allocate`."""
+        frame = pool.take()
+        return None if frame is None else self._begin_use(frame)
 
     def get(self, frame: int) -> None:
         """Add a reference. Requires: the frame is in use."""
@@ -102,8 +92,8 @@ class Frames:
             return
         del self._n_references[frame]
         self._bytes.pop(frame, None)
-        self._make_free(frame)
-        self.n_free += 1
+        pool = self._own if frame < self.n_frames else next(pool for pool in self._devices if frame in pool)
+        pool.give(frame)
         self._observer.freed(frame)
 
     def hand_over(self, source: int, target: int) -> None:
@@ -120,18 +110,11 @@ class Frames:
         """Return the frames in use, in order."""
         return sorted(self._n_references)
 
-    def _take(self, frame: int) -> int:
+    def _begin_use(self, frame: int) -> int:
         self._bytes.pop(frame, None)
         self._n_references[frame] = 1
-        self.n_free -= 1
         self._observer.allocated(frame)
         return frame
-
-    def _make_free(self, frame: int) -> None:
-        heapq.heappush(self._freed, frame)
-        self._free_again.add(frame)
-        run = frame // RUN_FRAMES
-        self._n_free_in_run[run] = self._n_free_in_run.get(run, 0) + 1
 
     # Bytes
 

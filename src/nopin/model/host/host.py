@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from nopin.model.effects import Gate, Lock, Pause, Procedure
 from nopin.model.host import file_changes, huge, merge, migrate, reclaim
 from nopin.model.host.costs import HostCosts, Steps
+from nopin.model.host.device_memory import DeviceMemory
 from nopin.model.host.errors import NoMemory
 from nopin.model.host.files import File
 from nopin.model.host.frames import Frames
@@ -30,7 +31,7 @@ from nopin.model.host.observer import HostObserver
 from nopin.model.host.page import Page
 from nopin.model.host.process import Process
 from nopin.model.host.swap import SwapArea
-from nopin.model.host.table import Entry, Swapped
+from nopin.model.host.table import Entry, Present, Private, Swapped
 from nopin.model.host.vma import NO_PAGE, Vma
 from nopin.model.scheduler import Scheduler
 from nopin.units import PAGE_BYTES
@@ -96,6 +97,8 @@ class Host:
         self.files: dict[str, File] = {}
         self._maybe_ended: list[File] = []
         self.lru: OrderedDict[Page, None] = OrderedDict()
+        self.device_pages: dict[Page, None] = {}
+        self.device_memories: list[DeviceMemory] = []
         self.pages_per_step = pages_per_step
         self.devices_count_as_use = devices_count_as_use
         self.fires = fires
@@ -109,10 +112,30 @@ class Host:
         process = self.processes[self._last_pid] = Process(self._last_pid, self)
         return process
 
-    def new_file(self, name: str, length_bytes: int, stored: bytes = b"") -> File:
-        """Make a file, with these bytes on its medium and zeros after them; empty `name`: shared anonymous memory."""
+    def add_device_memory(self, name: str, n_frames: int, *, private: bool) -> DeviceMemory:
+        """Add memory on a device; `private`: no CPU can reach it."""
+        memory = DeviceMemory(name, self.frames.add_device(n_frames), private)
+        self.device_memories.append(memory)
+        return memory
+
+    def memory_of(self, frame: int) -> DeviceMemory | None:
+        """Return the device that a frame is on; None: the host."""
+        if frame < self.frames.n_frames:
+            return None
+        return next(memory for memory in self.device_memories if frame in memory.pool)
+
+    def new_file(
+        self, name: str, length_bytes: int, stored: bytes = b"", *, memory: DeviceMemory | None = None
+    ) -> File:
+        """Make a file, with these bytes on its medium and zeros after them.
+
+        Args:
+            name: empty: shared anonymous memory.
+            memory: where its pages are, that CPUs can reach it; None: the host's.
+        """
         assert name not in self.files
-        file = File(name, length_bytes, Lock(f"file {name}"))
+        assert memory is None or not memory.private
+        file = File(name, length_bytes, Lock(f"file {name}"), memory)
         for index in range(-(-len(stored) // PAGE_BYTES)):
             file.stored[index] = stored[index * PAGE_BYTES :][:PAGE_BYTES].ljust(PAGE_BYTES, b"\0")
         if name:
@@ -142,9 +165,18 @@ class Host:
         """Free about `n_pages` frames of what was not used lately; returns how many became free."""
         return reclaim.reclaim(self, n_pages)
 
-    def migrate(self, process: Process, numbers: Sequence[int], *, owner: object = None) -> Procedure[int]:
-        """Move pages of a process to other frames; returns how many moved. The owner's own devices are not told."""
-        return migrate.migrate(process, numbers, owner=owner)
+    def punch(self, file: File, first: int, end: int) -> Procedure[None]:
+        """Make pages [first, end) of a file zeros; of a device's memory, revoke them: who touches them faults anew."""
+        return file_changes.punch(self, file, first, end)
+
+    def migrate(
+        self, process: Process, numbers: Sequence[int], *, owner: object = None, to: DeviceMemory | None = None
+    ) -> Procedure[int]:
+        """Move pages of a process to other frames, of a device if `to`; returns how many moved.
+
+        What cannot move stays. The owner's own devices are not told.
+        """
+        return migrate.migrate(process, numbers, owner=owner, to=to)
 
     def merge_identical(self) -> Procedure[int]:
         """Merge pages with the same bytes, of mappings that are `mergeable`; returns how many frames that freed."""
@@ -165,19 +197,24 @@ class Host:
 
     # Pages
 
-    def new_page(self) -> Procedure[Page]:
+    def new_page(self, memory: DeviceMemory | None = None) -> Procedure[Page]:
         """Allocate a page of zeros that nobody maps yet; the caller has its one reference. May reclaim others.
 
         Raises:
             NoMemory: nothing is free, and nothing can be reclaimed.
         """
         yield self.steps.zero
-        page = Page((yield from self.new_frame()))
-        self.lru[page] = None
+        page = Page((yield from self.new_frame(memory)))
+        self.enqueue(page)
         return page
 
-    def new_frame(self) -> Procedure[int]:
-        """Allocate a frame of zeros, with one reference. May reclaim pages. Raises `NoMemory`."""
+    def new_frame(self, memory: DeviceMemory | None = None) -> Procedure[int]:
+        """Allocate a frame of zeros, with one reference. May reclaim pages, but not a device's. Raises `NoMemory`."""
+        if memory is not None:
+            frame = self.frames.allocate_from(memory.pool)
+            if frame is None:
+                raise NoMemory(f"{self.name}: the memory of {memory.name} is full")
+            return frame
         frame = None if self.fires("frame") else self.frames.allocate()
         for _ in range(RECLAIM_ATTEMPTS):
             if frame is not None:
@@ -187,6 +224,20 @@ class Host:
         if frame is None:
             raise NoMemory(f"{self.name}: none of {self.frames.n_frames} frames is free, and none can be freed")
         return frame
+
+    def enqueue(self, page: Page) -> None:
+        """Have reclaim look at a page of the host's own memory, last; and at none of a device's."""
+        self.lru.pop(page, None)
+        self.device_pages.pop(page, None)
+        queue = self.lru if page.frame < self.frames.n_frames else self.device_pages
+        queue[page] = None
+
+    def readable(self, page: Page) -> Present | Private:
+        """Return an entry that lets who can reach a page read it."""
+        memory = self.memory_of(page.frame)
+        if memory is not None and memory.private:
+            return Private(page, memory, writable=False)
+        return Present(page, writable=False)
 
     def put_page(self, page: Page) -> None:
         """Give a reference of a page back."""
@@ -237,6 +288,7 @@ class Host:
         """Take a page off the queue if it is free; drop it from the swap cache if nobody can want it any more."""
         if not self.frames.n_references(page.frame):
             self.lru.pop(page, None)
+            self.device_pages.pop(page, None)
             return
         unwanted = page.slot is not None and self.swap.n_users(page.slot) == 0 and not page.mappings
         if unwanted and page.busy is None:
@@ -252,7 +304,7 @@ class Host:
                 elif entry.page is not self.zero_page:
                     assert (process.pid, number) in entry.page.mappings
         counted = {self.zero_page.frame: 1}
-        for page in self.lru:
+        for page in (*self.lru, *self.device_pages):
             assert page.busy is None
             for pid, number in page.mappings:
                 mapped = self.processes[pid].table.get(number)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nopin.model.effects import Procedure, Work
-from nopin.model.host.frames import RUN_FRAMES
 from nopin.model.host.migrate import lock_mapped, move
 from nopin.model.host.page import Page
+from nopin.model.host.pool import RUN_FRAMES
 from nopin.model.host.table import Present
 from nopin.model.host.vma import Vma
 

@@ -25,21 +25,31 @@ from nopin.model.effects import Gate, Procedure, Quiesce
 from nopin.model.host.errors import NoMemory
 from nopin.model.host.page import Page
 from nopin.model.host.rmap import Places, places_of, ranges_of
-from nopin.model.host.table import Exclusive, Moving, Present, Shut, Swapped
+from nopin.model.host.table import Entry, Exclusive, Moving, Present, Private, Shut, Swapped
 
 if TYPE_CHECKING:
+    from nopin.model.host.device_memory import DeviceMemory
     from nopin.model.host.host import Host
     from nopin.model.host.process import Process
 
 
-def migrate(process: Process, numbers: Sequence[int], *, owner: object = None) -> Procedure[int]:
-    """Move pages of a process to other frames, the lowest that are free; returns how many moved."""
+def migrate(
+    process: Process, numbers: Sequence[int], *, owner: object = None, to: DeviceMemory | None = None
+) -> Procedure[int]:
+    """Move pages of a process to other frames, the lowest that are free; returns how many moved.
+
+    Args:
+        owner: whose own devices are not told.
+        to: memory of a device; None: the host's.
+    """
     host = process.host
     pages = lock_mapped(process, numbers)
+    if to is not None and to.private:
+        pages = _only_private(host, pages)
     frames: list[int] = []
     try:
         for _ in pages:
-            frames.append((yield from host.new_frame()))
+            frames.append((yield from host.new_frame(to)))
     except NoMemory:
         pass  # as many as there is room for
     n_moved = yield from move(host, pages[: len(frames)], frames, owner=owner)
@@ -47,6 +57,18 @@ def migrate(process: Process, numbers: Sequence[int], *, owner: object = None) -
         host.unlock(page)
         host.put_page(page)
     return n_moved
+
+
+def _only_private(host: Host, pages: list[Page]) -> list[Page]:
+    """Leave out, and unlock, pages that others reach by a way that cannot lead into a device: a file, swap, a fork."""
+    kept = []
+    for page in pages:
+        if page.anonymous and page.slot is None and len(page.mappings) == 1:
+            kept.append(page)
+        else:
+            host.unlock(page)
+            host.put_page(page)
+    return kept
 
 
 def lock_mapped(process: Process, numbers: Sequence[int]) -> list[Page]:
@@ -85,6 +107,7 @@ def move(host: Host, pages: Sequence[Page], frames: Sequence[int], *, owner: obj
             left = page.frame
             host.frames.hand_over(page.frame, frame)
             page.frame = frame
+            host.enqueue(page)
         _restore(host, page)
         host.frames.put(left)
     yield host.steps.free
@@ -99,7 +122,7 @@ def _set_moving(process: Process, places: Places, owner: object) -> Procedure[li
     n_set = 0
     for number, page in places.items():
         entry = process.table.get(number)
-        if (process.pid, number) not in page.mappings or not isinstance(entry, Present | Shut | Exclusive):
+        if (process.pid, number) not in page.mappings or not isinstance(entry, Present | Shut | Exclusive | Private):
             continue
         if page.n_pins or any(kept.start <= number < kept.end for kept in bracket.kept):
             continue
@@ -125,10 +148,17 @@ def _restore(host: Host, page: Page) -> None:
         entry = table.get(number)
         if not isinstance(entry, Moving):
             continue
-        was = entry.was
-        if isinstance(was, Present):
-            table.replace(number, Present(page, was.writable, young=was.young, dirty=was.dirty))
-        elif isinstance(was, Shut):
-            table.replace(number, Shut(page))
-        else:
-            table.replace(number, Present(page, writable=True, dirty=True))
+        table.replace(number, _again(host, page, entry.was))
+
+
+def _again(host: Host, page: Page, was: Present | Shut | Exclusive | Private) -> Entry:
+    """Return what an entry was, for where the page is now."""
+    if isinstance(was, Shut):
+        return Shut(page)
+    writable = was.writable if isinstance(was, Present | Private) else True
+    memory = host.memory_of(page.frame)
+    if memory is not None and memory.private:
+        return Private(page, memory, writable)
+    if isinstance(was, Present):
+        return Present(page, writable, young=was.young, dirty=was.dirty)
+    return Present(page, writable, dirty=True)

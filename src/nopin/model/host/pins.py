@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nopin.model.effects import Procedure
 from nopin.model.host.cow import alone, unshare
-from nopin.model.host.errors import ModelFault, OverMemlock
+from nopin.model.host.errors import ModelFault, NotSupported, OverMemlock
 from nopin.model.host.fault import resolve
 from nopin.model.host.mapping import pages_of
 from nopin.model.host.page import Page
@@ -63,6 +63,8 @@ def _pin_one(process: Process, number: int, *, write: bool) -> Procedure[Page]:
         entry, vma = process.table.get(number), process.vmas.find(number)
         assert isinstance(entry, Present)
         assert vma is not None
+        if vma.file is not None and vma.file.memory is not None:
+            raise NotSupported(f"{process}: {vma.file.memory.name}'s memory cannot be pinned")
         if vma.shared or alone(process, entry.page):
             break
         yield from unshare(process, number, entry)

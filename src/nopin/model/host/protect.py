@@ -9,7 +9,7 @@ from nopin.mm.causes import Cause
 from nopin.model.effects import Procedure, Quiesce
 from nopin.model.host.errors import Segv
 from nopin.model.host.mapping import bytes_of, pages_of
-from nopin.model.host.table import Entry, Exclusive, Moving, Present, Shut, Swapped
+from nopin.model.host.table import Entry, Exclusive, Moving, Present, Private, Shut, Swapped
 from nopin.model.host.vma import Prot
 from nopin.ranges import Range, coalesce
 
@@ -63,6 +63,8 @@ def lowered(entry: Entry, *, shut: bool = False) -> Entry:
         if isinstance(entry, Present) and entry.dirty:
             entry.page.dirty = True
         return Shut(entry.page)
+    if isinstance(entry, Private):
+        return Private(entry.page, entry.memory, writable=False)
     if isinstance(entry, Exclusive):
         return Present(entry.page, writable=False, dirty=True)
     return Present(entry.page, writable=False, young=entry.young, dirty=entry.dirty) if entry.writable else entry

@@ -12,8 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nopin.model.host.page import Page
+
+if TYPE_CHECKING:
+    from nopin.model.host.device_memory import DeviceMemory
 
 LEAF_SHIFT = 9
 LEAF_PAGES = 1 << LEAF_SHIFT
@@ -67,6 +71,24 @@ class Exclusive:
 
 
 @dataclass(slots=True, eq=False)
+class Private:
+    """The page is in memory of a device that no CPU reaches.
+
+    Attributes:
+        writable: the device may write it; then it is nobody else's.
+    """
+
+    page: Page
+    memory: DeviceMemory
+    writable: bool
+
+    @property
+    def frame(self) -> int:
+        """Where the bytes are, now."""
+        return self.page.frame
+
+
+@dataclass(slots=True, eq=False)
 class Moving:
     """The page is being moved to another frame: wait for its lock.
 
@@ -75,10 +97,10 @@ class Moving:
     """
 
     page: Page
-    was: Present | Shut | Exclusive
+    was: Present | Shut | Exclusive | Private
 
 
-Entry = Present | Swapped | Moving | Exclusive | Shut
+Entry = Present | Swapped | Moving | Exclusive | Private | Shut
 """All but `Swapped` are mappings of their page, and hold a reference of its frame."""
 
 
