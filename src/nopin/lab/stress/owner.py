@@ -1,12 +1,13 @@
 """The owner of the arena, and the processes it forks.
 
 It stores and loads as everybody does. Besides, it does to its memory what programs do: madvise, fork, mprotect,
-prefetches, other budgets, arrays made and freed. When its server is killed what it asks of that one fails, and its
-memory goes on.
+prefetches, other budgets, arrays made and freed; and to others what happens to processes: they are stopped for a
+moment, or killed. When its server is killed what it asks of that one fails, and its memory goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -14,14 +15,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nopin.errors import PrefetchFailed, ServerError
+from nopin.errors import PageLost, PrefetchFailed, ServerError, WorkerGone
 from nopin.lab.line import Line
 from nopin.lab.mapping import MADV_DONTNEED
 from nopin.lab.stress.actor import Actor, Broken, ByCpu
@@ -38,6 +39,7 @@ from nopin.verbs.device import Device
 
 MADV_REMOVE = 9
 CHURN_PAGES_MAX = 24
+STOP_S_MAX = 0.05
 _JOB_TIMEOUT_S = 60.0
 _WAIT_S = 30.0
 
@@ -51,7 +53,7 @@ def owner(line: Line[Any], socket_path: str, log_fd: int, journal_path: str, see
     until = time.monotonic() + seconds
     line.send([share.url, until])
     writers = [fork(journal, partial(_write, log, journal, array, at, seed, until)) for at in range(1, N_WRITERS + 1)]
-    me = Owner(device, array, log, journal, seed)
+    me = Owner(device, array, log, journal, seed, writers)
     jobs = threading.Thread(target=me.keep_accelerator_busy, args=(until,))
     jobs.start()
     end_as_told(journal, log, lambda: me.actor.run(until, me.step), "owner")
@@ -123,11 +125,16 @@ class ByAccelerator:
 class Owner:
     """What the owner process does in its main thread, and in the one that feeds the accelerator.
 
+    Args:
+        writers: the processes it has forked.
+
     Attributes:
         resident_bytes_max: the most memory its arena took, at any look.
     """
 
-    def __init__(self, device: Device, array: Words, log: Log, journal: Journal, seed: int) -> None:
+    def __init__(
+        self, device: Device, array: Words, log: Log, journal: Journal, seed: int, writers: Sequence[int]
+    ) -> None:
         self.actor = Actor(log, "owner", OWNER, N_ACTORS, seed, ByCpu(array))
         self.resident_bytes_max = 0
         self._device = device
@@ -136,6 +143,7 @@ class Owner:
         self._log = log
         self._journal = journal
         self._seed = seed
+        self._writers = writers
         self._draw = self.actor.draw
         self._operations: dict[str, Callable[[], None]] = {
             "madvise_remove": self._give_up,
@@ -145,6 +153,8 @@ class Owner:
             "prefetch": self._prefetch,
             "budget": self._change_budget,
             "arrays": self._churn,
+            "stop": self._stop_for_a_moment,
+            "worker_killed": self._kill_worker,
         }
 
     def step(self) -> None:
@@ -173,7 +183,9 @@ class Owner:
         def step() -> None:
             try:
                 actor.step()
-            except ServerError:  # a worker needs a server only to begin
+            except PageLost:
+                raise
+            except (WorkerGone, ServerError):  # killed by us; or just begun, for which it needs a server
                 actor.tally.interrupted += 1
 
         end_as_told(self._journal, self._log, lambda: actor.run(until, step), actor.tally.who)
@@ -248,6 +260,20 @@ class Owner:
         del array
         if self._draw.random() < 0.3:
             self._ask(self._device.default_arena.trim)
+
+    def _stop_for_a_moment(self) -> None:
+        """Stop a writer or a worker, in the middle of whatever it does."""
+        pid = self._draw.choice([*self._writers, *self._accelerator.pids])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(self._draw.uniform(0.0, STOP_S_MAX))
+            os.kill(pid, signal.SIGCONT)
+
+    def _kill_worker(self) -> None:
+        """Kill the accelerator's worker; its next job gets another one."""
+        for pid in self._accelerator.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _ask(self, what: Callable[[], object]) -> None:
         """Ask something of the server, which may have been killed."""
