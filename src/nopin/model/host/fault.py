@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from nopin.mm.device_faults import FaultPages
 from nopin.mm.space import Reason
-from nopin.model.effects import Acquire, Procedure, Release
+from nopin.model.effects import Procedure
 from nopin.model.host import files, huge
 from nopin.model.host.cow import make_writable, take_back
 from nopin.model.host.device_memory import DeviceMemory, bring_back
@@ -47,13 +47,13 @@ def fault(process: Process, number: int, *, write: bool) -> Procedure[None]:
     Raises:
         ModelFault: what the access fails with.
     """
-    yield Acquire(process.mmap_lock, shared=True)
+    yield process.share_mmap_lock
     try:
         yield from resolve(process, number, write=write)
     except ModelFault:
-        yield Release(process.mmap_lock)
+        yield process.release_mmap_lock
         raise
-    yield Release(process.mmap_lock)
+    yield process.release_mmap_lock
 
 
 def fault_pages(
@@ -70,7 +70,7 @@ def fault_pages(
     """
     if not process.alive:
         return FaultPages(0, Reason.OWNER_GONE)
-    yield Acquire(process.mmap_lock, shared=True)
+    yield process.share_mmap_lock
     came = FaultPages(n)
     for number in range(first, first + n):
         try:
@@ -78,7 +78,7 @@ def fault_pages(
         except ModelFault as failed:
             came = FaultPages(number - first, failed.reason)
             break
-    yield Release(process.mmap_lock)
+    yield process.release_mmap_lock
     return came
 
 

@@ -37,7 +37,7 @@ class Process:
         pid: unique on its host, from 1.
         vmas, table: its mappings, and where their pages are.
         notifiers: of this address space, in page numbers (va >> 12).
-        mmap_lock: see `host.py`.
+        mmap_lock: see `host.py`. share_mmap_lock, release_mmap_lock: the effects, made once.
         alive: False once it exits or is killed.
         memlock_limit_bytes: how much may be pinned; None: any amount.
         pinned: its pinned pages, each once however often it is pinned, with how often that is.
@@ -50,6 +50,8 @@ class Process:
         self.table = Table()
         self.notifiers = Notifiers()
         self.mmap_lock = Lock(f"mmap {pid}")
+        self.share_mmap_lock = Acquire(self.mmap_lock, shared=True)
+        self.release_mmap_lock = Release(self.mmap_lock)
         self.alive = True
         self.memlock_limit_bytes: int | None = None
         self.pinned: dict[Page, int] = {}
@@ -148,9 +150,9 @@ class Process:
             self.check_alive()
             result = yield from procedure
         except ModelFault:
-            yield Release(self.mmap_lock)
+            yield self.release_mmap_lock
             raise
-        yield Release(self.mmap_lock)
+        yield self.release_mmap_lock
         yield from self.host.end_shared_memory()
         return result
 
