@@ -65,7 +65,7 @@ class End:
             queue_limit=1,
             fates=self._fates,
         )
-        self._n_lost = 0
+        self.n_lost = 0
         self.va = self.at = 0
         self.deregistered = False
 
@@ -74,9 +74,9 @@ class End:
         return [self._fate() for _ in range(n_packets)]
 
     def _fate(self) -> Fate:
-        if self._n_lost == LOSSES_MAX or not self.world.may(f"loss on the way to the {self.nic.name}"):
+        if self.n_lost == LOSSES_MAX or not self.world.may(f"loss on the way to the {self.nic.name}"):
             return Fate.PASS
-        self._n_lost += 1
+        self.n_lost += 1
         return Fate.LOSE
 
     def prepare(self, words: bytes) -> Steps:
@@ -239,7 +239,7 @@ class Two:
     def _was_refused(self, status: WcStatus) -> bool:
         """Tell whether the other end refused, and its answer was lost: a dead queue pair answers no more."""
         dead = any(each.client.qp.state is QpState.ERR for each in self.peers)
-        return status is WcStatus.RETRY_EXC_ERR and dead
+        return status is WcStatus.RETRY_EXC_ERR and dead and bool(self.ours.n_lost)
 
     def _gave_up(self, status: WcStatus) -> bool:
         """Tell whether a connection gave up, and may have: where time jumps, no answer is quick enough."""
@@ -355,21 +355,19 @@ for _transfer, _event, _at in PAIRS:
     add(f"{_transfer}_vs_{_event}_of_{_at}", _build(_transfer, _event, _at), _about)
 
 
-def _long(transfer: str) -> Callable[[World], None]:
+def _long(transfer: str, event: str) -> Callable[[World], None]:
     def build(world: World) -> None:
         two = Two(world, LONG)
         world.spawn(f"a: {transfer}", TRANSFERS[transfer](two))
-        world.spawn("b: discard", EVENTS["discard"](two, two.theirs))
+        world.spawn(f"b: {event}", EVENTS[event](two, two.theirs))
 
     return build
 
 
 for _transfer in TRANSFERS:
-    add(
-        f"long_{_transfer}_vs_discard",
-        _long(_transfer),
-        f"an RDMA {_transfer} of two packets, and discard at their end",
-    )
+    for _event in ("discard", "dereg"):
+        _about = f"an RDMA {_transfer} of two packets, and {_event} at their end"
+        add(f"long_{_transfer}_vs_{_event}", _long(_transfer, _event), _about)
 
 
 @scenario("two_writes_at_once")
@@ -379,6 +377,15 @@ def two_writes_at_once(world: World) -> None:
     for name in "ab":
         client, _ = two.connected()
         world.spawn(f"{name}: write", two.writes(client))
+
+
+@scenario("read_and_write_at_once")
+def read_and_write_at_once(world: World) -> None:
+    """One queue pair reads what another writes; each NIC needs two page requests, and can have one open."""
+    two = Two(world)
+    client, _ = two.connected()
+    world.spawn("a: write", two.writes(client))
+    world.spawn("b: read", two.reads())
 
 
 @scenario("two_adds_at_once")
