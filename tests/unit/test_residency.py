@@ -140,3 +140,19 @@ def test_single_pages_that_came_one_after_the_other_leave_in_that_order_whatever
     book.young = {came[0], came[299]}
     left = [book.evict(7).tolist() for _ in range(40)]
     assert left == [sorted(came[at : at + 7]) for at in range(1, 281, 7)]
+
+
+def test_pages_given_up_and_touched_again_leave_in_their_new_order() -> None:
+    book, draw = Book(5000, 5000), random.Random(3)
+    for page in draw.sample(range(5000), 4000):
+        book.touch(page)
+    for first in range(0, 5000, 500):
+        pages = np.flatnonzero(book.states[first : first + 500] == PageState.RESIDENT) + first
+        book.states[pages] = PageState.EMPTY
+        book.residency.forget(pages)
+        book.budget.charge(-len(pages))
+    for page in range(5000):
+        book.touch(page)
+    left = np.concatenate([book.evict(100) for _ in range(50)])
+    in_order = float(np.mean(np.diff(left) == 1))
+    assert in_order > 0.85, f"only {in_order:.0%} leave behind the page before them"

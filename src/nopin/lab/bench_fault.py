@@ -25,7 +25,6 @@ from nopin.lab.rounds import Floor, alternate
 from nopin.lab.servers import LocalServer
 from nopin.lab.touch import load_rate, one_cpu, scattered_pages, store_rate, touch_each
 from nopin.units import PAGE_BYTES
-from nopin.verbs.arena import Arena
 from nopin.verbs.device import Device
 
 N_ROUNDS = 5
@@ -87,7 +86,7 @@ class FaultBench:
         self._n_rounds = n_rounds
         self._seeds = count(1000)
         self._budget_bytes = 2 * n_pages * PAGE_BYTES
-        self._arena = self._new_arena()
+        self._arena = device.arena(4 * self._budget_bytes, self._budget_bytes, name="bench")
 
     def all(self) -> Iterator[FaultFigure]:
         """Measure everything, one after the other."""
@@ -120,7 +119,6 @@ class FaultBench:
 
         The file's bytes are in the page cache in both cases, so that the medium does not hide the difference.
         """
-        self._arena = self._new_arena()  # faults in random order leave swap in random order
         array = self._fresh()
         array[:] = np.frombuffer(np.random.default_rng(2).bytes(array.nbytes), np.uint8)
 
@@ -159,9 +157,6 @@ class FaultBench:
             major += added.major
             cpu += self._fault_round()
         return minor, major, cpu
-
-    def _new_arena(self) -> Arena:
-        return self._device.arena(4 * self._budget_bytes, self._budget_bytes, name="bench")
 
     def _swap_out(self) -> None:
         self._arena.set_budget(PAGE_BYTES)

@@ -14,7 +14,8 @@ back soon after it had left. The order is therefore that of 2Q with the refault 
 
 Queues hold runs of pages, not pages, so a batch of 512 costs what one page costs; single pages that come one after the
 other are gathered, and queued as one. An entry is looked through only when its turn comes; what has left meanwhile, or
-moved to the other queue, is skipped then.
+moved to the other queue, is skipped then. A page that was given up and comes back would be found at its old place, so
+the queues are rid of such pages before they are many.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ Young = Callable[[list[Range]], set[int]]
 
 QUEUE_SLACK = 4096
 """Runs in the queue beyond twice the pages that are resident before it is rid of what has left."""
+
+FORGOTTEN_SHARE, FORGOTTEN_SLACK = 0.125, 512
+"""Pages given up, of those resident, and beyond, before the queues are rid of them."""
 
 _GATHERED_MAX = 512
 """Single pages queued as one."""
@@ -136,6 +140,7 @@ class Residency:
         self._gathered: list[int] = []  # behind all that is in the queue
         self._protected: deque[PageRun] = deque()
         self._n_protected = 0
+        self._n_forgotten = 0  # since the queues were rid of such pages
         self._n_evicted = 0
         self.n_refaults = 0
         self.n_held = 0
@@ -192,6 +197,9 @@ class Residency:
         """Pages have been given up: they mean nothing any more."""
         self._leave(pages)
         self._shadow[pages] = 0
+        self._n_forgotten += len(pages)
+        if self._n_forgotten > FORGOTTEN_SLACK + FORGOTTEN_SHARE * self.budget.n_used:
+            self._tidy()
 
     def hold(self, run: PageRun) -> None:
         """Keep pages from being chosen. Counted."""
@@ -315,9 +323,13 @@ class Residency:
         return runs_of(pages)
 
     def _bound_queues(self) -> None:
-        """Drop what has left from the queues: a program that gives up and touches for ever evicts nothing."""
-        if len(self._probation) <= 2 * self.budget.n_used + QUEUE_SLACK:
-            return
+        """Keep the queues short: a program that gives up and touches for ever evicts nothing."""
+        if len(self._probation) > 2 * self.budget.n_used + QUEUE_SLACK:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Drop what has left from the queues."""
+        self._n_forgotten = 0
         for queue, kind in ((self._probation, _ON_PROBATION), (self._protected, _PROTECTED)):
             pages = np.concatenate([_pages_of(entry) for entry in queue] or [_NONE])
             pages = pages[self._where[pages] & kind != 0]
