@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +42,30 @@ def test_every_read_finds_what_it_may_while_servers_are_killed(seed: int) -> Non
     assert figures.kills == len(said) == 2
     peers = [each for each in figures.tallies if each.who.endswith("peer")]
     assert all(each.operations["attached"] and each.reads for each in peers)
+
+
+BREAK_A_RULE = """
+import os
+from nopin.model.explore.mutants import mutants
+broken = mutants()[os.environ["NOPIN_TEST_MUTANT"]].applied()
+broken.__enter__()  # for as long as this interpreter runs
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        "clean_pages_are_brought_without_protection",
+        "stores_go_on_while_a_page_is_copied",
+        "entries_stay_when_their_pages_go",
+        "what_devices_write_is_not_heard",
+    ],
+)
+def test_a_server_that_breaks_a_rule_is_found_out(mutant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BREAK_A_RULE)
+    monkeypatch.syspath_prepend(tmp_path)  # the processes of the run have it from us
+    monkeypatch.setenv("NOPIN_TEST_MUTANT", mutant)
+    figures = run_stress(StressSpec(3, seconds=20), print)
+    assert figures.violations
+    assert not figures.as_promised
