@@ -92,7 +92,7 @@ class HostOracle(HostObserver):
             return
         space = self.space(process)
         pages = range(va >> PAGE_SHIFT, (va + n_bytes - 1 >> PAGE_SHIFT) + 1)
-        bad = any(not space.allows(page, write=write) or space.bad_at.get(page, 0) >= since for page in pages)
+        bad = any(not space.allows(page, write=write) or space.bad_at.get(page, 0) > since for page in pages)
         bad = bad or any(where.overlaps(Range(va, va + n_bytes)) for where in space.changing)
         if not bad and space.released_at is None:
             violate(
@@ -189,11 +189,12 @@ class HostOracle(HostObserver):
 
     def unmap_begins(self, process: Process, where: Range) -> None:
         """See `HostObserver`."""
-        self._is_bad(self.space(process), where)
+        self.space(process).changing.append(where)
 
     def unmap_ends(self, process: Process, where: Range) -> None:
         """See `HostObserver`."""
         space = self.space(process)
+        space.changing.remove(where)
         space.memory.map(where)
         self._set(space, where, None)
 
@@ -216,11 +217,12 @@ class HostOracle(HostObserver):
         shift = (target.start - source.start) >> PAGE_SHIFT
         for page in _pages(source):
             space.rights[page + shift] = space.rights[page]
-        self._is_bad(space, source)
+        space.changing.append(source)
 
     def move_ends(self, process: Process, source: Range, target: Range) -> None:
         """See `HostObserver`."""
         space = self.space(process)
+        space.changing.remove(source)
         space.memory.move_ends(source, target)
         self._set(space, source, None)
         self._is_bad(space, target)  # until now

@@ -15,7 +15,7 @@ from nopin.nic.core import Core, fail, send_done
 from nopin.nic.mr import RegionTable
 from nopin.nic.nic import Nic
 from nopin.nic.qp import QueuePair, ReadStream
-from nopin.nic.refusal import Parked
+from nopin.nic.refusal import Parked, no_access
 from nopin.nic.wire.psn import psn_add
 
 PLAIN = "write_vs_store_of_theirs"
@@ -179,3 +179,14 @@ def an_answer_that_cannot_be_placed_counts_as_done(patch: Patch) -> None:
         fail(device, qp)
 
     patch.setattr(completer, "_local_error", fine)
+
+
+@mutant("write_vs_store_of_theirs")
+def faults_are_refused(patch: Patch) -> None:
+    """A page that is out makes a request wait; it is no reason to refuse it."""
+    original = responder._stop
+
+    def stop(core: Core, qp: QueuePair, reason: Exception, now: int) -> bool:
+        return original(core, qp, no_access() if isinstance(reason, Parked) else reason, now)
+
+    patch.setattr(responder, "_stop", stop)
