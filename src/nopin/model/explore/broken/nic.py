@@ -190,3 +190,17 @@ def faults_are_refused(patch: Patch) -> None:
         return original(core, qp, no_access() if isinstance(reason, Parked) else reason, now)
 
     patch.setattr(responder, "_stop", stop)
+
+
+@mutant("read_without_retries_vs_munmap")
+def a_dead_queue_pair_keeps_its_timer(patch: Patch) -> None:
+    """A queue pair that has failed waits for nothing: its timer would be due for ever."""
+    resume = completer.resume
+
+    def restarts(device: Core, qp: QueuePair, now: int) -> None:
+        parked = qp.send.parked
+        resume(device, qp, now)
+        if parked == "scatter":
+            requester.restart_timer(qp, now)
+
+    patch.setattr(completer, "resume", restarts)

@@ -141,8 +141,9 @@ class Seen(DeviceObserver):
 class Two:
     """Both ends, and transfers between them."""
 
-    def __init__(self, world: World, length: int = SHORT) -> None:
+    def __init__(self, world: World, length: int = SHORT, *, retry_cnt: int = 7) -> None:
         self.world = world
+        self.retry_cnt = retry_cnt
         self.length = length
         network = Network(world.scheduler)
         self.ours, self.theirs = (End(world, network, number) for number in range(2))
@@ -158,7 +159,7 @@ class Two:
     def connected(self) -> tuple[HostClient, HostClient]:
         """Return two connected queue pairs."""
         client, peer = self.ours.nic.client(depth=8), self.theirs.nic.client(depth=8)
-        connect(client.client, peer.client, mtu=MTU, min_rnr_timer=1)
+        connect(client.client, peer.client, mtu=MTU, min_rnr_timer=1, retry_cnt=self.retry_cnt)
         self.peers.append(peer)
         return client, peer
 
@@ -368,6 +369,14 @@ for _transfer in TRANSFERS:
     for _event in ("discard", "dereg"):
         _about = f"an RDMA {_transfer} of two packets, and {_event} at their end"
         add(f"long_{_transfer}_vs_{_event}", _long(_transfer, _event), _about)
+
+
+@scenario("read_without_retries_vs_munmap")
+def read_without_retries_vs_munmap(world: World) -> None:
+    """A READ that may not be sent again, whose answer finds no place: nothing of it may be left to wait for."""
+    two = Two(world, retry_cnt=0)
+    world.spawn("a: read", two.reads())
+    world.spawn("b: munmap", _unless_refused(EVENTS["munmap"](two, two.ours)))
 
 
 @scenario("two_writes_at_once")
