@@ -46,12 +46,18 @@ class Bytes(HostObserver):
         self.memory: dict[int, dict[int, set[bytes]]] = {}
         self.used: set[int] = set()
         self.discarding: dict[tuple[int, int], set[bytes]] = {}  # what was stored since that began
+        self.forking: dict[int, dict[int, set[bytes]]] = {}  # what pages have been since a fork of the process began
+        self.moving: dict[tuple[int, int], int] = {}  # pages on their way: where to
         self.since: dict[int, tuple[int, int, set[bytes]]] = {}  # what a page may have read as since a device began
 
     def may_be(self, process: Process, number: int) -> set[bytes]:
         return self.memory.setdefault(whose(process, number), {}).get(number, {ZEROS})
 
     def becomes(self, process: Process, number: int, stamps: set[bytes]) -> None:
+        if process.pid in self.forking:
+            self.forking[process.pid].setdefault(number, set(self.may_be(process, number))).update(stamps)
+        if (process.pid, number) in self.moving:
+            self.becomes(process, self.moving[process.pid, number], stamps)
         if (process.pid, number) in self.discarding:  # what is stored meanwhile may be dropped, or stay
             self.discarding[process.pid, number] |= stamps
             stamps = stamps | {ZEROS}
@@ -91,9 +97,17 @@ class Bytes(HostObserver):
     def move_begins(self, process: Process, source: Range, target: Range) -> None:
         for old, new in zip(numbers(source), numbers(target), strict=True):
             self.becomes(process, new, self.may_be(process, old))
+            self.moving[process.pid, old] = new
+
+    def move_ends(self, process: Process, source: Range, target: Range) -> None:
+        for old in numbers(source):
+            del self.moving[process.pid, old]
+
+    def fork_begins(self, parent: Process) -> None:
+        self.forking[parent.pid] = {}
 
     def fork_ends(self, parent: Process, child: Process) -> None:
-        self.memory[child.pid] = dict(self.memory.get(parent.pid, {}))
+        self.memory[child.pid] = self.memory.get(parent.pid, {}) | self.forking.pop(parent.pid)
 
     def allocated(self, frame: int) -> None:
         self.used.add(frame)
@@ -193,12 +207,13 @@ class World:
     def go_on(self, process: Process, va: int, program: Iterator[str]) -> Procedure[None]:
         mirror = SlowMirror(process.notifiers, Faults(process, self.memory), 1 << 40, owner=process)
         pins: list[Pin] = []
-        for word in program:
-            with suppress(NoMemory):
-                va = yield from self.do(word, process, va, program, mirror, pins)
-            for pin in pins:
-                entry = lookup(process, pin.first)
-                assert entry is None or entry.page is pin.pages[0], "a pin lost its page"
+        with suppress(Killed):
+            for word in program:
+                with suppress(NoMemory):
+                    va = yield from self.do(word, process, va, program, mirror, pins)
+                for pin in pins:
+                    entry = lookup(process, pin.first)
+                    assert entry is None or entry.page is pin.pages[0], "a pin lost its page"
         yield from process.exit()
         self.orphans += pins
         for pin in self.orphans:
@@ -250,6 +265,10 @@ class World:
             else:
                 body = self.device_takes(process, mirror, at // PAGE)
             self.host.scheduler.spawn(f"device of {process.pid}", body)
+        elif word == "sibling":
+            self.host.scheduler.spawn(f"sibling of {process.pid}", self.another_thread(process, va))
+        elif word == "killed":
+            self.host.scheduler.spawn(f"end of {process.pid}", process.exit())
         elif word == "migrate":
             pages = range(va // PAGE, va // PAGE + N_PAGES) if self.random.random() < 0.7 else [in_file // PAGE]
             self.host.scheduler.spawn(f"migration for {process.pid}", self.host.migrate(process, pages))
@@ -268,6 +287,16 @@ class World:
         elif word == "reclaim":
             self.host.scheduler.spawn(f"reclaim for {process.pid}", self.host.reclaim(self.random.randrange(1, 5)))
         return va
+
+    def another_thread(self, process: Process, va: int) -> Procedure[None]:
+        """Store and load where the first thread may be changing things."""
+        for _ in range(4):
+            at = va + self.random.randrange(N_PAGES) * PAGE
+            with suppress(Segv, NoMemory, Killed):
+                if self.random.random() < 0.5:
+                    yield from process.store(at, self.stamp())
+                else:
+                    yield from process.load(at, STAMP_BYTES)
 
     def stamp(self) -> bytes:
         self.n_stamps += 1
@@ -342,6 +371,7 @@ class World:
 WORDS = {
     "store": 8,
     "load": 4,
+    "sibling": 4,
     "fork": 3,
     "reclaim": 4,
     "device reads": 3,
@@ -360,6 +390,7 @@ WORDS = {
     "remap": 1,
     "pin": 1,
     "unpin": 1,
+    "killed": 0.2,
 }
 """What processes do, and how often."""
 
