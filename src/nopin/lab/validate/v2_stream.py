@@ -8,7 +8,8 @@ One parameter is free, the wait of the sender's RNR timer in effect, and was set
 comes out. It is set for each assumed MTU, because neither MTU nor timer code were published. Down to f = 2^-12 the
 stream is run as it is. Beyond, faults are so far apart that the stream is at line rate again long before the next one;
 what one costs is then that of f = 2^-12, and the stretch between two is added at the rate that a stream without faults
-was measured to have. `test_v2_...` checks the sum against a whole run.
+was measured to have. A test compares the sum with a whole run
+(`test_v2_is_calibrated_at_one_point_and_beyond_it_the_sum_is_what_a_whole_run_gives`).
 """
 
 from __future__ import annotations

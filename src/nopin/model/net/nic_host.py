@@ -90,7 +90,7 @@ class NicHost:
         self.n_turns = 0
         self.events: list[AsyncEvent] = []
         self.before_receive: Callable[[PacketBatch], list[PacketBatch]] | None = None
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         self._port = network.attach(name, endpoint, self._arrived, fates)
         self._ahead_ns = ahead_ns
         self._pin_time = pin_time
@@ -173,7 +173,7 @@ class NicHost:
 
     def kick(self) -> None:
         """There may be something to do: have a turn now."""
-        self._turn_by(self._scheduler.now_ns)
+        self._turn_by(self.scheduler.now_ns)
 
     def _arrived(self, batch: PacketBatch) -> None:
         self._inbox.append(batch)
@@ -186,12 +186,12 @@ class NicHost:
                 return
             self._turn_timer.cancel()
         self._turn_at_ns = at_ns
-        self._turn_timer = self._scheduler.call_at(at_ns, f"{self.name} turn", self._turn)
+        self._turn_timer = self.scheduler.call_at(at_ns, f"{self.name} turn", self._turn)
 
     def _turn(self) -> None:
         self._turn_timer = None
         self.n_turns += 1
-        now, nic = self._scheduler.now_ns, self.nic
+        now, nic = self.scheduler.now_ns, self.nic
         self._receive(now)
         nic.poll_rings(now)
         if nic.is_due(now):
@@ -222,7 +222,7 @@ class NicHost:
     def _set_off_faults(self) -> None:
         for procedure in self.memory.take_faults():
             self._n_faults += 1
-            self._scheduler.spawn(f"{self.name} fault {self._n_faults}", procedure, done=self._answered)
+            self.scheduler.spawn(f"{self.name} fault {self._n_faults}", procedure, done=self._answered)
 
     def _answered(self, _: None) -> None:
         self._n_answered += 1
@@ -285,4 +285,4 @@ class HostClient:
         """Wake who waits for completions, if there are some."""
         if self._gate is not None and self.client.completions.ready:
             gate, self._gate = self._gate, None
-            self.host._scheduler.open(gate)
+            self.host.scheduler.open(gate)
