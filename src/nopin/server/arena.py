@@ -218,12 +218,9 @@ class Arena:
             self.show(mapper, view)
         return mapper
 
-    def adopt(
-        self, number: int, uffd: PagingUffd, places: list[Placed], process: PidFd | None, *, worker: bool
-    ) -> Mapper:
-        """Serve a process that a predecessor served, under the number it had. Owns the descriptors."""
-        self._next_mapper = max(self._next_mapper, number)
-        mapper = Mapper(number, uffd, places, process, worker=worker)
+    def adopt(self, mapper: Mapper) -> Mapper:
+        """Serve a process that a predecessor served, under the number it had."""
+        self._next_mapper = max(self._next_mapper, mapper.number)
         self._add(mapper)
         return mapper
 
@@ -243,7 +240,8 @@ class Arena:
     def _remember(self, mapper: Mapper) -> None:
         process = mapper.process
         places = [(place.first, place.n, place.address) for place in mapper.places]
-        entry = MapperEntry(mapper.number, places, mapper.worker, process.pid if process is not None else None)
+        pid = process.pid if process is not None else None
+        entry = MapperEntry(mapper.number, places, mapper.worker, pid, mapper.forked_from)
         fds = [mapper.uffd.fileno()] + ([process.fileno()] if process is not None else [])
         self.parts.store.put_mapper(entry, fds)
 

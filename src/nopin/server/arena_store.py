@@ -49,12 +49,14 @@ class MapperEntry(msgspec.Struct, tag="mapper"):
 
     Attributes:
         places: (first page, pages, address) each; none: it maps nothing any more.
+        forked_from: a process that it descends from, where it is not known itself.
     """
 
     number: int
     places: list[tuple[int, int, int]]
     worker: bool
     pid: int | None
+    forked_from: int | None = None
 
 
 class Mapped(NamedTuple):

@@ -124,4 +124,5 @@ def _restore_mapper(arena: Arena, mapped: Mapped) -> Mapper:
     places = [
         Placed(first, n, address) for first, n, address in entry.places if 0 <= first < first + n <= arena.n_pages
     ]
-    return arena.adopt(entry.number, PagingUffd(fds[0]), places, process, worker=entry.worker)
+    uffd = PagingUffd(fds[0])
+    return arena.adopt(Mapper(entry.number, uffd, places, process, worker=entry.worker, forked_from=entry.forked_from))

@@ -26,9 +26,10 @@ from nopin.errors import PageLost, PrefetchFailed, ServerError, WorkerGone
 from nopin.lab.line import Line
 from nopin.lab.mapping import MADV_DONTNEED
 from nopin.lab.stress.actor import Actor, Broken, ByCpu
+from nopin.lab.stress.giver import Giver
 from nopin.lab.stress.journal import Entry, Journal
 from nopin.lab.stress.log import Log, Words, memory_of
-from nopin.lab.stress.spec import ACCELERATOR, BUDGETS_PAGES, LAYOUT, N_ACTORS, N_WRITERS, OWNER
+from nopin.lab.stress.spec import ACCELERATOR, BUDGETS_PAGES, LAYOUT, N_ACTORS, N_GIVERS, N_WRITERS, OWNER
 from nopin.linux import memfd
 from nopin.linux.arena_file import resident_bytes
 from nopin.linux.libc import LIBC, PROT_READ, PROT_WRITE, checked
@@ -37,7 +38,6 @@ from nopin.units import PAGE_BYTES
 from nopin.verbs.accelerator import Accelerator
 from nopin.verbs.device import Device
 
-MADV_REMOVE = 9
 CHURN_PAGES_MAX = 24
 STOP_S_MAX = 0.05
 _JOB_TIMEOUT_S = 60.0
@@ -71,7 +71,19 @@ def owner(line: Line[Any], socket_path: str, log_fd: int, journal_path: str, see
 
 def _write(log: Log, journal: Journal, array: Words, index: int, seed: int, until: float) -> None:
     actor = Actor(log, f"writer {index}", index, N_ACTORS, seed, ByCpu(array))
-    end_as_told(journal, log, lambda: actor.run(until), actor.tally.who)
+    giver = Giver(actor, array, index, N_GIVERS)
+
+    def step() -> None:
+        choose = actor.draw.random()
+        if choose < 0.8:
+            actor.step()
+        elif choose < 0.96:
+            giver.store()
+        else:
+            giver.give_up()
+            actor.count("madvise_remove")
+
+    end_as_told(journal, log, lambda: actor.run(until, step), actor.tally.who)
     journal.write(Entry(tally=actor.tally))
 
 
@@ -137,6 +149,7 @@ class Owner:
     ) -> None:
         self.actor = Actor(log, "owner", OWNER, N_ACTORS, seed, ByCpu(array))
         self.resident_bytes_max = 0
+        self._giver = Giver(self.actor, array, OWNER, N_GIVERS)
         self._device = device
         self._accelerator = device.accelerator()
         self._array = array
@@ -146,7 +159,7 @@ class Owner:
         self._writers = writers
         self._draw = self.actor.draw
         self._operations: dict[str, Callable[[], None]] = {
-            "madvise_remove": self._give_up,
+            "madvise_remove": self._giver.give_up,
             "madvise_dontneed": self._drop,
             "fork": self._fork,
             "mprotect": self._protect,
@@ -163,10 +176,7 @@ class Owner:
         if choose < 0.6:
             self.actor.step()
         elif choose < 0.8:
-            layout = self._log.layout
-            page = self._draw.randrange(layout.n_plain, layout.n_cells_pages)
-            self.actor.write(page)
-            self.actor.read(slice(page, page + 1))
+            self._giver.store()
         elif choose < 0.85:
             self.actor.read_counters()
         else:
@@ -208,20 +218,9 @@ class Owner:
 
     # What is done to the memory
 
-    def _give_up(self) -> None:
-        layout = self._log.layout
-        first = self._draw.randrange(layout.n_plain, layout.n_cells_pages)
-        pages = slice(first, self._draw.randrange(first + 1, layout.n_cells_pages + 1))
-        self._log.announce_removal(pages)
-        self._advise(pages, MADV_REMOVE)
-        self._log.note_removal(pages)
-
     def _drop(self) -> None:
-        self._advise(self._some_pages(), MADV_DONTNEED)
-
-    def _advise(self, pages: slice, advice: int) -> None:
-        part = self._array[pages]
-        checked(LIBC.madvise(part.ctypes.data, part.nbytes, advice), "madvise")
+        part = self._array[self._some_pages()]
+        checked(LIBC.madvise(part.ctypes.data, part.nbytes, MADV_DONTNEED), "madvise")
 
     def _fork(self) -> None:
         pages = self._some_pages()

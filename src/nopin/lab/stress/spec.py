@@ -7,10 +7,12 @@ import msgspec
 from nopin.lab.stress.actor import Tally
 from nopin.lab.stress.log import Layout, Violation
 
-LAYOUT = Layout(n_plain=144, n_given_up=40, n_counting=8)
+LAYOUT = Layout(n_plain=144, n_given_up=42, n_counting=6)
 BUDGETS_PAGES = (48, 24, 16, 96)
 """What may be resident, one after the other; it begins with the first."""
 N_WRITERS = 2
+N_GIVERS = 1 + N_WRITERS
+"""The owner and its writers give pages up."""
 PEERS = ("wire", "direct")
 OWNER = 0
 ACCELERATOR = 1 + N_WRITERS
