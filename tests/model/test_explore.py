@@ -227,14 +227,15 @@ def example(tmp_path: Path) -> tuple[CounterExample, Path]:
 def test_a_counter_example_plays_the_same_events_in_another_process(example: tuple[CounterExample, Path]) -> None:
     stored, path = example
     assert load(path) == stored
-    breach, trace = replay(stored)
-    assert breach is not None
-    assert breach.which == stored.property
-    assert trace.digest() == stored.trace
+    seen = replay(stored)
+    assert seen.breach is not None
+    assert seen.breach.which == stored.property
+    assert seen.trace.digest() == stored.trace
+    assert len(seen.turns) == sum(choice != 0 for choice in stored.choices)
     command = [sys.executable, "-m", "nopin", "replay", str(path)]
     ended = subprocess.run(command, env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True)
     assert ended.returncode == 4, ended.stderr
-    assert len(ended.stdout.splitlines()) == 1 + len(trace.events)
+    assert len(ended.stdout.splitlines()) == 1 + len(seen.trace.events)
     assert stored.detail in ended.stdout
 
 

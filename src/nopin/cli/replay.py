@@ -13,6 +13,7 @@ from nopin.model.trace import Event
 EXIT_COUNTER_EXAMPLE = 4
 
 KEY = """\
+*      here somebody else goes on than in the plainest schedule, where each runs until it waits
 event  counts the steps, from 0
 us     virtual time in microseconds
 who    whose step it is; (n) tells apart those of one name
@@ -30,7 +31,8 @@ def command(file: Path, until: int | None, first: int, as_json: bool) -> int:
     Ends with exit code 4 if it breaks the same property as when it was found, with 1 if it does not.
     """
     example = load(file)
-    breach, trace = replay(example)
+    seen = replay(example)
+    breach, trace = seen.breach, seen.trace
     events = trace.events[first : None if until is None else until + 1]
     same_trace = trace.digest() == example.trace
     broken = None if breach is None else breach.which
@@ -39,7 +41,13 @@ def command(file: Path, until: int | None, first: int, as_json: bool) -> int:
             {
                 "counter_example": example,
                 "events": [
-                    {"event": each.number, "now_ns": each.now_ns, "who": each.task, "what": each.what}
+                    {
+                        "event": each.number,
+                        "turn": each.number in seen.turns,
+                        "now_ns": each.now_ns,
+                        "who": each.task,
+                        "what": each.what,
+                    }
                     for each in events
                 ],
                 "broken": broken,
@@ -51,7 +59,7 @@ def command(file: Path, until: int | None, first: int, as_json: bool) -> int:
         code = f"with the mutant {example.mutant}" if example.mutant else "with the code as it is"
         say(f"{example.scenario}, {code}; choices {' '.join(map(str, example.choices)) or 'all ordinary'}")
         say(KEY)
-        for line in _lines(events):
+        for line in _lines(events, seen.turns):
             put(line)
     if breach is None:
         say("nothing breaks any more")
@@ -62,10 +70,10 @@ def command(file: Path, until: int | None, first: int, as_json: bool) -> int:
     return EXIT_COUNTER_EXAMPLE if broken == example.property else 1
 
 
-def _lines(events: list[Event]) -> list[str]:
+def _lines(events: list[Event], turns: list[int]) -> list[str]:
     width = max((len(each.task) for each in events), default=3)
-    head = f"{'event':>5} {'us':>9}  {'who':<{width}}  what"
-    return [
-        head,
-        *(f"{each.number:>5} {each.now_ns / 1000:>9.1f}  {each.task:<{width}}  {each.what}" for each in events),
-    ]
+    lines = [f"  {'event':>5} {'us':>9}  {'who':<{width}}  what"]
+    for each in events:
+        mark = "*" if each.number in turns else " "
+        lines.append(f"{mark} {each.number:>5} {each.now_ns / 1000:>9.1f}  {each.task:<{width}}  {each.what}")
+    return lines

@@ -66,8 +66,8 @@ def do(piece: Piece) -> Result:
         seed=found.seed,
         version=__version__,
     )
-    _, trace = replay(example, keep=False)
-    return Result(piece, found, msgspec.structs.replace(example, trace=trace.digest()))
+    seen = replay(example, keep=False)
+    return Result(piece, found, msgspec.structs.replace(example, trace=seen.trace.digest()))
 
 
 class Campaign:

@@ -49,6 +49,7 @@ class Guide:
         choices: all made so far.
         calm: no longer explored: choose the most ordinary, and note nothing. For what follows a run.
         world: of the run, once it is built.
+        turns: events of the trace before which the choice was not the ordinary one.
         fired: how often each site of trouble was answered yes. offered: how often it was asked.
     """
 
@@ -57,6 +58,7 @@ class Guide:
         self.choices: list[int] = []
         self.calm = False
         self.world: World | None = None
+        self.turns: list[int] = []
         self.fired: dict[str, int] = {}
         self.offered: dict[str, int] = {}
         self._script = script
@@ -102,4 +104,6 @@ class Guide:
         else:
             index = self._policy.pick(self, site, options)
         self.choices.append(index)
+        if index and self.world is not None and self.world.trace is not None:
+            self.turns.append(self.world.trace.n_events)
         return index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -42,12 +43,26 @@ class CounterExample(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
 
 
-def replay(example: CounterExample, *, keep: bool = True) -> tuple[Breach | None, Trace]:
-    """Run a schedule again, as it is stored, with what it broke; returns what it breaks now, and the trace."""
-    trace = Trace(keep=keep)
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A schedule run again.
+
+    Attributes:
+        breach: what it breaks now.
+        turns: events before which the choice was not the ordinary one.
+    """
+
+    breach: Breach | None
+    trace: Trace
+    turns: list[int]
+
+
+def replay(example: CounterExample, *, keep: bool = True) -> Replayed:
+    """Run a schedule again, as it is stored, with what it broke."""
+    guide, trace = Guide(example.choices, jumps=example.jumps), Trace(keep=keep)
     with mutant_named(example.mutant).applied() if example.mutant else nullcontext():
-        breach = run_once(named(example.scenario), Guide(example.choices, jumps=example.jumps), trace)
-    return breach, trace
+        breach = run_once(named(example.scenario), guide, trace)
+    return Replayed(breach, trace, guide.turns)
 
 
 def save(example: CounterExample, path: Path) -> None:

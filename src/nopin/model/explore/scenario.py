@@ -14,8 +14,11 @@ A scenario is a function that is given a `World`, builds in it, spawns actors an
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from nopin.errors import UsageError
 from nopin.model.explore.world import World
@@ -66,12 +69,29 @@ def scenarios() -> dict[str, Scenario]:
 
 
 def named(name: str) -> Scenario:
-    """Return a scenario.
+    """Return a scenario: one of ours, or ``FILE.py:NAME``, of a file of a user's own.
 
     Raises:
         UsageError: there is none of that name.
     """
+    path, _, own = name.rpartition(":")
+    if path.endswith(".py"):
+        return replace(named(_load(Path(path), own)), name=name)
     known = scenarios()
     if name not in known:
         raise UsageError(f"no scenario '{name}'; nopin explore --list shows what there is")
     return known[name]
+
+
+def _load(path: Path, name: str) -> str:
+    """Run a file of scenarios, once; returns the name."""
+    module = f"scenarios of {path}"
+    if module not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module, path)
+        if spec is None or spec.loader is None or not path.exists():
+            raise UsageError(f"cannot read {path}: it is no Python file")
+        sys.modules[module] = loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+    if name not in _REGISTRY:
+        raise UsageError(f"{path} defines no scenario '{name}'")
+    return name
