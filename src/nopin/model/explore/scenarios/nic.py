@@ -1,7 +1,7 @@
 """The real NIC on two modelled hosts: a transfer, while something happens to the memory at one of its ends.
 
 A process on either host has two pages, written by it, of which its NIC knows nothing yet. A transfer is of bytes of
-both, in one packet or in two. So each end faults, and parks; and a packet may be lost where trouble is explored.
+both, in one packet or in two. So each end faults, and parks; packets are lost or doubled where trouble is explored.
 
 What must hold beside what the oracles of both hosts know: a transfer that is reported done has moved its bytes; what
 a READ brings was there; one that fails was refused for a reason; and in the end nobody waits, is held, or is charged.
@@ -9,26 +9,19 @@ a READ brings was there; one that fails was refused for a reason; and in the end
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from random import Random
+from collections.abc import Callable
 
-from nopin.iommu.tickets import TURNS
 from nopin.mm.space import Reason
-from nopin.model.device.observer import DeviceObserver
-from nopin.model.effects import Work
+from nopin.model.explore.ends import End
 from nopin.model.explore.scenario import add, scenario
 from nopin.model.explore.world import Steps, World
 from nopin.model.host.advice import Advice
 from nopin.model.host.errors import ModelFault
-from nopin.model.host.host import Host
-from nopin.model.host.process import Process
 from nopin.model.host.vma import Prot
 from nopin.model.net.client import connect
-from nopin.model.net.fates import Fate
 from nopin.model.net.network import Network
-from nopin.model.net.nic_host import HostClient, NicHost
-from nopin.model.oracle.host_oracle import HostOracle
-from nopin.model.oracle.memory import WORD_BYTES, words_of
+from nopin.model.net.nic_host import HostClient
+from nopin.model.oracle.memory import WORD_BYTES
 from nopin.model.oracle.violation import violate
 from nopin.nic.abi import QpState, WcStatus, WrOpcode
 from nopin.units import PAGE_BYTES, U64_MAX
@@ -38,104 +31,8 @@ SHORT = 2 * WORD_BYTES
 """Of a transfer: the last word of one page and the first of the next, in one packet."""
 LONG = 2 * MTU
 """A packet in each page."""
-LOSSES_MAX = 2
-"""Of packets, on either way: a connection gives up after eight in a row."""
 COUNTER = 0
 """Of the two pages: where atomics go."""
-
-
-class End:
-    """A host, its process, its NIC, and what was seen of them."""
-
-    def __init__(self, world: World, network: Network, number: int) -> None:
-        name = ("ours", "theirs")[number]
-        self.world = world
-        self.oracle = HostOracle(world.note)
-        self.seen = Seen(self.oracle.devices)
-        self.host = Host(name, world.scheduler, 16, observer=self.oracle)
-        self.process = self.host.spawn_process()
-        self.nic = NicHost(
-            world.scheduler,
-            network,
-            f"nic of {name}",
-            f"10.0.0.{number + 1}",
-            draw=Random(number).randrange,
-            batch_packets=4,
-            observer=self.seen,
-            queue_limit=1,
-            fates=self._fates,
-        )
-        self.n_lost = 0
-        self.va = self.at = 0
-        self.deregistered = False
-
-    def _fates(self, n_packets: int) -> Sequence[Fate]:
-        """Lose a packet on its way here now and then, but not as many as make a connection give up."""
-        return [self._fate() for _ in range(n_packets)]
-
-    def _fate(self) -> Fate:
-        if self.n_lost == LOSSES_MAX or not self.world.may(f"loss on the way to the {self.nic.name}"):
-            return Fate.PASS
-        self.n_lost += 1
-        return Fate.LOSE
-
-    def prepare(self, words: bytes) -> Steps:
-        """Map two pages, and write where transfers go: as much in one page as in the other."""
-        self.va = yield from self.process.mmap(2)
-        self.at = self.va + PAGE_BYTES - len(words) // 2
-        yield from self.process.store(self.at, words)
-        self.region = self.nic.register(self.process, self.va, 2 * PAGE_BYTES)
-
-    def deregister(self) -> Steps:
-        """Take the region away; from here on nothing reaches the process."""
-        yield Work("deregisters")
-        self.nic.deregister(self.region)
-        self.deregistered = self.seen.shut = True
-
-    def check(self) -> None:
-        """Check what holds when nothing is under way."""
-        self.oracle.check_idle()
-        self.host.check()
-        self.nic.attachment(self.process).mirror.check()
-        for _ in range(TURNS + 2):
-            self.nic.iommu.take_wakeups()  # who does not come for its pages loses them after so many turns
-        requests, tickets = self.nic.iommu._requests, self.nic.iommu._managed._tickets
-        if len(requests) or requests.n_backlogged or len(tickets):
-            violate("unbalanced", f"{self.nic.name} has {len(requests)} page requests and {len(tickets)} tickets left")
-
-
-class Seen(DeviceObserver):
-    """What a NIC read and wrote, told to an oracle as well.
-
-    Attributes:
-        read, written: (address, value) of each word.
-        shut: no access is allowed any more.
-    """
-
-    def __init__(self, oracle: DeviceObserver) -> None:
-        self._oracle = oracle
-        self.read: set[tuple[int, int]] = set()
-        self.written: set[tuple[int, int]] = set()
-        self.shut = False
-        self.fault_raised = oracle.fault_raised  # type: ignore[method-assign]  # handed on as they are
-        self.fault_answered = oracle.fault_answered  # type: ignore[method-assign]
-        self.invalidation_returned = oracle.invalidation_returned  # type: ignore[method-assign]
-
-    def device_read(self, device: str, process: Process, va: int, frame: int, data: bytes) -> None:
-        """See `DeviceObserver`."""
-        self._check(device, va)
-        self._oracle.device_read(device, process, va, frame, data)
-        self.read.update(words_of(va, data))
-
-    def device_wrote(self, device: str, process: Process, va: int, frame: int, data: bytes) -> None:
-        """See `DeviceObserver`."""
-        self._check(device, va)
-        self._oracle.device_wrote(device, process, va, frame, data)
-        self.written.update(words_of(va, data))
-
-    def _check(self, device: str, va: int) -> None:
-        if self.shut:
-            violate("stale_access", f"{device} reaches {va:#x}, whose region was deregistered")
 
 
 class Two:
@@ -243,8 +140,9 @@ class Two:
         return status is WcStatus.RETRY_EXC_ERR and dead and bool(self.ours.n_lost)
 
     def _gave_up(self, status: WcStatus) -> bool:
-        """Tell whether a connection gave up, and may have: where time jumps, no answer is quick enough."""
-        return status is WcStatus.RETRY_EXC_ERR and self.world.guide.jumps
+        """Tell whether a connection gave up, and may have: of losses, or where time jumps and no answer is in time."""
+        n_lost = self.ours.n_lost + self.theirs.n_lost
+        return status is WcStatus.RETRY_EXC_ERR and (n_lost > self.retry_cnt or self.world.guide.jumps)
 
     def _clocks(self) -> tuple[int, int]:
         return self.ours.oracle.clock, self.theirs.oracle.clock
