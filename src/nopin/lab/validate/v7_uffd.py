@@ -10,11 +10,12 @@ third. The model says why, with three things that queue:
   __wake_userfault and userfaultfd_wake_function). With 512 threads waiting the walk is longer than all the rest
   together, and it is what handlers do one at a time.
 
-The cost of a single fault is calibrated on one thread and divided among the stages as the source says. A single handler
-that is never idle pays three system calls a fault (poll, read, ioctl), of which a fault that finds it asleep sees two.
-That alone predicts the saturated umap runs. Two numbers that nobody published decide the runs of 512 threads, and were
-chosen with those in sight: how long the look at one waiter takes, and how long a handler keeps its CPU from threads that
-wake. Those rows are marked as calibrated: they show that the mechanism can do it, not that it must.
+The cost of a single fault is calibrated on one thread and divided among the stages as the source says. A single
+handler that is never idle pays three system calls a fault (poll, read, ioctl), of which a fault that finds it asleep
+sees two. That alone predicts the saturated umap runs. Two numbers that nobody published decide the runs of 512
+threads, and were chosen with those in sight: how long the look at one waiter takes, and how long a handler keeps its
+CPU from threads that wake. Those rows are marked as calibrated: they show that the mechanism can do it, not that it
+must.
 """
 
 from __future__ import annotations
@@ -245,7 +246,8 @@ EXPERIMENT = Experiment(
         "umap_slice_ns": Parameter(3_000_000, "ns", "C", "sched_min_granularity of Linux 4.13: 0.75 ms, times 4"),
         "umap_pages": Parameter(8_192, "", "X", "enough for a steady state"),
     },
-    missing="how long a look at a waiter takes and how long a handler keeps its CPU is not published: both were chosen with "
-    "the figures of 512 and 256 threads in sight; start of threads (the 1.4 ms of one thread); what doubles umap's cost at 256 threads of one handler; "
-    "when a thread that wakes takes a handler's CPU: at once gives a gain of 23 %, after a scaled slice 69 %",
+    missing="how long a look at a waiter takes and how long a handler keeps its CPU is not published: both were chosen "
+    "with the figures of 512 and 256 threads in sight; start of threads (the 1.4 ms of one thread); what doubles umap's "
+    "cost at 256 threads of one handler; when a thread that wakes takes a handler's CPU: at once gives a gain of 23 %, "
+    "after a scaled slice 69 %",
 )
