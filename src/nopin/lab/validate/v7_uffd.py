@@ -247,7 +247,7 @@ EXPERIMENT = Experiment(
         "umap_pages": Parameter(8_192, "", "X", "enough for a steady state"),
     },
     missing="how long a look at a waiter takes and how long a handler keeps its CPU is not published: both were chosen "
-    "with the figures of 512 and 256 threads in sight; start of threads (the 1.4 ms of one thread); what doubles umap's "
-    "cost at 256 threads of one handler; when a thread that wakes takes a handler's CPU: at once gives a gain of 23 %, "
-    "after a scaled slice 69 %",
+    "with the figures of 512 and 256 threads in sight; start of threads (the 1.4 ms of one thread); what doubles "
+    "umap's cost at 256 threads of one handler; when a thread that wakes takes a handler's CPU: at once gives a gain "
+    "of 23 %, after a scaled slice 69 %",
 )
