@@ -18,7 +18,7 @@ from nopin.lab.sweep import Sweep
 from nopin.model.explore.mutants import mutants
 from nopin.model.explore.record import CounterExample, save
 from nopin.model.explore.scenario import scenarios
-from nopin.model.explore.search import DEPTH, MAX_SCHEDULES, Bounds
+from nopin.model.explore.search import DEPTH, MAX_SCHEDULES, MAX_SCHEDULES_OF_ALL, Bounds
 
 EXIT_COUNTER_EXAMPLE = 4
 
@@ -27,7 +27,7 @@ EXIT_COUNTER_EXAMPLE = 4
 @click.argument("scenario", required=False)
 @click.option("--depth", type=click.IntRange(0), default=DEPTH, help="Choice points searched; default: all.")
 @click.option("--faults", type=click.IntRange(0), default=0, help="Times trouble may happen in one searched run.")
-@click.option("--max-schedules", type=click.IntRange(1), default=MAX_SCHEDULES, help="Runs per searched scenario.")
+@click.option("--max-schedules", type=click.IntRange(1), help="Runs per searched scenario: 200000; of all, 1000 each.")
 @click.option("--runs", type=click.IntRange(1), help="Draw so many schedules with trouble, of all scenarios together.")
 @click.option("--seed", type=click.IntRange(0), help="Of the first drawn run; implies --runs 1000.")
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Processes; they change nothing but the time.")
@@ -39,7 +39,7 @@ def command(
     scenario: str | None,
     depth: int,
     faults: int,
-    max_schedules: int,
+    max_schedules: int | None,
     runs: int | None,
     seed: int | None,
     jobs: int,
@@ -64,6 +64,8 @@ def command(
     if runs is not None or seed is not None:
         seeds = range(seed or 0, (seed or 0) + (runs or 1000))
         say(f"{len(seeds)} drawn schedules, seeds {seeds.start} to {seeds.stop - 1}")
+    if max_schedules is None:
+        max_schedules = MAX_SCHEDULES_OF_ALL if scenario == ALL else MAX_SCHEDULES
     bounds = Bounds(depth=depth, n_faults=faults, max_schedules=max_schedules)
     campaign = Campaign(scenario, mutant=mutant, bounds=bounds, seeds=seeds)
     began = time.monotonic()

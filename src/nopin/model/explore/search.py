@@ -30,6 +30,10 @@ DEPTH = 400
 """Deeper than any scenario of ours goes: all orders."""
 
 MAX_SCHEDULES = 200_000
+"""Of one scenario that somebody asked for."""
+
+MAX_SCHEDULES_OF_ALL = 1_000
+"""Of each, where all are looked at: most end before, and those with few interruptions come first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
