@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 from nopin.model.explore.mutants import mutants
@@ -13,10 +15,9 @@ from nopin.model.explore.scenario import scenarios
 PAGE = (Path(__file__).parents[2] / "docs" / "model.md").read_text()
 
 
-def block(language: str) -> str:
-    found = re.search(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    assert found is not None
-    return found[1]
+def block(language: str, number: int = 0) -> str:
+    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return found[number]
 
 
 def nopin(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,6 +33,13 @@ def test_a_scenario_of_a_users_own_is_explored_and_its_counter_example_replayed(
         ended = nopin(tmp_path, *arguments)
         assert ended.returncode == 4, ended.stderr
     assert ended.stdout == block("text")
+
+
+def test_a_machine_of_a_users_own_takes_the_time_that_is_printed() -> None:
+    printed = StringIO()
+    with redirect_stdout(printed):
+        exec(compile(block("python", 1), "docs/model.md", "exec"), {})
+    assert printed.getvalue() == block("text", 1)
 
 
 def test_a_file_without_that_scenario_is_told(tmp_path: Path) -> None:
