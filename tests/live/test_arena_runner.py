@@ -28,7 +28,7 @@ from nopin.mm.residency import Budget
 from nopin.server.arena import Arena
 from nopin.server.arena_machine import ServerMapping
 from nopin.server.arena_maker import ArenaParts, Family
-from nopin.server.arena_store import VERSION, ArenaEntry, ArenaStore
+from nopin.server.arena_store import VERSION, ArenaEntry, ArenaStore, MapperEntry
 from nopin.server.arenas import Arenas
 from nopin.server.mapper import Mapper, Placed
 from nopin.server.poller import Poller
@@ -300,3 +300,19 @@ def test_a_process_that_calls_exec_is_a_process_that_ended(rig: Rig) -> None:
     rig.until(lambda: not rig.arena.mappers)
     assert rig.arena.file_bytes == 0
     rig.owner.kill()
+
+
+def test_a_process_that_no_successor_could_be_told_of_is_not_served(rig: Rig, tmp_path: Path) -> None:
+    store, n = rig.arena.parts.store, 100
+    with (tmp_path / "anything").open("wb") as anything:
+        while store.put_mapper(MapperEntry(n, [(0, 1, PAGE)], worker=False, pid=None), [anything.fileno()]):
+            n += 1
+    address, number = rig.owner.do("map_paged", rig.arena.parts.frames.fd, N_PAGES * PAGE)[:2]
+    process = PidFd.open(rig.owner.pid)
+    uffd = PagingUffd(process.take_fd(number))
+    with pytest.raises(OSError, match="no room for one more process"):
+        rig.arena.map(uffd, Placed(0, N_PAGES, address), process, worker=False)
+    assert rig.arena.mappers == [rig.mapper]
+    rig.put(3, b"served as before")
+    uffd.close()
+    process.close()

@@ -39,7 +39,7 @@ SPIN_US = 50
 @click.option("--swap-compress/--no-swap-compress", default=True, show_default=True, help="Store pages compressed.")
 @click.option("--push-mappings", is_flag=True, help="Give devices managed pages as they become present, unasked.")
 @click.option("--memory", callback=size, metavar="SIZE", help="Most that is resident; default: half the machine's.")
-@click.option("--takeover", is_flag=True, help="Go on with the managed memory of a server that was killed.")
+@click.option("--takeover", is_flag=True, help="Go on with managed memory and shares of a killed server.")
 @click.option("--child-of", type=int, metavar="PID", help="End when this process ends.")
 @click.option("--ready-fd", type=int, metavar="FD", help="Write one byte here once clients can connect.")
 def command(

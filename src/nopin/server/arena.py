@@ -15,17 +15,17 @@ An arena lives as long as somebody other than an accelerator worker maps it, or 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from nopin.linux.arena_file import resident_bytes
 from nopin.linux.paging_uffd import FAULT_MINOR, FAULT_WP, FAULT_WRITE, Message, PagingUffd
 from nopin.linux.pidfd import PidFd
 from nopin.linux.uffd_handshake import EventKind
 from nopin.mm.causes import Cause
-from nopin.mm.device_faults import DeviceFaults, FaultPages
 from nopin.mm.effects import Mapper as MapperNumber
 from nopin.mm.effects import PageRun, Procedure
 from nopin.ranges import Range, subtract
@@ -52,66 +52,6 @@ _WAKE_AFTER_NS = 100 * US_NS
 
 def _is_fault(message: Message) -> bool:
     return message[0] == _PAGEFAULT
-
-
-class ArenaPager(DeviceFaults, Protocol):
-    """What the server needs of `mm.pager.Pager`."""
-
-    def cpu_fault(
-        self, mapper: MapperNumber, page: int, *, write: bool, minor: bool, protected: bool
-    ) -> Procedure[None]:
-        """Answer a process's fault."""
-        ...
-
-    def first_touch(self, mapper: MapperNumber, page: int) -> int:
-        """Say how many zero pages from a missing one on answer it; 0 if that is not all it takes."""
-        ...
-
-    def first_touched(self, page: int, n: int, n_done: int) -> bool:
-        """Take note of what became of it; False: it must be answered by `cpu_fault`."""
-        ...
-
-    def prefetch(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
-        """Bring pages before they are asked for."""
-        ...
-
-    def discard(self, pages: PageRun) -> Procedure[None]:
-        """Make pages read as zeros."""
-        ...
-
-    def removed(self, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
-        """A process used madvise: `dropped` if it gave the bytes up, None if that is not known."""
-        ...
-
-    def reclaim(self) -> Procedure[int]:
-        """Bring residency below the low mark."""
-        ...
-
-    @property
-    def wants_reclaim(self) -> bool:
-        """True while `reclaim` has something to do."""
-        ...
-
-    @property
-    def uses_swap(self) -> bool:
-        """True while bytes of some page are in swap, perhaps there alone."""
-        ...
-
-    def give_back(self, n_pages: int) -> Procedure[int]:
-        """Evict pages for others."""
-        ...
-
-    def set_budget(self, n_pages: int) -> Procedure[None]:
-        """Change the budget."""
-        ...
-
-    def recover(self) -> Procedure[None]:
-        """Take over from a predecessor that was killed."""
-        ...
-
-    def statistics(self) -> Any:
-        """Return a dataclass of counts."""
-        ...
 
 
 class Host(Protocol):
@@ -208,11 +148,16 @@ class Arena:
     def map(
         self, uffd: PagingUffd, place: Placed, process: PidFd | None, *, worker: bool, view: OwnerView | None = None
     ) -> Mapper:
-        """Serve a process that has mapped pages. Owns the descriptors.
+        """Serve a process that has mapped pages. Owns the descriptors if it does not raise.
 
         A process that maps a second part brings a second userfaultfd, and is a second mapper.
+
+        Raises:
+            OSError: the store is full: were we killed, the process would read zeros.
         """
         mapper = Mapper(self._next_mapper, uffd, [place], process, worker=worker)
+        if not self._remember(mapper):
+            raise OSError(errno.ENOBUFS, "the arena's store has no room for one more process")
         self._add(mapper)
         if view is not None:
             self.show(mapper, view)
@@ -231,19 +176,19 @@ class Arena:
             view.show(place)
 
     def _add(self, mapper: Mapper) -> None:
-        """Remember it for a successor before it is served: once it is, its bytes may depend on us."""
+        """Serve it. A successor has to know it already: once it is served, its bytes may depend on us."""
         self._next_mapper += 1
         self._machine.mappers[mapper.number] = mapper
-        self._remember(mapper)
         self._host.serve(self, mapper)
 
-    def _remember(self, mapper: Mapper) -> None:
+    def _remember(self, mapper: Mapper) -> bool:
+        """Tell a successor of it; False if there is no room."""
         process = mapper.process
         places = [(place.first, place.n, place.address) for place in mapper.places]
         pid = process.pid if process is not None else None
         entry = MapperEntry(mapper.number, places, mapper.worker, pid, mapper.forked_from)
         fds = [mapper.uffd.fileno()] + ([process.fileno()] if process is not None else [])
-        self.parts.store.put_mapper(entry, fds)
+        return self.parts.store.put_mapper(entry, fds)
 
     def unmap(self, mapper: Mapper) -> None:
         """A process has gone, or maps nothing any more; free what nobody maps now. Twice is fine."""
@@ -390,7 +335,9 @@ class Arena:
 
     def _forked(self, mapper: Mapper, uffd_fd: int) -> None:
         """The child has all its parent has mapped."""
-        self._add(mapper.child(self._next_mapper, PagingUffd(uffd_fd)))
+        child = mapper.child(self._next_mapper, PagingUffd(uffd_fd))
+        self._remember(child)
+        self._add(child)
 
     def _moved(self, mapper: Mapper, source: Range, target: int) -> None:
         """Pages are at a second place, too. Unless that was asked for, word follows that the first is unmapped."""

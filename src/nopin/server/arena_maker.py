@@ -6,13 +6,13 @@ which others of its tree hold asks them to give back (`Pressure`).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -29,12 +29,10 @@ from nopin.mm.pager import Pager
 from nopin.mm.residency import Budget
 from nopin.mm.swap import SwapSpace
 from nopin.server.arena_machine import ServerMapping
+from nopin.server.arena_pager import ArenaPager
 from nopin.server.arena_store import VERSION, ArenaEntry, ArenaStore
 from nopin.server.config import ServeConfig
 from nopin.units import PAGE_BYTES
-
-if TYPE_CHECKING:  # an arena is made of what is made here
-    from nopin.server.arena import ArenaPager
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,7 +149,8 @@ class ArenaMaker:
             undo.append(store.close)
             pages = family.budget.n_pages
             entry = ArenaEntry(VERSION, name, n_pages, n_budget_pages, family.number, pages)
-            store.put_arena(entry, memory_fd, table_fd, swap.fileno())
+            if not store.put_arena(entry, memory_fd, table_fd, swap.fileno()):
+                raise OSError(errno.ENOBUFS, "no room for what a successor of this server would need")
             return self._assemble(entry, memory_fd, table_fd, swap, store, family)
         except BaseException:
             for each in reversed(undo):

@@ -108,22 +108,22 @@ class ArenaStore:
         """The two descriptors that the owner keeps copies of."""
         return self._store.ends
 
-    def put_arena(self, entry: ArenaEntry, memory_fd: int, table_fd: int, swap_fd: int) -> None:
-        """Say what the arena is."""
-        self._put(_ARENA, _encode(entry), [memory_fd, table_fd, swap_fd])
+    def put_arena(self, entry: ArenaEntry, memory_fd: int, table_fd: int, swap_fd: int) -> bool:
+        """Say what the arena is; False if there is no room."""
+        return self._put(_ARENA, _encode(entry), [memory_fd, table_fd, swap_fd])
 
-    def put_mapper(self, entry: MapperEntry, fds: list[int]) -> None:
-        """Say how a process maps it."""
-        self._put(entry.number, _encode(entry), fds)
+    def put_mapper(self, entry: MapperEntry, fds: list[int]) -> bool:
+        """Say how a process maps it; False if there is no room."""
+        return self._put(entry.number, _encode(entry), fds)
 
     def forget_mapper(self, number: int) -> None:
         """A process maps it no more: its last entry says so, or its address space has ended, which a successor sees."""
         self._newest.pop(number, None)
 
-    def _put(self, about: int, label: bytes, fds: list[int]) -> None:
+    def _put(self, about: int, label: bytes, fds: list[int]) -> bool:
         if len(label) > LABEL_BYTES_MAX:  # a process may cut its mapping into as many pieces as it likes
             self.n_refused += 1
-            return
+            return False
         if len(self._queue) > 2 * len(self._newest) + _OUTDATED_MAX:
             self._turn_over()
         try:
@@ -134,8 +134,9 @@ class ArenaStore:
                 self._store.put(label, fds)
         except OSError:
             self.n_refused += 1
-            return
+            return False
         self._note(about)
+        return True
 
     def _note(self, about: int) -> None:
         self._serial += 1

@@ -45,6 +45,7 @@ from nopin.units import PAGE_BYTES, PAGE_MASK
 
 _ARENA_DESCRIPTORS = 5
 _MAPPER_DESCRIPTORS = 3
+_NAME_MAX = 200
 PREFETCHES_KEPT = 256
 
 
@@ -106,6 +107,8 @@ class ClientArenas:
             raise refuse(f"a capacity of {request.capacity_bytes} bytes is not a number of pages", errno.EINVAL)
         if request.budget_bytes is not None and request.budget_bytes < PAGE_BYTES:
             raise refuse(f"a budget of {request.budget_bytes} bytes is less than a page", errno.EINVAL)
+        if len(request.name) > _NAME_MAX:
+            raise refuse(f"an arena's name of {len(request.name)} characters, over {_NAME_MAX}", errno.EINVAL)
         taken = {"arenas": 1, "arena_bytes": request.capacity_bytes, "descriptors": _ARENA_DESCRIPTORS}
         self._usage.take(**taken)
         try:
@@ -160,16 +163,18 @@ class ClientArenas:
         """
         with contextlib.ExitStack() as stack:
             stack.callback(close_all, fds)
-            arena = self._of_file(fds[1])
+            arena = self._of_file(fds[-1])
             if arena is None or self._maps(arena):
                 raise refuse("this is no arena, or this process is served there", errno.ENOENT)
             place = _place(request, arena.n_pages)
             process = PidFd(self._process.pid, os.dup(self._process.fileno()))
             stack.callback(process.close)
-            uffd = _uffd_of(request, fds[0])
+            uffd = _uffd_of(request, fds)
+            stack.callback(uffd.close)
+            mapper = arena.map(uffd, place, process, worker=False)
             stack.pop_all()
-            os.close(fds[1])
-            return arena.map(uffd, place, process, worker=False).number
+            close_all(fds)
+            return mapper.number
 
     def _of_file(self, memory_fd: int) -> Arena | None:
         wanted = identity_of(memory_fd)
@@ -191,23 +196,26 @@ class ClientArenas:
 
         Raises:
             ServerRefused: the place is none, or the descriptors are something else.
+            OSError: the arena's store is full.
         """
         with contextlib.ExitStack() as stack:
             stack.callback(close_all, fds)
             owned = find(self._owned, request.arena, "arena")
             place = _place(request, owned.arena.n_pages)
             worker = request.kind is MapperKind.WORKER
-            process = _process_of(fds[1]) if worker else PidFd(self._process.pid, os.dup(self._process.fileno()))
-            if not worker:
-                stack.callback(process.close)
-            uffd = _uffd_of(request, fds[0])
+            process = _process_of(fds) if worker else PidFd(self._process.pid, os.dup(self._process.fileno()))
+            stack.callback(process.close)
+            uffd = _uffd_of(request, fds)
+            stack.callback(uffd.close)
             self._usage.take(descriptors=_MAPPER_DESCRIPTORS)
-            owned.n_descriptors += _MAPPER_DESCRIPTORS
+            stack.callback(self._usage.give, descriptors=_MAPPER_DESCRIPTORS)
             view = None if worker else self._view(owned.arena)
-            stack.pop_all()
             if not worker:
                 self._note(owned.arena)
-            return owned.arena.map(uffd, place, process, worker=worker, view=view).number
+            mapper = owned.arena.map(uffd, place, process, worker=worker, view=view)
+            stack.pop_all()
+            owned.n_descriptors += _MAPPER_DESCRIPTORS
+            return mapper.number
 
     def find_all(self) -> None:
         """Show devices the arenas that this process has mapped already, by another connection or a dead server."""
@@ -380,8 +388,8 @@ def _place(request: MapArena, n_pages: int) -> Placed:
     return Placed(offset // PAGE_BYTES, length // PAGE_BYTES, base)
 
 
-def _uffd_of(request: MapArena, fd: int) -> PagingUffd:
-    """Return the userfaultfd beside a request; the descriptor stays the caller's until it is used.
+def _uffd_of(request: MapArena, fds: list[int]) -> PagingUffd:
+    """Return the userfaultfd beside a request, the first descriptor, which is taken out of the list.
 
     Raises:
         ServerRefused: it is none, or lacks features.
@@ -389,18 +397,20 @@ def _uffd_of(request: MapArena, fd: int) -> PagingUffd:
     if Feature(request.uffd_features) & NEEDED != NEEDED:
         raise refuse("the userfaultfd was opened without features that paging needs", errno.EINVAL)
     try:
-        return PagingUffd(fd)
+        uffd = PagingUffd(fds[0])
     except UsageError as problem:
         raise refuse(f"the descriptor beside MapArena: {problem}", errno.EINVAL) from problem
+    del fds[0]
+    return uffd
 
 
-def _process_of(pidfd: int) -> PidFd:
-    """Return the process of a pidfd; the descriptor stays the caller's until it is used.
+def _process_of(fds: list[int]) -> PidFd:
+    """Return the process of a pidfd, the last descriptor, which is taken out of the list.
 
     Raises:
         ServerRefused: it is none, or of a process that has ended.
     """
-    pid = pid_of(pidfd)
+    pid = pid_of(fds[-1])
     if pid is None or pid <= 0:
         raise refuse("the second descriptor beside MapArena is no pidfd of a running process", errno.EINVAL)
-    return PidFd(pid, pidfd)
+    return PidFd(pid, fds.pop())

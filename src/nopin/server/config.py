@@ -29,7 +29,7 @@ class ServeConfig:
         swap_limit_bytes: the most of it that one arena may take.
         swap_compress: store pages compressed where that saves space.
         push_mappings: give devices every page of managed memory as it becomes present, before they ask.
-        takeover: go on with the managed memory of a server that was killed.
+        takeover: go on with the managed memory and the shares of a server that was killed, where peers look for them.
         memory_bytes: what all arenas together may keep resident; None: half of the machine's memory.
     """
 

@@ -56,6 +56,7 @@ def _client(session: Session) -> Iterator[Row]:
         "kind": "client",
         "pid": pid,
         "comm": comm,
+        "connected": session.connected,
         "watching": session.memory.watching,
         "events_dropped": session.n_events_dropped,
         **used,

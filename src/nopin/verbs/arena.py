@@ -30,7 +30,7 @@ from nopin.control.arena_messages import (
     SetBudget,
 )
 from nopin.control.messages import Handle
-from nopin.errors import ArenaFull, Closed, ServerError, UsageError
+from nopin.errors import ArenaFull, Closed, ServerError, ServerRefused, UsageError
 from nopin.linux.arena_file import keep_from_children, map_somewhere
 from nopin.linux.libc import unmap
 from nopin.linux.paging_uffd import open_paging, register_paging, unregister
@@ -208,8 +208,11 @@ class Arena(DeviceObject):
         self.session, self.handle = session, told.arena
 
     def _end(self) -> None:
-        if self.session.control.hung_up:
-            self._lifeline.look_for_successor()
+        if self.session.control.hung_up and self._lifeline.look_for_successor():
+            current = self._lifeline.current
+            if self.session is not current:  # we were not one of the device's yet when it claimed those
+                with contextlib.suppress(ServerRefused):
+                    self._resume(current)
         self._unmap()
         self.session.tell(DestroyArena(seq=0, arena=self.handle))
 

@@ -9,6 +9,8 @@ else touches. The child tries to register it with a userfaultfd that it opens it
 another one has it: then a touch of the canary waits until that one's server answers, which it does only once it has put
 it into the store. If the canary is still taken afterwards, all is well. If it can be registered, before or after, the
 child's first userfaultfd is lost. It registers the whole arena with its own, and asks the next server to serve it.
+
+Children that are forked by other means than `os.fork` do not look; for them that moment, some microseconds, remains.
 """
 
 from __future__ import annotations

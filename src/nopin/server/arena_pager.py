@@ -1,0 +1,69 @@
+"""What the server needs of an arena's pager. There is one, `mm.pager.Pager`; tests have simpler ones."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from nopin.mm.device_faults import DeviceFaults, FaultPages
+from nopin.mm.effects import Mapper as MapperNumber
+from nopin.mm.effects import PageRun, Procedure
+
+
+class ArenaPager(DeviceFaults, Protocol):
+    """What the server needs of `mm.pager.Pager`."""
+
+    def cpu_fault(
+        self, mapper: MapperNumber, page: int, *, write: bool, minor: bool, protected: bool
+    ) -> Procedure[None]:
+        """Answer a process's fault."""
+        ...
+
+    def first_touch(self, mapper: MapperNumber, page: int) -> int:
+        """Say how many zero pages from a missing one on answer it; 0 if that is not all it takes."""
+        ...
+
+    def first_touched(self, page: int, n: int, n_done: int) -> bool:
+        """Take note of what became of it; False: it must be answered by `cpu_fault`."""
+        ...
+
+    def prefetch(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
+        """Bring pages before they are asked for."""
+        ...
+
+    def discard(self, pages: PageRun) -> Procedure[None]:
+        """Make pages read as zeros."""
+        ...
+
+    def removed(self, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
+        """A process used madvise: `dropped` if it gave the bytes up, None if that is not known."""
+        ...
+
+    def reclaim(self) -> Procedure[int]:
+        """Bring residency below the low mark."""
+        ...
+
+    @property
+    def wants_reclaim(self) -> bool:
+        """True while `reclaim` has something to do."""
+        ...
+
+    @property
+    def uses_swap(self) -> bool:
+        """True while bytes of some page are in swap, perhaps there alone."""
+        ...
+
+    def give_back(self, n_pages: int) -> Procedure[int]:
+        """Evict pages for others."""
+        ...
+
+    def set_budget(self, n_pages: int) -> Procedure[None]:
+        """Change the budget."""
+        ...
+
+    def recover(self) -> Procedure[None]:
+        """Take over from a predecessor that was killed."""
+        ...
+
+    def statistics(self) -> Any:
+        """Return a dataclass of counts."""
+        ...
