@@ -18,7 +18,7 @@ import hashlib
 import itertools
 import types
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
@@ -92,6 +92,9 @@ _ITERATORS: tuple[type, ...] = (
     filter,
 )
 
+_SPARSE = 32
+"""From this length lists of mostly None are written by what else is in them."""
+
 _Note = Callable[["_Walk", Any], None]
 
 
@@ -128,6 +131,15 @@ class _Walk:
             note = _NOTES[kind] = _choose_note(kind)
         note(self, what)
 
+    def visit_all(self, members: Iterable[Any]) -> None:
+        """Write objects one after the other."""
+        append, visit = self.out.append, self.visit
+        for each in members:
+            if type(each) in _ATOMS:  # without a call: most are
+                append(repr(each))
+            else:
+                visit(each)
+
     def visit_scheduler(self, scheduler: Scheduler) -> None:
         """Write what is to be done: what is ready now as a set, the rest in order of time."""
         now = scheduler.now_ns
@@ -150,15 +162,24 @@ def _is_void(what: Any) -> bool:
 
 def _note_sequence(walk: _Walk, what: Any) -> None:
     walk.out.append(f"{type(what).__name__}{len(what)}")
-    for each in what:
-        walk.visit(each)
+    walk.visit_all(what)
+
+
+def _note_list(walk: _Walk, what: list[Any]) -> None:
+    if len(what) > _SPARSE and what.count(None) > len(what) // 2:  # the leaf of a page table, say
+        walk.out.append(f"sparse{len(what)}")
+        for at, each in enumerate(what):
+            if each is not None:
+                walk.out.append(str(at))
+                walk.visit(each)
+        return
+    _note_sequence(walk, what)
 
 
 def _note_dict(walk: _Walk, what: Any) -> None:
     walk.out.append(f"dict{len(what)}")
-    for key, value in what.items():
-        walk.visit(key)
-        walk.visit(value)
+    walk.visit_all(what)
+    walk.visit_all(what.values())
 
 
 def _note_set(walk: _Walk, what: Any) -> None:
@@ -194,8 +215,11 @@ def _note_generator(walk: _Walk, what: types.GeneratorType[Any, Any, Any]) -> No
     walk.out.append(f"{frame.f_lasti} {','.join(known)}")
     code, left_out = what.gi_code, known.get(_UNINITIALISED.get(what.__qualname__, ""))
     for each in gc.get_referents(what):
-        own = isinstance(each, types.FunctionType) and each.__code__ is code
-        if not own and each is not known and (each is not left_out or each is None):
+        kind = type(each)
+        if kind is types.CodeType or kind is types.FrameType or each is known:
+            continue
+        own = kind is types.FunctionType and each.__code__ is code
+        if not own and (each is not left_out or each is None):
             walk.visit(each)
 
 
@@ -248,12 +272,11 @@ def _note_fields(kind: type) -> _Note:
 
     def note(walk: _Walk, what: Any) -> None:
         walk.out.append(title)
-        for name in names:
-            walk.visit(getattr(what, name, None))
-        for name, value in getattr(what, "__dict__", {}).items():
-            if name not in ignored:
-                walk.out.append(name)
-                walk.visit(value)
+        walk.visit_all([getattr(what, name, None) for name in names])
+        own = getattr(what, "__dict__", None)
+        if own:
+            walk.out.append(",".join(own))
+            walk.visit_all([value for name, value in own.items() if name not in ignored])
         if isinstance(what, dict):
             _note_dict(walk, what)
 
@@ -278,7 +301,7 @@ def _choose_note(kind: type) -> _Note:
 _ATOMS = frozenset({int, str, bool, float, type(None), bytes, np.bool_, np.int64, np.uint8, np.uint64, range})
 
 _NOTES: dict[type, _Note] = {
-    list: _note_sequence,
+    list: _note_list,
     tuple: _note_sequence,
     deque: _note_sequence,
     dict: _note_dict,
