@@ -34,11 +34,14 @@ class CreateArena(Request, tag="create_arena"):
         capacity_bytes: whole pages; costs nothing until touched.
         budget_bytes: resident at most; None: whatever the device's budget leaves.
         name: for figures.
+        canary: the last page is no memory: forked children touch it to find out whether they are served, and are
+            answered whatever the budget and swap say (`verbs.forked`).
     """
 
     capacity_bytes: int
     budget_bytes: int | None = None
     name: str = ""
+    canary: bool = False
 
 
 class ArenaCreated(Reply, tag="arena_created"):

@@ -26,8 +26,8 @@ from nopin.linux.paging_uffd import FAULT_MINOR, FAULT_WP, FAULT_WRITE, Message,
 from nopin.linux.pidfd import PidFd
 from nopin.linux.uffd_handshake import EventKind
 from nopin.mm.causes import Cause
+from nopin.mm.effects import MapIn, PageRun, Procedure, Wake
 from nopin.mm.effects import Mapper as MapperNumber
-from nopin.mm.effects import PageRun, Procedure
 from nopin.ranges import Range, subtract
 from nopin.server.arena_machine import ArenaMachine
 from nopin.server.arena_maker import ArenaParts
@@ -114,6 +114,7 @@ class Arena:
         self.parts = parts
         self.pager = parts.pager
         self.n_pages = parts.frames.n_pages
+        self._canary = self.n_pages - 1 if parts.entry.canary else -1
         self._times = FaultTimes()
         self._latency = self._times.counts
         self._inode = os.fstat(parts.frames.fd).st_ino
@@ -287,6 +288,9 @@ class Arena:
                     mapper.uffd.wake(address & ~PAGE_MASK, PAGE_BYTES)
                     continue
                 page = found
+            if page == self._canary:
+                self._show_canary(mapper)
+                continue
             if flags <= FAULT_WRITE and self._first_touch(mapper, page):
                 self._latency[flags][(self._clock() - began_ns).bit_length()] += 1
                 continue
@@ -297,6 +301,13 @@ class Arena:
                 self._latency[flags & 7][(self._clock() - began_ns).bit_length()] += 1
             else:
                 task.done = partial(self._answered, flags & 7, began_ns)
+
+    def _show_canary(self, mapper: Mapper) -> None:
+        """Tell a forked child that it is served: also where no page can be had for want of room, for it needs none."""
+        canary = PageRun(self._canary, 1)
+        _, problem = self._machine.zero_at(mapper, *canary)
+        if problem and self._machine.map_in(MapIn(canary, mapper.number, protect=False)).errno:
+            self._machine.wake(Wake(canary, mapper.number))  # it has it already, or asks again
 
     def _learn(self, mapper: Mapper, address: int) -> int | None:
         """Find out which page is at an address that we know nothing of: a mapping that mremap made grow, say."""

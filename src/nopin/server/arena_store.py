@@ -34,6 +34,7 @@ class ArenaEntry(msgspec.Struct, tag="arena"):
     Attributes:
         budget_pages: None: whatever its family has.
         family: names the arenas that have a budget in common, those of one client; `family_pages` is that budget.
+        canary: the last page is one; see `CreateArena`.
     """
 
     version: int
@@ -42,6 +43,7 @@ class ArenaEntry(msgspec.Struct, tag="arena"):
     budget_pages: int | None
     family: int
     family_pages: int
+    canary: bool = False
 
 
 class MapperEntry(msgspec.Struct, tag="mapper"):

@@ -114,7 +114,9 @@ class ClientArenas:
         try:
             own = None if request.budget_bytes is None else request.budget_bytes // PAGE_BYTES
             name = request.name or f"pid {self._process.pid}"
-            parts = self._core.arena_maker.make(name, request.capacity_bytes // PAGE_BYTES, own, self._family)
+            parts = self._core.arena_maker.make(
+                name, request.capacity_bytes // PAGE_BYTES, own, self._family, canary=request.canary
+            )
         except HostLacks as problem:
             self._usage.give(**taken)
             raise refuse(str(problem), errno.EOPNOTSUPP, "host") from problem

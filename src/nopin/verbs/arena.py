@@ -84,6 +84,7 @@ class Arena(DeviceObject):
             capacity_bytes=page_ceil(capacity_bytes) + PAGE_BYTES,  # the last one is for forked children
             budget_bytes=budget_bytes,
             name=name or f"pid {os.getpid()}",
+            canary=True,
         )
         try:
             created, fds = self.session.request(request, ArenaCreated)
