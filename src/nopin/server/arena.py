@@ -101,6 +101,7 @@ class Arena:
 
     Attributes:
         wanted: its client has not given it up.
+        awaited: a forked child that lost its userfaultfd with a killed server may still ask to be served.
         record: where a successor finds it.
         faults_worker: messages about faults of accelerator workers (and about what these do to their mappings).
     """
@@ -109,6 +110,7 @@ class Arena:
         self.number = number
         self.name = name
         self.wanted = True
+        self.awaited = False
         self.record: Record | None = None
         self.faults_worker = 0
         self.parts = parts
@@ -223,7 +225,7 @@ class Arena:
 
     def close_if_unused(self) -> None:
         """End the arena when nobody is left who could use it, and nothing is under way."""
-        if self._closed or self.wanted or self.in_use:
+        if self._closed or self.wanted or self.awaited or self.in_use:
             return
         if self.runner.n_suspended:
             self._host.clockwork.after(_CLOSE_AGAIN_NS, self.close_if_unused)

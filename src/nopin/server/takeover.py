@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 
 from nopin.control.packets import close_all
 from nopin.errors import HostLacks, UsageError
@@ -30,7 +31,10 @@ from nopin.server.core import Core, log
 from nopin.server.mapper import Mapper, Placed
 from nopin.server.orphans import take_over_shares
 from nopin.server.registry import Content, Record
-from nopin.units import PAGE_BYTES
+from nopin.units import PAGE_BYTES, S_NS
+
+LOST_CHILDREN_WITHIN_NS = 10 * S_NS
+"""A child that makes sure of itself inside of fork (`verbs.forked`) comes by then. Perhaps it is all that is left."""
 
 
 def take_over(core: Core, left: Content) -> None:
@@ -99,8 +103,14 @@ def _restore(core: Core, left: Left, store: ArenaStore) -> Arena:
     for mapper in mappers:
         for place in mapper.places:
             mapper.uffd.wake(place.address, place.n * PAGE_BYTES)
-    arena.close_if_unused()
+    arena.awaited = True
+    core.arenas.after(LOST_CHILDREN_WITHIN_NS, partial(_await_no_more, arena))
     return arena
+
+
+def _await_no_more(arena: Arena) -> None:
+    arena.awaited = False
+    arena.close_if_unused()
 
 
 def _check(mapped: Mapped) -> None:
