@@ -28,9 +28,6 @@ class World:
     Args:
         guide: decides what is open.
         trace: of all steps.
-
-    Attributes:
-        kept: what the scenario wants to stay part of the state; see `digest`.
     """
 
     def __init__(self, guide: Guide, trace: Trace | None = None) -> None:
@@ -38,7 +35,6 @@ class World:
         self.trace = trace
         self.scheduler = Scheduler(guide, trace)
         self.scheduler.after_step = self._look
-        self.kept: list[Any] = []
         self._actors: list[Task] = []
         self._always: list[Callable[[], None]] = []
         self._afterwards: list[Callable[[], Steps]] = []
