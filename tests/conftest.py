@@ -13,7 +13,8 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -70,6 +71,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if reason := _why_not(marker):
             pytest.skip(reason)
         _ran[marker].append(item.nodeid)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Free what the functions of a failure hold once it is written down: arrays that are kept make later forks wait."""
+    report = yield
+    if call.excinfo is not None and not item.config.getoption("usepdb"):
+        traceback.clear_frames(call.excinfo.tb)
+    return report
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -80,6 +80,7 @@ class Peer:
             "port": 4791,
             "path_mtu": 1024,
             "max_rd_atomic": 16,
+            "replaces": 0,
         } | changes
         attach = Attach(**fields)  # type: ignore[arg-type]  # one field is changed to nonsense
         attach.proof = proof_of(attach, token, self.nonce)

@@ -73,7 +73,16 @@ def good_attach(shared: Shared, sock: socket.socket) -> bytes:
     while not frames:
         frames = reader.feed(sock.recv(4096))
     info = shared.device.info
-    attach = Attach(share=shared.url.share, qpn=5, psn=6, gid=info.gid, port=info.port, path_mtu=1024, max_rd_atomic=1)
+    attach = Attach(
+        share=shared.url.share,
+        qpn=5,
+        psn=6,
+        gid=info.gid,
+        port=info.port,
+        path_mtu=1024,
+        max_rd_atomic=1,
+        replaces=0,
+    )
     attach.proof = proof_of(attach, shared.url.token, frames[0].nonce)  # type: ignore[union-attr]  # a Challenge
     return encode_frame(attach)
 

@@ -20,7 +20,7 @@ from nopin.control.exchange import (
 )
 from nopin.control.framing import FrameReader, encode_frame
 
-ATTACH = Attach(share="s", qpn=5, psn=6, gid=bytes(16), port=4791, path_mtu=1024, max_rd_atomic=16)
+ATTACH = Attach(share="s", qpn=5, psn=6, gid=bytes(16), port=4791, path_mtu=1024, max_rd_atomic=16, replaces=0)
 ATTACHED = Attached(
     dtype="<f8",
     shape=[10],

@@ -52,7 +52,7 @@ class Attach(Frame, tag="attach"):
     port: int
     path_mtu: int
     max_rd_atomic: int
-    replaces: int = 0
+    replaces: int  # no default: what a damaged message lacks must not be filled in before the proof is looked at
     proof: bytes = b""
 
 
