@@ -63,6 +63,7 @@ class PagedArena:
         self.refused: Counter[Reason] = Counter()
         self._recovering = False
         self._zapped: set[int] = set()
+        self._zapped_new: set[int] = set()  # those that were empty when the server read of it
         self.begin(budget_pages)
 
     def begin(self, budget_pages: int) -> None:
@@ -146,7 +147,7 @@ class PagedArena:
 
         So it is with pages that came in after the server had read of a madvise, and that the kernel dropped after that.
         """
-        return self.cells.is_being_given_up(page) or page in self._zapped
+        return self.cells.is_being_given_up(page) or page in self._zapped_new
 
     def discard(self, run: PageRun) -> Steps:
         """Give pages up by word. On the server's lane."""
@@ -158,10 +159,17 @@ class PagedArena:
         """Give pages up by MADV_REMOVE: when the server has read of it the kernel drops them, at its own time."""
         began_at = self.cells.begin_giving_up(run)
         read = Gate()
-        self.machine.send("hears of madvise", lambda: self.pager.removed(run, dropped=dropped), read)
+        new: list[int] = []
+
+        def hear() -> Procedure[None]:
+            new.extend(page for page in range(run.first, run.end) if self.table.state[page] == PageState.EMPTY)
+            return self.pager.removed(run, dropped=dropped)
+
+        self.machine.send("hears of madvise", hear, read)
         yield Pause(read)
         yield Work("drops the pages")
         self._zapped.update(range(run.first, run.end))
+        self._zapped_new.update(new)
         self.machine.zap(run)
         yield Work("has dropped the pages")
         self.cells.end_giving_up(run, began_at if dropped else None)

@@ -20,8 +20,6 @@ def load(process: Process, va: int, length: int) -> Procedure[bytes]:
     parts = []
     for number, at, n in pieces(va, length):
         entry = process.table.get(number)
-        if not (isinstance(entry, Present) and process.alive):
-            entry = process.table.get(number)
         if type(entry) is not Present or not process.alive:
             entry = yield from _translate(process, number, write=False)
         entry.young = True
@@ -38,8 +36,6 @@ def store(process: Process, va: int, data: bytes) -> Procedure[None]:
     done = 0
     for number, at, n in pieces(va, len(data)):
         entry = process.table.get(number)
-        if not (isinstance(entry, Present) and entry.writable and process.alive):
-            entry = process.table.get(number)
         if type(entry) is not Present or not entry.writable or not process.alive:
             entry = yield from _translate(process, number, write=True)
         entry.young = entry.dirty = True
