@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = PAGE_BYTES
 MIB = 1 << 20
 BUDGET = 2 * MIB
+N_ROUNDS = 8
 USERS = kernels_of_users.__name__
 WAIT_S = 40
 
@@ -231,9 +232,9 @@ def test_a_worker_that_hears_nothing_does_not_hold_up_eviction_or_closing(
 def compute_while_servers_die(line: Line[Any], server: str) -> None:
     """An owner whose worker stores for a while; both may wait at a page fault until there is a server again."""
     device = nopin.Device(server, budget=BUDGET)
-    counters, who = device.zeros((2, 4 * MIB // 8), np.int64), device.zeros((1, 1), np.int64)
+    counters, who = device.zeros((2, 2 * MIB // 8), np.int64), device.zeros((1, 1), np.int64)
     accelerator = device.accelerator()
-    job = accelerator.launch(f"{USERS}.add_one", counters[0], 40, who[0])
+    job = accelerator.launch(f"{USERS}.add_one", counters[0], N_ROUNDS, who[0])
     while not who[0, 0]:
         time.sleep(0.01)
     line.send("begun")
@@ -244,7 +245,7 @@ def compute_while_servers_die(line: Line[Any], server: str) -> None:
     job.result()
     total = accelerator.launch("sum", counters).result()  # the same worker: nothing is asked of the lost connection
     line.send([np.unique(counters[0]).tolist(), np.unique(counters[1]).tolist() == [mine]])
-    line.send(int(total) == (40 + mine) * counters.shape[1])
+    line.send(int(total) == (N_ROUNDS + mine) * counters.shape[1])
     line.receive()
 
 
@@ -259,7 +260,7 @@ def test_a_worker_waits_for_the_successor_of_a_killed_server_and_loses_no_store(
             time.sleep(0.5)
             server.kill()
             server = stack.enter_context(LocalServer(path, ["--takeover"]))
-        assert owner.line.receive() == [[40], True]
+        assert owner.line.receive() == [[N_ROUNDS], True]
         assert owner.line.receive() is True
         with nopin.Device(str(path)) as watcher:
             assert next(each for each in watcher.stat() if each["kind"] == "dev")["internal_errors"] == 0
