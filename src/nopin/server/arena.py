@@ -43,9 +43,9 @@ _FLAGS = [(flags & FAULT_WRITE != 0, flags & FAULT_WP != 0, flags & FAULT_MINOR 
 """Of a fault's message: write, protected, minor."""
 _PAGEFAULT = EventKind.PAGEFAULT
 ROUNDS = 32
-_ROUNDS_SHARED = 2
-"""Where several processes map an arena. One on the server's CPU takes all its rounds, one on another CPU is slower to
-fault again and gets one a turn: with 32 to 1 an accelerator's worker beside a busy owner waited 4 ms for a page."""
+_ROUNDS_BESIDE_OTHERS = 2
+"""One on the server's CPU takes all its rounds, one on another CPU is slower to fault again and gets one a turn: with
+32 to 1 an accelerator's worker beside a busy owner waited 4 ms for a page."""
 
 _CLOSE_AGAIN_NS = 1000 * US_NS
 _FIRST_MAPPER: MapperNumber = 1
@@ -248,19 +248,21 @@ class Arena:
 
     # Messages
 
-    def read(self, mapper: Mapper) -> None:
-        """Answer what a process's userfaultfd has to say, and what it says then, up to `ROUNDS` times, fewer
-        where others map the arena, too.
+    def read(self, mapper: Mapper, *, alone: bool) -> None:
+        """Answer what a process's userfaultfd has to say, and what it says then, up to `ROUNDS` times.
 
         In between the CPU is offered: a toucher on the same CPU gets it, faults again, and is answered without a turn
         of the whole loop. Looking what a madvise is for takes as long as half a fault. Where no page is in swap it can
         be found out later as well (`mm.giving_up`), so the look is made once a burst only.
 
+        Args:
+            alone: no other process faults. Beside others it gets fewer rounds.
+
         Raises:
             UsageError: the process tampered with it.
         """
         began_ns = self._clock()
-        most = rounds = ROUNDS if len(self._machine.mappers) == 1 else _ROUNDS_SHARED
+        most = rounds = ROUNDS if alone else _ROUNDS_BESIDE_OTHERS
         while messages := mapper.read(look=rounds == most or self.pager.uses_swap):
             if mapper.worker:
                 self.faults_worker += len(messages)

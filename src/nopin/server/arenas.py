@@ -49,6 +49,7 @@ class Arenas:
         self._jobs = Jobs(_N_SWAP_THREADS)
         self._epoll = select.epoll()
         self._served: dict[int, tuple[Arena, Mapper]] = {}
+        self._only = -1  # the one userfaultfd that had something to say when they were last asked; -1: several had
         self._attended: dict[Arena, None] = {}
         self._soon: deque[Callable[[], None]] = deque()
         self._probe: Timer | None = None
@@ -97,12 +98,14 @@ class Arenas:
         return bool(self._attended or self._soon)
 
     def _on_faults(self, _mask: int) -> None:
-        for fd, _ in self._epoll.poll(0):
+        ready = self._epoll.poll(0)
+        before, self._only = self._only, ready[0][0] if len(ready) == 1 else -1
+        for fd, _ in ready:
             served = self._served.get(fd)
             if served is not None:
                 arena, mapper = served
                 try:
-                    arena.read(mapper)
+                    arena.read(mapper, alone=fd == before == self._only)
                 except UsageError as problem:
                     self.on_tampered(arena, mapper, problem)
 
