@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from random import Random
 
 from nopin.iommu.tickets import TURNS
+from nopin.mm.causes import Cause
+from nopin.mm.effects import PageRun
+from nopin.mm.space import Reason
 from nopin.model.device.observer import DeviceObserver
 from nopin.model.effects import Work
 from nopin.model.explore.world import Steps, World
@@ -17,6 +20,7 @@ from nopin.model.net.nic_host import NicHost
 from nopin.model.oracle.host_oracle import HostOracle
 from nopin.model.oracle.memory import words_of
 from nopin.model.oracle.violation import violate
+from nopin.ranges import Range
 from nopin.units import PAGE_BYTES
 
 LOSSES_MAX = 2
@@ -101,9 +105,6 @@ class Seen(DeviceObserver):
         self.read: set[tuple[int, int]] = set()
         self.written: set[tuple[int, int]] = set()
         self.shut = False
-        self.fault_raised = oracle.fault_raised  # type: ignore[method-assign]  # handed on as they are
-        self.fault_answered = oracle.fault_answered  # type: ignore[method-assign]
-        self.invalidation_returned = oracle.invalidation_returned  # type: ignore[method-assign]
 
     def device_read(self, device: str, process: Process, va: int, frame: int, data: bytes) -> None:
         """See `DeviceObserver`."""
@@ -116,6 +117,18 @@ class Seen(DeviceObserver):
         self._check(device, va)
         self._oracle.device_wrote(device, process, va, frame, data)
         self.written.update(words_of(va, data))
+
+    def fault_raised(self, device: str, process: Process, pages: PageRun, *, write: bool) -> None:
+        """See `DeviceObserver`."""
+        self._oracle.fault_raised(device, process, pages, write=write)
+
+    def fault_answered(self, device: str, process: Process, pages: PageRun, reason: Reason | None) -> None:
+        """See `DeviceObserver`."""
+        self._oracle.fault_answered(device, process, pages, reason)
+
+    def invalidation_returned(self, process: Process, device: str, pages: Sequence[Range], cause: Cause) -> None:
+        """See `DeviceObserver`."""
+        self._oracle.invalidation_returned(process, device, pages, cause)
 
     def _check(self, device: str, va: int) -> None:
         if self.shut:

@@ -58,7 +58,9 @@ def lowered(entry: Entry, *, shut: bool = False) -> Entry:
     if isinstance(entry, Swapped | Shut):
         return entry
     if isinstance(entry, Moving):
-        return Moving(entry.page, lowered(entry.was, shut=shut))  # type: ignore[arg-type]  # of what it can have been
+        was = lowered(entry.was, shut=shut)
+        assert not isinstance(was, Swapped | Moving), "what moves was in memory, and stays there"
+        return Moving(entry.page, was)
     if shut:
         if isinstance(entry, Present) and entry.dirty:
             entry.page.dirty = True

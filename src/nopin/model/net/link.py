@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -124,7 +125,7 @@ class Link:
             if fate is Fate.LATE:
                 late = _some(group, [number])
                 at_ns = arrives_ns + self.law.late_ns
-                self._scheduler.call_at(at_ns, f"{self._name} delivers late", lambda late=late: self._deliver(late))  # type: ignore[misc]
+                self._scheduler.call_at(at_ns, f"{self._name} delivers late", partial(self._deliver, late))
             elif fate is not Fate.LOSE:
                 in_time += [number] * (1 + (fate is Fate.TWICE))
         if in_time:
