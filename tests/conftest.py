@@ -124,6 +124,29 @@ def server(tmp_path: Path) -> Iterator[LocalServer]:
 
 
 @pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the servers of a test are found, one after the other."""
+    return tmp_path / "server.sock"
+
+
+@pytest.fixture
+def servers(path: Path) -> Iterator[list[LocalServer]]:
+    """The first server there; a test that kills it appends its successor. All are ended."""
+    started = [LocalServer(path)]
+    yield started
+    for each in started:
+        with contextlib.suppress(ProcessLookupError):
+            each.close()
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Iterator[Device]:
+    """A device of this process at a server of its own, which lives through the test."""
+    with LocalServer(tmp_path / "peer.sock") as running, Device(server=str(running.socket_path)) as opened:
+        yield opened
+
+
+@pytest.fixture
 def two_servers(tmp_path: Path) -> Iterator[tuple[LocalServer, LocalServer]]:
     """Two device servers: their clients reach each other only by RoCEv2 over loopback."""
     with LocalServer(tmp_path / "one.sock") as one, LocalServer(tmp_path / "two.sock") as two:

@@ -10,7 +10,6 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +63,6 @@ def take_userfaultfd_of_child(owner: PidFd, number: int) -> int:
                 return int(struct.unpack_from("<I", message, 8)[0])
     finally:
         os.close(uffd)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "server.sock"
-
-
-@pytest.fixture
-def servers(path: Path) -> Iterator[list[LocalServer]]:
-    """The servers of a test, one after the other; all are ended."""
-    started = [LocalServer(path)]
-    yield started
-    for server in started:
-        server.close()
 
 
 @pytest.mark.parametrize("lost", ["at once", "while it waits", "when the successor is there"])

@@ -20,29 +20,8 @@ N = 1 << 16
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "server.sock"
-
-
-@pytest.fixture
-def servers(path: Path) -> Iterator[list[LocalServer]]:
-    """The servers of a test, one after the other; all are ended."""
-    started = [LocalServer(path)]
-    yield started
-    for server in started:
-        server.close()
-
-
-@pytest.fixture
 def device(path: Path, servers: list[LocalServer]) -> Iterator[Device]:
     with Device(server=str(path)) as opened:
-        yield opened
-
-
-@pytest.fixture
-def peer(tmp_path: Path) -> Iterator[Device]:
-    """A device at a server of its own, which lives through the test."""
-    with LocalServer(tmp_path / "peer.sock") as server, Device(server=str(server.socket_path)) as opened:
         yield opened
 
 

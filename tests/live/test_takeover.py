@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,21 +171,6 @@ def kill(server: LocalServer) -> None:
     os.kill(server.pid, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(server.pid, 0)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "server.sock"
-
-
-@pytest.fixture
-def servers(path: Path) -> Iterator[list[LocalServer]]:
-    """The servers of a test, one after the other; all are ended."""
-    started: list[LocalServer] = [LocalServer(path)]
-    yield started
-    for server in started:
-        with contextlib.suppress(ProcessLookupError):
-            server.close()
 
 
 @pytest.mark.timeout(90)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +39,6 @@ def own_managed(line: Line[Any], socket_path: str) -> None:
     while True:
         at = line.receive()
         line.send(int(array[at]))
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "server.sock"
-
-
-@pytest.fixture
-def servers(path: Path) -> Iterator[list[LocalServer]]:
-    """The servers of a test, one after the other; all are ended."""
-    started = [LocalServer(path)]
-    yield started
-    for server in started:
-        server.close()
-
-
-@pytest.fixture
-def peer(tmp_path: Path) -> Iterator[Device]:
-    """A device of this process at a server of its own, which lives through the test."""
-    with LocalServer(tmp_path / "peer.sock") as server, Device(server=str(server.socket_path)) as device:
-        yield device
 
 
 def read_until_it_fails(remote: RemoteArray) -> None:

@@ -15,7 +15,8 @@ from nopin.control.packets import receive_packet
 from nopin.control.spin import SpinBudget
 from nopin.errors import ServerRefused
 from nopin.iommu.page_requests import PageRequest
-from nopin.mm.space import Absent, FaultResult, IoVec, Reason, Staging
+from nopin.mm.space import FaultResult, Reason
+from nopin.model.net.nothing import NothingMapped
 from nopin.server.limits import Limits, Usage
 from nopin.server.outbox import EVENTS_KEPT, Outbox
 from nopin.server.poller import Poller
@@ -150,10 +151,8 @@ def test_descriptors_of_unsent_replies_are_closed(pair: tuple[socket.socket, soc
         os.fstat(fd)
 
 
-class GatedSpace:
+class GatedSpace(NothingMapped):
     """An address space whose pages come when the test says so."""
-
-    gone = False
 
     def __init__(self, *, raises: bool = False) -> None:
         self.gate = threading.Event()
@@ -166,21 +165,6 @@ class GatedSpace:
         if self._raises:
             raise ProcessLookupError
         return FaultResult(end - start)
-
-    def read(self, address: int, length: int, staging: Staging, offset: int) -> int:
-        return 0
-
-    def write(self, address: int, length: int, staging: Staging, offset: int) -> int:
-        return 0
-
-    def read_v(self, remote: IoVec, staging: Staging, local: IoVec) -> int:
-        return 0
-
-    def write_v(self, remote: IoVec, staging: Staging, local: IoVec) -> int:
-        return 0
-
-    def absent(self, start: int, end: int, *, write: bool = False) -> Absent | None:
-        return None
 
     def close(self) -> None:
         self.gate.set()
