@@ -1,14 +1,13 @@
 """A queue pair as a client drives it, without sockets and processes: rings in memory, posts, polls.
 
-Client and device are one thread here, so nothing needs a fence, and nobody rings: whoever runs the NIC looks at the
-rings, or is told to.
+Client and device are one thread here, so nothing needs a fence. Whoever runs the NIC looks at the rings, or is rung.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -37,6 +36,10 @@ Sge = tuple[int, int, int]
 
 def no_fence() -> None:
     """Both ends of a ring are one thread here."""
+
+
+def no_bell() -> None:
+    """Whoever runs the NIC looks by itself."""
 
 
 def send_entry(
@@ -68,13 +71,18 @@ def recv_entry(sges: Sequence[Sge], *, wr_id: int = 0) -> bytes:
 
 @dataclass
 class Client:
-    """A queue pair and the client's ends of its rings; sends and receives complete on one queue."""
+    """A queue pair and the client's ends of its rings; sends and receives complete on one queue.
+
+    Attributes:
+        ring: called when a send has been posted, for a device that does not look by itself.
+    """
 
     nic: Nic
     qp: QueuePair
     sends: WorkProducer
     recvs: WorkProducer
     completions: CompletionConsumer
+    ring: Callable[[], None] = field(default=no_bell, kw_only=True)
 
     def post_send(
         self,
@@ -93,6 +101,7 @@ class Client:
         """
         entry = send_entry(opcode, sges, wr_id=wr_id, remote=remote, rkey=rkey, compare_add=compare_add)
         self.sends.post([entry])
+        self.ring()
 
     def post_receive(self, sges: Sequence[Sge], *, wr_id: int = 0) -> None:
         """Post a receive.

@@ -25,12 +25,12 @@ from nopin.model.device.faults import FaultPath
 from nopin.model.device.observer import DeviceObserver
 from nopin.model.effects import Gate, Pause, Procedure, Work
 from nopin.model.host.process import Process
-from nopin.model.net.client import ALL_RIGHTS, Client, Sge, make_client
+from nopin.model.net.client import ALL_RIGHTS, Client, make_client
 from nopin.model.net.fates import Fates, all_pass
 from nopin.model.net.network import Network
 from nopin.model.net.nic_memory import NicMemory
 from nopin.model.scheduler import Scheduler, Timer
-from nopin.nic.abi import Access, Discipline, WcStatus, WrOpcode
+from nopin.nic.abi import Access, Discipline, WcStatus
 from nopin.nic.events import AsyncEvent
 from nopin.nic.mr import Pd, Region
 from nopin.nic.nic import Nic
@@ -241,38 +241,16 @@ class HostClient:
 
     Attributes:
         client: its rings, and the queue pair.
+        post_send, post_recv: its own.
     """
 
     def __init__(self, host: NicHost, client: Client) -> None:
         self.host = host
         self.client = client
+        self.post_send = client.post_send
+        self.post_recv = client.post_receive
+        client.ring = host.kick
         self._gate: Gate | None = None
-
-    def post_send(
-        self,
-        opcode: WrOpcode,
-        sges: list[Sge],
-        *,
-        wr_id: int = 0,
-        remote: int = 0,
-        rkey: int = 0,
-        compare_add: int = 0,
-    ) -> None:
-        """Post a send, and ring.
-
-        Raises:
-            QueueFull: no entry is free.
-        """
-        self.client.post_send(opcode, sges, wr_id=wr_id, remote=remote, rkey=rkey, compare_add=compare_add)
-        self.host.kick()
-
-    def post_recv(self, sges: list[Sge], *, wr_id: int = 0) -> None:
-        """Post a receive.
-
-        Raises:
-            QueueFull: no entry is free.
-        """
-        self.client.post_receive(sges, wr_id=wr_id)
 
     def completions(self) -> Procedure[list[tuple[int, WcStatus]]]:
         """Wait for completions; returns at least one, as (wr_id, status)."""
