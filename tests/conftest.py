@@ -40,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_root: changes the system or needs a privilege; must undo it")
     config.addinivalue_line("markers", "needs_userfaultfd: needs userfaultfd events")
     config.addinivalue_line("markers", "needs_io_uring: needs io_uring registered buffers")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs have it, and children inherit
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _features.update({feature.name: feature for feature in probe_all()})
 
 
