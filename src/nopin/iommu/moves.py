@@ -13,8 +13,8 @@ import numpy as np
 
 from nopin.mm.space import ByteMemory, IoVec, Staging
 
-_REGULAR_MIN = 9
-"""From this many segments it pays to look whether they are regular."""
+FEW = 8
+"""Up to this many segments are handled one by one; with more it pays to look whether they are regular."""
 
 _TINY_BYTES = 64
 """Segments up to this length move quicker byte by byte in one call than one by one in many."""
@@ -30,17 +30,17 @@ def move(source: ByteMemory, there: Segments, target: ByteMemory, here: Segments
     Where segments of the target overlap, later bytes win.
     """
     n_there, n_here = len(there), len(here)
-    if n_there < _REGULAR_MIN > n_here or not (isinstance(source, Staging) and isinstance(target, Staging)):
+    if n_there <= FEW >= n_here or not (isinstance(source, Staging) and isinstance(target, Staging)):
         _walk(source, _as_list(there), target, _as_list(here))
         return
     there, here = np.asarray(there, np.uint64), np.asarray(here, np.uint64)
-    if n_there == 1 and n_here >= _REGULAR_MIN and _is_regular(here):
+    if n_there == 1 and _is_regular(here):
         start = int(there[0, 0])
         length = int(there[0, 1])
         _rows(target, here, source, start, length, scatter=True)
-    elif n_here == 1 and n_there >= _REGULAR_MIN and _is_regular(there):
+    elif n_here == 1 and _is_regular(there):
         _rows(source, there, target, int(here[0, 0]), int(here[0, 1]), scatter=False)
-    elif n_there == n_here >= _REGULAR_MIN and _is_tiny(there, here):
+    elif n_there == n_here and _is_tiny(there, here):
         index = np.arange(int(there[0, 1]), dtype=np.int64)
         target.array[here[:, :1].astype(np.int64) + index] = source.array[there[:, :1].astype(np.int64) + index]
     else:

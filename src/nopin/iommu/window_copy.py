@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nopin.iommu.moves import move
+from nopin.iommu.moves import FEW, move
 from nopin.iommu.relay import Relayed
 from nopin.iommu.windows import Part, WindowedSpace, page_run
 from nopin.mm.space import IoVec, Staging
@@ -19,9 +19,6 @@ from nopin.units import PAGE_SHIFT
 
 Segments = Sequence[Sequence[int]]
 """Addresses and lengths."""
-
-_FEW = 8
-"""Up to this many segments are handled one by one."""
 
 _PAGES_MAX = 4096
 """An irregular list of more pages than this is handled part by part, so that a list of them stays small."""
@@ -35,7 +32,7 @@ def parts_of(space: WindowedSpace, segments: Segments) -> Iterator[Part]:
 
 def copy_in_window(space: WindowedSpace, remote: IoVec, staging: Staging, local: IoVec, *, write: bool) -> int | None:
     """Copy a list that lies in one window and is all held; None if it is not such a list, and nothing was done."""
-    if len(remote) <= _FEW:
+    if len(remote) <= FEW:
         return _copy_few(space, remote.tolist(), staging, local, write=write)
     lengths = remote[:, 1]
     first = int(remote[:, 0].min())
@@ -75,7 +72,7 @@ def _copy_few(
         total += length
     for at, length in places:
         mirror.use(*page_run(at, length), write=write)
-    memory, there = window.arena.memory, local.tolist() if len(local) <= _FEW else local
+    memory, there = window.arena.memory, local.tolist() if len(local) <= FEW else local
     if write:
         move(staging, there, memory, places)
     else:
