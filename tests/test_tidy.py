@@ -12,10 +12,11 @@ SOURCE = Path(__file__).parent.parent / "src" / "nopin"
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "units": set(),
+    "codes": set(),
     "ranges": {"errors", "units"},
-    "mm": {"errors", "units", "ranges"},
+    "mm": {"errors", "units", "codes", "ranges"},
     "iommu": {"errors", "units", "ranges", "mm"},
-    "nic": {"errors", "units", "ranges", "mm", "iommu"},
+    "nic": {"errors", "units", "codes", "ranges", "mm", "iommu"},
     "linux": {"errors", "units", "ranges", "mm"},
     "link": {"errors", "units", "mm", "nic", "linux"},
     "control": {"errors", "units", "nic"},

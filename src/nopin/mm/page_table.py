@@ -15,15 +15,14 @@ Both grow with the pages used, not with the arena: untouched parts of the arrays
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import numpy as np
 from numpy.typing import NDArray
 
+from nopin.codes import Code
 from nopin.mm.space import Bytes
 
 
-class PageState(IntEnum):
+class PageState(Code):
     """What a page is."""
 
     EMPTY = 0

@@ -7,12 +7,14 @@ because the client owns that memory and may change it at any time.
 
 from __future__ import annotations
 
-from enum import IntEnum, IntFlag
+from enum import IntFlag
 
 import numpy as np
 
+from nopin.codes import Code
 
-class WcStatus(IntEnum):
+
+class WcStatus(Code):
     """Completion status (``ibv_wc_status``)."""
 
     SUCCESS = 0
@@ -39,7 +41,7 @@ class WcStatus(IntEnum):
     GENERAL_ERR = 21
 
 
-class WcOpcode(IntEnum):
+class WcOpcode(Code):
     """What completed (``ibv_wc_opcode``)."""
 
     SEND = 0
@@ -60,7 +62,7 @@ class WcFlags(IntFlag):
     WITH_INV = 8
 
 
-class WrOpcode(IntEnum):
+class WrOpcode(Code):
     """Send work request operations (``ibv_wr_opcode``)."""
 
     RDMA_WRITE = 0
@@ -94,7 +96,7 @@ class Access(IntFlag):
     ON_DEMAND = 64
 
 
-class Discipline(IntEnum):
+class Discipline(Code):
     """How a region's pages are held; selectable so that they can be compared on the same work."""
 
     ON_DEMAND = 0
@@ -105,7 +107,7 @@ class Discipline(IntEnum):
     """Frames held from registration to deregistration (a real long-term pin)."""
 
 
-class QpState(IntEnum):
+class QpState(Code):
     """Queue pair state (``ibv_qp_state``)."""
 
     RESET = 0
@@ -117,7 +119,7 @@ class QpState(IntEnum):
     ERR = 6
 
 
-class AsyncEventType(IntEnum):
+class AsyncEventType(Code):
     """Asynchronous events; up to 19 as ``ibv_event_type``, from 1000 on nopin's own."""
 
     CQ_ERR = 0

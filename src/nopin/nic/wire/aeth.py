@@ -8,9 +8,9 @@ Source: IBTA volume 1, section 9.7.5.2 and tables 44 to 47.
 from __future__ import annotations
 
 import struct
-from enum import IntEnum
 from typing import NamedTuple
 
+from nopin.codes import Code
 from nopin.nic.wire.opcodes import AETH_BYTES
 
 _AETH = struct.Struct(">I")
@@ -24,7 +24,7 @@ SYNDROME_ACK = 0x1F
 _VALUE_MASK = 0x1F
 
 
-class SyndromeKind(IntEnum):
+class SyndromeKind(Code):
     """Bits 7-5 of a syndrome; 2 and above 3 are reserved."""
 
     ACK = 0
@@ -32,7 +32,7 @@ class SyndromeKind(IntEnum):
     NAK = 3
 
 
-class Nak(IntEnum):
+class Nak(Code):
     """Whole syndrome byte of each negative acknowledgement that is not RNR."""
 
     SEQUENCE_ERROR = 0x60

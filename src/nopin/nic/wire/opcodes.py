@@ -8,11 +8,12 @@ Source: IBTA volume 1, section 9.2 (opcode table); values as seen on Linux Soft-
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nopin.codes import Code
 
 BTH_BYTES = 12
 RETH_BYTES = 16
@@ -33,7 +34,7 @@ CNP_OPCODE = 0x81
 """Congestion notification packet: not RC, so not an `Opcode`, but every RoCEv2 end may receive one."""
 
 
-class Opcode(IntEnum):
+class Opcode(Code):
     """Opcode byte of a reliable connection packet."""
 
     SEND_FIRST = 0x00
