@@ -14,17 +14,17 @@ from nopin.iommu.access import PARKED, Access, Span
 from nopin.iommu.managed import Fault, ManagedAccess, RunFault
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
 from nopin.iommu.pasid import PasidTable
-from nopin.iommu.relay import Copy, Place, Relay, Relayed, relay_in_turn, relay_once
+from nopin.iommu.relay import Copy, Place, Relay, Relayed, relay_in_turn, relay_once, start_of
 from nopin.iommu.windows import DeviceArena, Window
 from nopin.mm.space import Absent, AddressSpace, FaultResult, IoVec, Staging
 from nopin.ranges import Range, coalesce
-from nopin.units import U64_MAX
+from nopin.units import PAGE_BYTES, U64_MAX
 
 _SPAN_LIMIT = 2 << 20
 """Scatter lists within this span are looked up in one scan, the gaps included: a scan of 512 present pages
 costs about as much as two small scans."""
 
-_SHORT_BYTES = 64 << 10
+SHORT_BYTES = 64 << 10
 """Not worth a relay. Every staging buffer holds as much."""
 
 
@@ -177,12 +177,30 @@ class Iommu:
         unseen = self._requests.lets_through(source.waiter) or self._requests.lets_through(target.waiter)
         self._requests.settle(source.waiter)
         self._requests.settle(target.waiter)
-        if length <= _SHORT_BYTES:
+        if length <= SHORT_BYTES:
             places = source_space, source.address, target_space, target.address
             return relay_once(*places, length, staging, grain)
         relay = relay_in_turn if unseen else self._relay  # what may be slow is no work for two
         copy = Copy(Place(source_space, source.address), Place(target_space, target.address), length)
         return relay((copy,), staging, grain)
+
+    def copy_present(
+        self, source_pasid: int, source: int, target_pasid: int, target: int, length: int, staging: Staging
+    ) -> bool:
+        """Copy a short range from space to space, if all of it is there and lets itself be copied.
+
+        False: nothing was decided or counted, and `relay`, which finds out why, may copy the same again.
+        Requires: 0 < `length` <= `SHORT_BYTES`.
+        """
+        source_space, target_space = self._plain.get(source_pasid), self._plain.get(target_pasid)
+        if source_space is None or target_space is None or self._requests.any_resumed:
+            return False
+        if source_space.absent(source, source + length) or target_space.absent(target, target + length, write=True):
+            return False
+        at = start_of(source, target, staging.address) if length > PAGE_BYTES else 0
+        if source_space.read(source, length, staging, at) < length:
+            return False
+        return target_space.write(target, length, staging, at) == length
 
     def relay_run(self, spans: Iterable[tuple[Span, Span, int]], staging: Staging, grain: int) -> int:
         """Copy several (source, target, length) one after the other, as far as they need not wait for pages.

@@ -116,6 +116,11 @@ class PageRequests:
                 self._backlog.append(backlogged)
                 self._await_one_more(waiter)
 
+    @property
+    def any_resumed(self) -> bool:
+        """True if anybody was resumed and has not accessed anything since."""
+        return bool(self._n_parks)
+
     def was_resumed(self, waiter: Hashable) -> bool:
         """True if `waiter` was resumed and has not accessed anything since."""
         return waiter in self._n_parks

@@ -24,6 +24,10 @@ _MAX_ROWS = 512
 _SIZE, _START, _END, _WALK_END, _VEC, _VEC_LEN = 0, 2, 3, 4, 5, 6
 _INVERTED, _MASK, _RETURN = 8, 9, 11
 
+_PRESENT_BYTE = 1 << 7  # of the last byte of an entry
+_FEW_PAGES = 16
+"""Up to here a read of the table costs half of what a scan costs, and nearly always finds all present."""
+
 _ENTRY_PRESENT = np.uint64(1 << 63)
 _ENTRY_SWAPPED = np.uint64(1 << 62)
 _READ_PAGES = 1 << 16
@@ -72,6 +76,10 @@ class Pagemap:
             ProcessLookupError: the address space is gone: the process has ended, or become another program.
         """
         try:
+            if end - start <= _FEW_PAGES * PAGE_BYTES:
+                entries = os.pread(self._fd, (end - start) // PAGE_BYTES * 8, start // PAGE_BYTES * 8)
+                if entries and min(entries[7::8]) >= _PRESENT_BYTE:
+                    return []
             if not self.has_scan:
                 return self._absent_by_entries(start, end)
             n_rows = self._scan(start, end)

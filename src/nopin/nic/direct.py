@@ -7,8 +7,9 @@ A message is copied chunk by chunk (`direct_copy.py`); it parks between chunks.
 
 from __future__ import annotations
 
+from nopin.iommu.iommu import SHORT_BYTES
 from nopin.nic import atomics
-from nopin.nic.abi import AsyncEventType, QpState, SendFlags, WcFlags, WcOpcode, WcStatus, WrOpcode
+from nopin.nic.abi import AsyncEventType, Discipline, QpState, SendFlags, WcFlags, WcOpcode, WcStatus, WrOpcode
 from nopin.nic.completer import NAK_STATUS, finish_with_error, wait_for_receiver
 from nopin.nic.core import Core, recv_done, send_done, take_recv
 from nopin.nic.direct_copy import LocalFault, move
@@ -66,7 +67,7 @@ def advance(core: Core, qp: QueuePair, now: int) -> None:
         run = copy_run(core, qp, peer) if work.length >= LONG_BYTES else []
         if run:
             _establish(core, peer)
-        elif not _carry_out(core, qp, peer, work, now):
+        elif not _copied_at_once(core, peer, work) and not _carry_out(core, qp, peer, work, now):
             return
         for done in run or [work]:
             _complete(core, qp, done)
@@ -89,6 +90,32 @@ def _no_answer(qp: QueuePair, now: int) -> None:
     wait = timeout_ns(qp)
     if qp.send.deadline is None and wait is not None:
         qp.send.deadline = now + wait
+
+
+def _copied_at_once(core: Core, peer: QueuePair, work: SendWork) -> bool:
+    """Carry out a short READ or WRITE of one range, if nothing at all is special about it.
+
+    False leaves it to the general way, which finds out what is. This is what latency is made of: a third of its time.
+    """
+    if work.opcode is WrOpcode.RDMA_READ:
+        if not peer.attr.max_dest_rd_atomic:
+            return False
+        need, read = REMOTE_READ, True
+    elif work.opcode is WrOpcode.RDMA_WRITE:
+        need, read = REMOTE_WRITE, False
+    else:
+        return False
+    length = work.length
+    if len(work.pieces) != 1 or length > SHORT_BYTES or work.done_bytes or need & ~(peer.attr.access or 0):
+        return False
+    (local,) = work.pieces
+    ours, theirs = local.region, core.regions.check(work.rkey, peer.pd, work.remote_address, length, need)
+    if theirs is None or not ours.alive or Discipline.SHORT_TERM in (ours.discipline, theirs.discipline):
+        return False
+    their_va = work.remote_address - theirs.iova + theirs.start
+    if read:
+        return core.iommu.copy_present(theirs.pasid, their_va, ours.pasid, local.va, length, core.plan.staging)
+    return core.iommu.copy_present(ours.pasid, local.va, theirs.pasid, their_va, length, core.plan.staging)
 
 
 def _carry_out(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork, now: int) -> bool:

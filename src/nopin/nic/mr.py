@@ -64,10 +64,6 @@ class Region:
         """Translate an iova inside the region to the process's virtual address."""
         return address - self.iova + self.start
 
-    def holds(self, address: int, length: int) -> bool:
-        """Tell whether [address, address + length) lies inside. Python integers do not wrap."""
-        return self.iova <= address and address + length <= self.iova + (self.end - self.start)
-
 
 class RegionTable:
     """All regions of the device by key.
@@ -134,10 +130,11 @@ class RegionTable:
 
     def check(self, key: int, pd: Pd, address: int, length: int, need: int) -> Region | None:
         """Return the region if key, domain, rights and range allow the access, else None."""
-        region = self.find(key, pd)
-        if region is None or need & ~region.access or not region.holds(address, length):
+        region = self._by_key.get(key)
+        if region is None or not region.alive or region.pd is not pd or need & ~region.access:
             return None
-        return region
+        offset = address - region.iova  # Python integers do not wrap
+        return region if 0 <= offset <= region.end - region.start - length else None
 
     def invalidate(self, rkey: int, pd: Pd) -> bool:
         """Carry out SEND with invalidate: the region stays registered, its key opens nothing any more."""

@@ -162,19 +162,6 @@ class CompletionProducer(_Ring):
         self._consumer_seen = 0
         self._fresh = ARMED_NO  # the strongest kind of completion pushed since the last `fired`
 
-    @property
-    def room(self) -> int:
-        """Completions that fit.
-
-        Raises:
-            RingCorrupt: the client's consumer index is impossible.
-        """
-        consumer = self._index[_CONSUMER]
-        if not self._consumer_seen <= consumer <= self._next:
-            raise RingCorrupt(f"completion ring: consumer index {consumer} of {self._next} produced")
-        self._consumer_seen = consumer
-        return self.depth - (self._next - consumer)
-
     def push(
         self,
         wr_id: int,
@@ -188,14 +175,24 @@ class CompletionProducer(_Ring):
         *,
         solicited: bool = False,
     ) -> bool:
-        """Write one completion; False if the ring is full (overrun: the completion is lost)."""
-        if self.room <= 0:
+        """Write one completion; False if the ring is full (overrun: the completion is lost).
+
+        Raises:
+            RingCorrupt: the client's consumer index is impossible.
+        """
+        at, consumer = self._next, self._index[_CONSUMER]
+        if not self._consumer_seen <= consumer <= at:
+            raise RingCorrupt(f"completion ring: consumer index {consumer} of {at} produced")
+        self._consumer_seen = consumer
+        if at - consumer >= self.depth:
             return False
-        start = (self._next & self._mask) * CQE_BYTES
+        start = (at & self._mask) * CQE_BYTES
         _CQE.pack_into(self._bytes, start, wr_id, status, opcode, byte_len, imm, qp_num, src_qp, wc_flags, 0)
-        self._next += 1
-        self._index[_PRODUCER] = self._next
-        self._fresh = max(self._fresh, ARMED_SOLICITED if solicited or status else ARMED_NEXT)
+        self._index[_PRODUCER] = self._next = at + 1
+        if solicited or status:
+            self._fresh = ARMED_SOLICITED
+        elif self._fresh == ARMED_NO:
+            self._fresh = ARMED_NEXT
         return True
 
     def fired(self) -> bool:
