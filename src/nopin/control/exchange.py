@@ -55,6 +55,10 @@ class Attach(Frame, tag="attach"):
     replaces: int  # no default: what a damaged message lacks must not be filled in before the proof is looked at
     proof: bytes = b""
 
+    def is_replaced_by(self, later: Attach) -> bool:
+        """Tell whether a peer asks for another connection in place of the one that it got by this."""
+        return (self.gid, self.port, self.qpn) == (later.gid, later.port, later.replaces)
+
 
 class Attached(Frame, tag="attached"):
     """The peer is connected.

@@ -92,8 +92,7 @@ class Responder:
 
     def is_replaced_by(self, attach: Attach) -> bool:
         """Tell whether the peer asks for another one in place of this."""
-        theirs = self._peer
-        return (theirs.gid, theirs.port, theirs.qpn) == (attach.gid, attach.port, attach.replaces)
+        return self._peer.is_replaced_by(attach)
 
     def revoke(self) -> None:
         """Take the peer's rights away: from now on its requests get access errors."""

@@ -6,8 +6,8 @@ A connection breaks when a device server is killed: that of the share's owner, o
 outlives that (`server.orphans`), so an attachment attaches again by the same URL, for a bounded time. A share that was
 withdrawn, or whose owner ended, is told of, and is not looked for.
 
-What was under way is posted again: a READ brings what is there now; a WRITE stores the same bytes, so it may have been
-carried out twice. An atomic that the device may have begun cannot be repeated: it raises, and has happened or not.
+What was under way is posted again, but for atomics that the device may have begun: those raise, and have happened or
+not. What is repeated, and in which order, is decided in `control.mending`; here are the lock, the thread and the waits.
 
 There is a thread only while the connection is mended. It knows nothing of the array, so that a dropped one is noticed.
 """
@@ -20,10 +20,9 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from nopin.control.exchange import Attached
+from nopin.control.mending import Mending, is_final, is_same_array
 from nopin.control.url import ShareUrl
-from nopin.errors import AttachRefused, Closed, NopinError, RegionGone, ServerGone
-from nopin.nic.abi import WrOpcode
+from nopin.errors import Closed, NopinError, RegionGone, ServerGone
 from nopin.units import S_NS
 from nopin.verbs.connect import connect
 from nopin.verbs.connection import Connection, PeerLost
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 _PAUSE_FIRST_S, _PAUSE_LAST_S = 0.005, 0.2
 _TRY_S = 5.0
 """For one try."""
-_REPEATABLE = (WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE)
 
 
 class Attachment:
@@ -62,9 +60,7 @@ class Attachment:
         self._url = url
         self._patience_s = patience_s
         self._changed = threading.Condition(threading.Lock())
-        self._dead: NopinError | None = None
-        self._is_mending = False
-        self._pending: list[Task] = []
+        self._mending: Mending[Task] = Mending()  # under that lock
         self._futures: set[asyncio.Future[None]] = set()
         self._array: weakref.ref[DeviceObject] | None = None
         self._connection, self.told = device.lifeline.through(
@@ -91,10 +87,10 @@ class Attachment:
         task = Task(operation, pieces, keep)
         while not self._connection.transfers.submit(task):
             with self._changed:
-                if self._dead is not None:
-                    raise self._dead
+                if self._mending.dead is not None:
+                    raise self._mending.dead
                 if self._connection.transfers.dead is not None:
-                    self._pending.append(task)
+                    self._mending.hold(task)
                     return
 
     def progress(self) -> bool:
@@ -131,15 +127,12 @@ class Attachment:
     def abandon(self, error: NopinError) -> None:
         """Be dead in a forked child: rings and descriptors are the parent's, locks may be held by nobody."""
         self._changed = threading.Condition(threading.Lock())
-        self._dead = error
         self._connection.transfers.abandon(error)
-        pending, self._pending = self._pending, []
-        fail_all(pending, error)
+        fail_all(self._mending.end(error), error)
 
     def _end(self, error: NopinError, tasks: list[Task]) -> None:
         with self._changed:
-            self._dead = self._dead or error
-            tasks, self._pending = tasks + self._pending, []
+            tasks = tasks + self._mending.end(error)
         fail_all(tasks, error)
         self._tell_waiters()
 
@@ -165,19 +158,14 @@ class Attachment:
         if not isinstance(error, PeerLost | ServerGone) or not self._patience_s:
             self._end(error, tasks)
             return
-        begun = [each for each in tasks if each.n_posted and each.pieces.opcode not in _REPEATABLE]
         with self._changed:
-            is_over = self._dead is not None
-            if not is_over:
-                self._pending += [each for each in tasks if each not in begun]
-                if not self._is_mending:
-                    self._is_mending = True
-                    threading.Thread(target=self._mend, args=(error,), name="nopin-attach-again", daemon=True).start()
-        for each in begun:
+            broken = self._mending.broke(tasks)
+        if broken.begins:
+            threading.Thread(target=self._mend, args=(error,), name="nopin-attach-again", daemon=True).start()
+        for each in broken.doubtful:
             text = f"{each.operation.what}: the connection broke, and nobody knows whether it was carried out ({error})"
             each.operation.fail(RegionGone(text))
-        if is_over:
-            fail_all([each for each in tasks if each not in begun], error)
+        fail_all(broken.over, error)
         self._connection.transfers.let_go_of_loops(_nothing)
         self._tell_waiters()
 
@@ -190,13 +178,13 @@ class Attachment:
 
     def _attach_again(self, why: NopinError) -> None:
         deadline, pause_s = time.monotonic() + self._patience_s, _PAUSE_FIRST_S
-        while self._dead is None:
+        while self._mending.dead is None:
             try:
                 connection, told = connect(
                     self._device, self._url, _TRY_S, self._connection_ended, self._connection.qp.qpn
                 )
             except NopinError as problem:
-                if isinstance(problem, AttachRefused) and problem.code != "limit":
+                if is_final(problem):
                     self._end(RegionGone(f"the shared region is gone: {why}; attaching again: {problem}"), [])
                 elif time.monotonic() >= deadline:
                     text = f"{why}; attaching again failed for {self._patience_s:g} s: {problem}"
@@ -204,7 +192,7 @@ class Attachment:
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, _PAUSE_LAST_S)
                 continue
-            if _place(told) != _place(self.told):
+            if not is_same_array(told, self.told):
                 self._end(RegionGone("the shared region is gone: another array is there now"), [])
             if self._go_on_with(connection):
                 return
@@ -214,18 +202,16 @@ class Attachment:
         """Post again, in order, what was under way; then be for everybody. False if this one has ended, too."""
         while True:
             with self._changed:
-                if self._dead is not None or connection.transfers.dead is not None:
+                if self._mending.dead is not None or connection.transfers.dead is not None:
                     return False
-                if not self._pending:
+                tasks = self._mending.take()
+                if not tasks:
                     before, self._connection = self._connection, connection
-                    self._is_mending = False
                     break
-                tasks, self._pending = sorted(self._pending, key=lambda task: task.serial), []
             for at, task in enumerate(tasks):
-                task.n_posted = 0
                 if not connection.transfers.submit(task):
                     with self._changed:
-                        self._pending += tasks[at:]
+                        self._mending.put_back(tasks[at:])
                     return False
         array = self._array() if self._array is not None else None
         if array is not None and not array.closed:
@@ -236,10 +222,6 @@ class Attachment:
                 future.get_loop().call_soon_threadsafe(self._attend, future)
         before.close(Closed("this connection was replaced"))
         return True
-
-
-def _place(told: Attached) -> tuple[object, ...]:
-    return told.dtype, told.shape, told.strides, told.address, told.access
 
 
 def _nothing() -> None:

@@ -92,6 +92,11 @@ class Task:
     n_posted: int = 0
     serial: int = field(default_factory=itertools.count().__next__)
 
+    @property
+    def opcode(self) -> WrOpcode:
+        """Of all its pieces."""
+        return self.pieces.opcode
+
 
 class _Posted(NamedTuple):
     task: Task
