@@ -31,12 +31,12 @@ class Lane:
 
     Attributes:
         holder: the task that has it.
-        queue: (task, value) of those that could go on but for the lane.
+        queue: tasks that could go on but for the lane.
     """
 
     name: str
     holder: Any = None
-    queue: deque[tuple[Any, Any]] = field(default_factory=deque)
+    queue: deque[Any] = field(default_factory=deque)
 
 
 @dataclass(slots=True, eq=False)

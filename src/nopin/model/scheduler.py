@@ -1,13 +1,13 @@
 """The scheduler: virtual time, and who goes next.
 
 Everything that happens on the modelled machine is a *step*: a task (a procedure that yields effects) runs from one
-yield to the next, or a callback is called. Steps lie in a heap by (time, number); time is an integer of nanoseconds,
-the number counts how many were put there, so a tie is resolved by order of insertion and by nothing else. No clock, no
-thread, no hash of an object has a say.
+yield to the next, or a callback is called. Steps that are due now are *ready*, in a queue; later ones lie in a heap by
+(time, number). Time is an integer of nanoseconds, the number counts how many were put there, so a tie is resolved by
+order of insertion and by nothing else. No clock, no thread, no hash of an object has a say.
 
-**Two ways to run.** Without a chooser the heap alone decides: the run is a simulation, and every cost counts. With a
-chooser, all steps that are due are *ready*, and the chooser picks one: the run is one interleaving of many. Modelled
-code that is explored costs nothing, so everything but timers is due at once.
+**Two ways to run.** Without a chooser the first that is ready goes next: the run is a simulation, and every cost
+counts. With a chooser, it picks any that is ready: the run is one interleaving of many. Modelled code that is explored
+costs nothing, so everything but timers is due at once.
 
 **Effects.** The scheduler performs those about order and time (`Work`, `Backoff`, `Pause`, `Open`, `Quiesce`,
 `Acquire`, `Release`); the others go to the port the task was spawned with, which answers with a result and a cost, or
@@ -17,15 +17,17 @@ with `LATER` and resumes the task itself when, say, its medium is done.
 up: `Backoff`, `Pause`, `Quiesce`, `Acquire`, and `LATER`. What only costs keeps it, which is how the steps of a pager
 stay together although processes run between them, and how a busy loop makes others late.
 
-Invariant: a task is in exactly one place: in the heap or among the ready, in a lane's queue, at a gate, lock or fence,
-or in its port's hands.
+Invariants: a task is in exactly one place: in the heap or among the ready, in a lane's queue, at a gate, lock or fence,
+or in its port's hands; so what its procedure is sent next lies with the task. Everything in the heap is due later than
+now: when time passes, all that is due then becomes ready at once, and what is put there afterwards comes behind it.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, final
 
 from nopin.mm.effects import Backoff, Gate, Open, Pause, Quiesce
 from nopin.model.choice import Chooser
@@ -64,17 +66,19 @@ class NoPort:
         raise AssertionError(f"{task.name} yields {effect!r}, and nobody carries that out")
 
 
+@final
 class Task:
     """A procedure on its way.
 
     Attributes:
         name: stable from run to run; unique among tasks alive at a time.
+        value: what its procedure is sent when it goes on.
         waits_for: the effect it waits for, while it does.
         ended: it returned, or was dropped.
         result: what it returned.
     """
 
-    __slots__ = ("done", "ended", "lane", "name", "port", "procedure", "result", "waits_for")
+    __slots__ = ("done", "ended", "lane", "name", "port", "procedure", "result", "send", "value", "waits_for")
 
     def __init__(
         self,
@@ -86,14 +90,17 @@ class Task:
     ) -> None:
         self.name = name
         self.procedure = procedure
+        self.send = procedure.send
         self.port = port
         self.lane = lane
         self.done = done
+        self.value: Any = None
         self.waits_for: Any = None
         self.ended = False
         self.result: Any = None
 
 
+@final
 class Timer:
     """A callback on its way; `cancel` takes it back."""
 
@@ -108,7 +115,7 @@ class Timer:
         self.callback = None
 
 
-_Entry = tuple[int, int, Task | Timer, Any]
+_Step = Task | Timer
 
 
 class Scheduler:
@@ -130,8 +137,8 @@ class Scheduler:
         self.chooser = chooser
         self.trace = trace
         self.after_step: Callable[[], None] | None = None
-        self._heap: list[_Entry] = []
-        self._ready: list[_Entry] = []
+        self._heap: list[tuple[int, int, _Step]] = []
+        self._ready: deque[_Step] = deque()
         self._n_put = 0
         self._no_port = NoPort()
 
@@ -153,20 +160,21 @@ class Scheduler:
             done: called with what it returns, in its last step.
         """
         task = Task(name, procedure, port or self._no_port, lane, done)
-        self._put(self.now_ns, task, None)
+        self._ready.append(task)
         return task
 
     def call_at(self, at_ns: int, name: str, callback: Callable[[], None]) -> Timer:
         """Call back at a time, now at the earliest."""
         timer = Timer(name, callback)
-        self._put(max(at_ns, self.now_ns), timer, None)
+        self._put(at_ns, timer)
         return timer
 
     def resume(self, task: Task, result: Any = None, *, delay_ns: int = 0) -> None:
         """Go on with a task that was told `LATER`, or waits for something of a caller's own."""
         assert task.waits_for is not None or task.ended, f"{task.name} waits for nothing"
         if not task.ended:
-            self._put(self.now_ns + delay_ns, task, result)
+            task.value = result
+            self._put(self.now_ns + delay_ns, task)
 
     def drop(self, task: Task) -> None:
         """Have a task never go on, wherever it is: its process was killed. Twice is fine.
@@ -180,9 +188,12 @@ class Scheduler:
         """Have an open outcome decided; the first option where nobody chooses."""
         return 0 if self.chooser is None else self.chooser.choose(site, options)
 
-    def _put(self, at_ns: int, what: Task | Timer, value: Any) -> None:
-        self._n_put += 1
-        heapq.heappush(self._heap, (at_ns, self._n_put, what, value))
+    def _put(self, at_ns: int, what: _Step) -> None:
+        if at_ns <= self.now_ns:
+            self._ready.append(what)
+        else:
+            self._n_put += 1
+            heapq.heappush(self._heap, (at_ns, self._n_put, what))
 
     # Running
 
@@ -202,85 +213,72 @@ class Scheduler:
 
     def step(self, *, until_ns: int | None = None) -> bool:
         """Take one step; False when there is none (until then)."""
-        entry = self._next_in_order(until_ns) if self.chooser is None else self._next_chosen(self.chooser, until_ns)
-        if entry is None:
+        what = self._next_in_order(until_ns) if self.chooser is None else self._next_chosen(self.chooser, until_ns)
+        if what is None:
             return False
-        at_ns, _, what, value = entry
-        if at_ns > self.now_ns:
-            self.now_ns = at_ns
         self.n_steps += 1
-        if isinstance(what, Task):
-            self._advance(what, value)
+        if type(what) is Task:
+            self._advance(what)
         else:
             self._call(what)
         if self.after_step is not None:
             self.after_step()
         return True
 
-    def _next_in_order(self, until_ns: int | None) -> _Entry | None:
-        while self._heap:
-            if until_ns is not None and self._heap[0][0] > until_ns:
-                return None
-            entry = heapq.heappop(self._heap)
-            if self._may_go(entry):
-                return entry
+    def _next_in_order(self, until_ns: int | None) -> _Step | None:
+        ready = self._ready
+        while ready or self._pass_time(until_ns):
+            what = ready.popleft()
+            if type(what) is not Task:
+                if what.callback is not None:
+                    return what
+            elif not what.ended and (what.lane is None or _enter(what.lane, what)):
+                return what
         return None
 
-    def _next_chosen(self, chooser: Chooser, until_ns: int | None) -> _Entry | None:
-        self._gather(self.now_ns)
-        candidates = [entry for entry in self._ready if not _held_up(entry[2])]
+    def _next_chosen(self, chooser: Chooser, until_ns: int | None) -> _Step | None:
+        candidates = self._candidates()
         while not candidates:  # time passes; a lane may be held by a step that is only due later
-            if not self._heap or (until_ns is not None and self._heap[0][0] > until_ns):
+            if not self._pass_time(until_ns):
                 assert self._heap or not self._ready, "steps wait for a lane whose holder waits for nothing"
                 return None
-            self._gather(self._heap[0][0])
-            candidates = [entry for entry in self._ready if not _held_up(entry[2])]
+            candidates = self._candidates()
         later = self._soonest_later(until_ns) if chooser.jumps else None
-        if later is not None:
+        if later is not None and not _held_up(later):
             candidates.append(later)
         index = 0
         if len(candidates) > 1:
-            index = chooser.choose("next", [entry[2].name for entry in candidates])
+            index = chooser.choose("next", [what.name for what in candidates])
         chosen = candidates[index]
         if chosen is later:
-            self._heap.remove(chosen)
-            heapq.heapify(self._heap)
-        else:
-            self._ready.remove(chosen)
-        if isinstance(chosen[2], Task) and chosen[2].lane is not None:
-            chosen[2].lane.holder = chosen[2]
+            self._pass_time(until_ns)
+        self._ready.remove(chosen)
+        if type(chosen) is Task and chosen.lane is not None:
+            chosen.lane.holder = chosen
         return chosen
 
-    def _gather(self, now_ns: int) -> None:
-        """Move what is due to the ready ones; with a chooser they queue for lanes there, so that it sees them all."""
-        while self._heap and self._heap[0][0] <= now_ns:
-            entry = heapq.heappop(self._heap)
-            if not _is_void(entry[2]):
-                self._ready.append(entry)
-        self._ready = [entry for entry in self._ready if not _is_void(entry[2])]
+    def _candidates(self) -> list[_Step]:
+        """Forget what is void among the ready, and return who of the rest is not held up."""
+        self._ready = deque(what for what in self._ready if not _is_void(what))
+        return [what for what in self._ready if not _held_up(what)]
 
-    def _soonest_later(self, until_ns: int | None) -> _Entry | None:
-        while self._heap and _is_void(self._heap[0][2]):
-            heapq.heappop(self._heap)
-        if not self._heap or (until_ns is not None and self._heap[0][0] > until_ns) or _held_up(self._heap[0][2]):
-            return None
-        return self._heap[0]
-
-    def _may_go(self, entry: _Entry) -> bool:
-        """Tell whether a step can be taken; one whose lane is held queues there."""
-        what = entry[2]
-        if not isinstance(what, Task):
-            return what.callback is not None
-        if what.ended:
+    def _pass_time(self, until_ns: int | None) -> bool:
+        """Go on to when something is due next, and make all ready that is; False if nothing is, until then."""
+        later = self._soonest_later(until_ns)
+        if later is None:
             return False
-        lane = what.lane
-        if lane is None or lane.holder is what:
-            return True
-        if lane.holder is None:
-            lane.holder = what
-            return True
-        lane.queue.append((what, entry[3]))
-        return False
+        heap = self._heap
+        self.now_ns = now_ns = heap[0][0]
+        while heap and heap[0][0] == now_ns:
+            self._ready.append(heapq.heappop(heap)[2])
+        return True
+
+    def _soonest_later(self, until_ns: int | None) -> _Step | None:
+        """Return what is due next of what is not ready, until then."""
+        heap = self._heap
+        while heap and _is_void(heap[0][2]):
+            heapq.heappop(heap)
+        return None if not heap or (until_ns is not None and heap[0][0] > until_ns) else heap[0][2]
 
     def _call(self, timer: Timer) -> None:
         callback, timer.callback = timer.callback, None
@@ -289,11 +287,11 @@ class Scheduler:
             self.trace.note(self.now_ns, timer.name, "called")
         callback()
 
-    def _advance(self, task: Task, value: Any) -> None:
+    def _advance(self, task: Task) -> None:
         """Take one step of a task: to its next yield, and perform what that asks."""
-        task.waits_for = None
+        value, task.value, task.waits_for = task.value, None, None
         try:
-            effect = task.procedure.send(value)
+            effect = task.send(value)
         except StopIteration as stop:
             self._end(task, stop.value)
             return
@@ -301,7 +299,10 @@ class Scheduler:
             self.trace.note(self.now_ns, task.name, _word(effect))
         kind = type(effect)
         if kind is Work:
-            self._put(self.now_ns + effect.cost_ns, task, None)
+            if effect.cost_ns:
+                self._put(self.now_ns + effect.cost_ns, task)
+            else:
+                self._ready.append(task)
             return
         handler = _OWN.get(kind)
         if handler is not None:
@@ -309,7 +310,8 @@ class Scheduler:
             return
         performed = task.port.perform(effect, task)
         if isinstance(performed, Performed):
-            self._put(self.now_ns + performed.cost_ns, task, performed.result)
+            task.value = performed.result
+            self._put(self.now_ns + performed.cost_ns, task)
             return
         self._wait(task, effect)
 
@@ -334,26 +336,26 @@ class Scheduler:
             return
         lane.holder = None
         while lane.queue:
-            following, value = lane.queue.popleft()
+            following = lane.queue.popleft()
             if not following.ended:
-                self._put(self.now_ns, following, value)
+                self._ready.append(following)
                 lane.holder = following
                 return
 
     def _backoff(self, task: Task, effect: Backoff) -> None:
         self._wait(task, effect)
-        self._put(self.now_ns + effect.delay_ns, task, None)
+        self._put(self.now_ns + effect.delay_ns, task)
 
     def _pause(self, task: Task, effect: Pause) -> None:
         if effect.gate.is_open:
-            self._put(self.now_ns, task, None)
+            self._ready.append(task)
             return
         self._wait(task, effect)
         effect.gate.waiting.append(task)
 
     def _open(self, task: Task, effect: Open) -> None:
         self.open(effect.gate)
-        self._put(self.now_ns, task, None)
+        self._ready.append(task)
 
     def open(self, gate: Gate) -> None:
         """Open a gate: who waits there goes on."""
@@ -365,7 +367,7 @@ class Scheduler:
     def _quiesce(self, task: Task, effect: Quiesce) -> None:
         n_left = sum(not fence.passed for fence in effect.fences)
         if not n_left:
-            self._put(self.now_ns, task, None)
+            self._ready.append(task)
             return
         self._wait(task, effect)
 
@@ -384,14 +386,14 @@ class Scheduler:
     def _acquire(self, task: Task, effect: Acquire) -> None:
         lock = effect.lock
         if not lock.queue and _grant(lock, task, shared=effect.shared):
-            self._put(self.now_ns, task, None)
+            self._ready.append(task)
             return
         self._wait(task, effect)
         lock.queue.append((task, effect.shared))
 
     def _release(self, task: Task, effect: Release) -> None:
         self._let_go(effect.lock, task)
-        self._put(self.now_ns, task, None)
+        self._ready.append(task)
 
     def _let_go(self, lock: Lock, task: Task) -> None:
         if lock.writer is task:
@@ -418,13 +420,22 @@ def _grant(lock: Lock, task: Task, *, shared: bool) -> bool:
     return True
 
 
-def _held_up(what: Task | Timer) -> bool:
+def _enter(lane: Lane, task: Task) -> bool:
+    """Have a task go on if the lane is free or its own; if not, it queues there."""
+    if lane.holder is not None and lane.holder is not task:
+        lane.queue.append(task)
+        return False
+    lane.holder = task
+    return True
+
+
+def _held_up(what: _Step) -> bool:
     """Tell whether another task has its lane."""
-    return isinstance(what, Task) and what.lane is not None and what.lane.holder not in (None, what)
+    return type(what) is Task and what.lane is not None and what.lane.holder not in (None, what)
 
 
-def _is_void(what: Task | Timer) -> bool:
-    return what.ended if isinstance(what, Task) else what.callback is None
+def _is_void(what: _Step) -> bool:
+    return what.ended if type(what) is Task else what.callback is None
 
 
 def _word(effect: Any) -> str:

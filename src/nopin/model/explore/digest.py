@@ -19,6 +19,7 @@ import itertools
 import types
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from random import Random
 from typing import Any
 
@@ -142,18 +143,12 @@ class _Walk:
 
     def visit_scheduler(self, scheduler: Scheduler) -> None:
         """Write what is to be done: what is ready now as a set, the rest in order of time."""
-        now = scheduler.now_ns
-        entries = sorted((max(at - now, 0), number, what, value) for at, number, what, value in _entries(scheduler))
-        ready = [entry for entry in entries if entry[0] == 0]
-        ready.sort(key=lambda entry: entry[2].name)
-        for delay, _, what, value in (*ready, *entries[len(ready) :]):
-            self.out.append(f"step {delay}")
+        ready = [what for what in scheduler._ready if not _is_void(what)]
+        later = [(at_ns - scheduler.now_ns, what) for at_ns, _, what in sorted(scheduler._heap) if not _is_void(what)]
+        ready.sort(key=attrgetter("name"))
+        for delay_ns, what in (*((0, what) for what in ready), *later):
+            self.out.append(f"step {delay_ns}")
             self.visit(what)
-            self.visit(value)
-
-
-def _entries(scheduler: Scheduler) -> list[tuple[int, int, Any, Any]]:
-    return [entry for entry in (*scheduler._ready, *scheduler._heap) if not _is_void(entry[2])]
 
 
 def _is_void(what: Any) -> bool:
