@@ -8,6 +8,7 @@ because the client owns that memory and may change it at any time.
 from __future__ import annotations
 
 from enum import IntFlag
+from functools import lru_cache
 
 import numpy as np
 
@@ -169,6 +170,25 @@ WQE_HEADER = np.dtype(
 
 A receive entry has the same layout and uses wr_id and num_sge only.
 """
+
+
+@lru_cache(maxsize=64)
+def one_sge_dtype(stride: int) -> np.dtype[np.void]:
+    """Return a send entry of so many bytes with one scatter entry, whose fields begin with ``local_``."""
+    parts = [(WQE_HEADER, 0, ""), (SGE_DTYPE, WQE_HEADER_BYTES, "local_")]
+    fields = [
+        (prefix + name, part[name], start + _offset(part, name))
+        for part, start, prefix in parts
+        for name in part.names or ()
+    ]
+    names, formats, offsets = zip(*fields, strict=True)
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": stride})
+
+
+def _offset(dtype: np.dtype[np.void], name: str) -> int:
+    assert dtype.fields is not None
+    return dtype.fields[name][1]
+
 
 CQE_BYTES = 64
 CQE_DTYPE = np.dtype(

@@ -14,10 +14,11 @@ import numpy as np
 
 from nopin.iommu.access import PARKED
 from nopin.nic.abi import AsyncEventType, QpState, WcStatus, WrOpcode
-from nopin.nic.core import Core, fail, send_done
+from nopin.nic.core import Core, fail, run_done, send_done
 from nopin.nic.packets import HELD_PACKETS_MAX, Packet, Packets, first_true
 from nopin.nic.qp import WINDOW_PACKETS_MAX, WINDOW_PACKETS_MIN, QueuePair
 from nopin.nic.requester import restart_timer, rewind
+from nopin.nic.runs import WriteRun
 from nopin.nic.scatter import push, scatter
 from nopin.nic.wire.aeth import Aeth, Nak, SyndromeKind
 from nopin.nic.wire.headers import parse_atomic_ack
@@ -69,7 +70,7 @@ def receive_one(core: Core, qp: QueuePair, packet: Packet, now: int) -> None:
                 _hold(core, qp, packet.alone())
             return
         work = side.works[0] if side.works else None
-        if work is not None and _is_whole_answer(qp, work, packet):
+        if isinstance(work, SendWork) and _is_whole_answer(qp, work, packet):
             _take_whole_answer(core, qp, work, packet, now)
             return
     receive(core, qp, packet.alone(), now)
@@ -150,6 +151,13 @@ def _progress(core: Core, qp: QueuePair, psn: int, now: int) -> None:
         side.asked.popleft()
     while side.works:
         work = side.works[0]
+        if isinstance(work, WriteRun):
+            n_done, side.acked = min(side.acked, work.n_psn), max(0, side.acked - work.n_psn)
+            run_done(core, qp, work, n_done)
+            if work.n_psn:
+                break
+            side.works.popleft()
+            continue
         if work.status or side.acked < work.n_psn:
             break
         side.acked -= work.n_psn
@@ -202,9 +210,9 @@ def _retry(core: Core, qp: QueuePair, now: int) -> None:
 
 def finish_with_error(core: Core, qp: QueuePair, status: WcStatus) -> None:
     """Complete the oldest work with an error and fail the queue pair."""
-    side = qp.send
-    if side.works:
-        send_done(core, qp, side.works.popleft(), status)
+    works = qp.send.unroll()
+    if works:
+        send_done(core, qp, works.popleft(), status)
     fail(core, qp)
 
 
@@ -298,7 +306,9 @@ def _answering(core: Core, qp: QueuePair, psn: int, now: int) -> SendWork | None
     if lost != psn:
         _ask_again(core, qp, now)
         return None
-    return side.works[0]
+    work = side.works[0]
+    assert isinstance(work, SendWork), "a run needs no answer of its own"
+    return work
 
 
 def _atomic_response(core: Core, qp: QueuePair, packet: Packet, now: int) -> None:

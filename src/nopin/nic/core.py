@@ -15,6 +15,7 @@ from nopin.nic.mr import Region, RegionTable
 from nopin.nic.plan import Plan
 from nopin.nic.qp import QueuePair, ReceiveSide, SendSide
 from nopin.nic.rings import WorkConsumer
+from nopin.nic.runs import WriteRun
 from nopin.nic.wire.batch import Endpoint
 from nopin.nic.work import RecvWork, SendWork, decode_recv, decode_send
 
@@ -119,6 +120,23 @@ def send_done(core: Core, qp: QueuePair, work: SendWork, status: WcStatus) -> No
         _push(core, qp, qp.send_cq, wr_id=work.wr_id, status=status, opcode=work.wc_opcode, byte_len=byte_len)
 
 
+def run_done(core: Core, qp: QueuePair, run: WriteRun, n: int) -> None:
+    """Retire the first n works of a run, the oldest there is, which succeeded."""
+    qp.send_ring.release(n)
+    asked = slice(None) if qp.sq_sig_all else run.signaled(0, n)
+    done = run.take(n)[asked]
+    for wr_id, byte_len in zip(done["wr_id"].tolist(), done["local_length"].tolist(), strict=True):
+        _push(
+            core,
+            qp,
+            qp.send_cq,
+            wr_id=wr_id,
+            status=WcStatus.SUCCESS,
+            opcode=WcOpcode.RDMA_WRITE,
+            byte_len=byte_len,
+        )
+
+
 def recv_done(
     core: Core,
     qp: QueuePair,
@@ -167,8 +185,9 @@ def fail(core: Core, qp: QueuePair) -> None:
 def flush(core: Core, qp: QueuePair) -> None:
     """Complete all queued work of a queue pair in ERR with WR_FLUSH_ERR, also what is posted later."""
     side = qp.send
-    while side.works:
-        send_done(core, qp, side.works.popleft(), WcStatus.WR_FLUSH_ERR)
+    works = side.unroll()
+    while works:
+        send_done(core, qp, works.popleft(), WcStatus.WR_FLUSH_ERR)
     side.halted = None
     inbound, qp.recv.inbound = qp.recv.inbound, None
     if inbound is not None and inbound.recv is not None:

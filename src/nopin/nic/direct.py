@@ -57,6 +57,7 @@ def advance(core: Core, qp: QueuePair, now: int) -> None:
     n_bytes, n_works = TURN_BYTES, TURN_WORKS
     while side.works and n_bytes > 0 and n_works > 0:
         work = side.works[0]
+        assert isinstance(work, SendWork), "runs are of the wire"
         if work.status:
             finish_with_error(core, qp, work.status)
             return

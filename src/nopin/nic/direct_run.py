@@ -43,6 +43,7 @@ def _run(core: Core, qp: QueuePair, peer: QueuePair) -> Iterator[tuple[SendWork,
     """Yield works of one kind that nothing speaks against, each with its source, target and length."""
     opcode, left = qp.send.works[0].opcode, RUN_BYTES
     for work in qp.send.works:
+        assert isinstance(work, SendWork), "runs are of the wire"
         left -= work.length
         if left < 0 or work.opcode is not opcode or work.length < LONG_BYTES:
             return

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nopin.iommu.page_requests import Meter
 from nopin.nic.abi import Access, Discipline
 from nopin.nic.errors import VerbsError
@@ -63,6 +66,13 @@ class Region:
     def va(self, address: int) -> int:
         """Translate an iova inside the region to the process's virtual address."""
         return address - self.iova + self.start
+
+    def hold_each(self, address: NDArray[np.uint64], length: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Tell of many ranges, each of at least a byte, whether it lies inside: (n,) bool."""
+        span = min(self.length, U64_MAX)  # where that cuts it short, the last byte of all goes the ordinary way
+        offset = address - np.uint64(self.iova)  # wraps below, which the first comparison rejects
+        room = np.uint64(span) - np.minimum(offset, np.uint64(span))
+        return np.asarray((address >= np.uint64(self.iova)) & (length <= room))
 
 
 class RegionTable:

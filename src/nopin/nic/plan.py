@@ -102,6 +102,16 @@ class Plan:
             self._opcode[first] = family.only if ends and n == 1 else family.first
         self.n = after
 
+    def add_many(self, opcode: int, psn: int, payload: NDArray[np.uint32], *, ack_req: NDArray[np.bool_]) -> None:
+        """Add packets of one kind with consecutive PSNs."""
+        first, n = self.n, len(payload)
+        after = first + n
+        self._opcode[first:after] = opcode
+        self._payload[first:after] = payload
+        self._psn[first:after] = (self._count[:n] + np.uint32(psn)) & np.uint32(0xFFFFFF)
+        self._ack_req[first:after] = ack_req
+        self.n = after
+
     def request_ack(self, at: int | slice) -> None:
         """Set the acknowledge request bit of packets already added."""
         self._ack_req[at] = True

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import cast
 
 from nopin.nic.abi import QpState
 from nopin.nic.attributes import QpAttr, QpCaps
@@ -15,6 +17,7 @@ from nopin.nic.cq import Cq
 from nopin.nic.mr import Pd, Region
 from nopin.nic.packets import Packets
 from nopin.nic.rings import WorkConsumer
+from nopin.nic.runs import WriteRun
 from nopin.nic.timers import NOMINAL, Timers
 from nopin.nic.wire.batch import Path
 from nopin.nic.wire.psn import psn_add
@@ -33,7 +36,7 @@ class SendSide:
 
     Attributes:
         works: taken from the ring and not yet completed, oldest first; their PSNs are consecutive.
-        acked: how many PSNs of the oldest work lie before `una`.
+        acked: how many PSNs of the oldest work lie before `una`; none of a run, which gets shorter instead.
         next_psn: for the next work taken.
         una: oldest PSN not acknowledged or answered.
         sent: next PSN to put on the wire; goes back to `una` on a retry.
@@ -50,7 +53,7 @@ class SendSide:
         gap_at: `una` at which a gap in responses was already answered by a retry.
     """
 
-    works: deque[SendWork] = field(default_factory=deque)
+    works: deque[SendWork | WriteRun] = field(default_factory=deque)
     acked: int = 0
     next_psn: int = 0
     una: int = 0
@@ -69,6 +72,13 @@ class SendSide:
     held: list[Packets] = field(default_factory=list)
     n_held: int = 0
     gap_at: int | None = None
+
+    def unroll(self) -> deque[SendWork]:
+        """Hold every work by itself, because something is special about one; returns them, as `works` now has them."""
+        by_itself = (work.works() if isinstance(work, WriteRun) else (work,) for work in self.works)
+        works = deque(chain.from_iterable(by_itself))
+        self.works = cast("deque[SendWork | WriteRun]", works)
+        return works
 
 
 @dataclass(slots=True, eq=False)

@@ -5,33 +5,35 @@ response. `sent` says how far the wire has been told, so a retry is nothing but 
 work and PSN each time, never stored. A long READ is asked for in several requests, each no longer than the window, so
 that its responses never outrun our receive buffer.
 
-A batch is planned from what may go (window, RNR wait, fence, outstanding READs), laid out, and its payloads are
-gathered from the client's memory straight into the packets, one copy call per region. A gather that meets a page on
-a medium parks the queue pair; one that meets a hole halts it at that work, which fails once all before it is done.
+A batch is planned from what may go (window, RNR wait, fence, outstanding READs), laid out, and filled
+(`filling.py`). Small WRITEs that follow one another are one run from the ring to their completion (`runs.py`).
 
 Sources: IBTA volume 1, 9.7.3 (ACK request), 9.7.7 (READ), 9.7.9 (retry); 11.5 for fences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import TypeGuard
 
-import numpy as np
-
-from nopin.iommu.access import PARKED
-from nopin.nic.abi import Discipline, QpState, SendFlags, WcStatus, WrOpcode
-from nopin.nic.core import Core, available, take_send, waiter_for
-from nopin.nic.mr import Region
+from nopin.nic.abi import QpState, SendFlags, WrOpcode
+from nopin.nic.core import Core, available, take_send
+from nopin.nic.filling import (
+    WITH_WORD,
+    Chunk,
+    emit_request,
+    fetch_payload,
+    gather_payloads,
+    prepared,
+    write_headers,
+)
 from nopin.nic.plan import Family, Plan
 from nopin.nic.qp import QueuePair
-from nopin.nic.scatter import gather, prepare_pieces, pull
+from nopin.nic.runs import RUN_MIN, WriteRun, decode_writes
 from nopin.nic.wire.batch import TxBatch
-from nopin.nic.wire.headers import AtomicEth, Reth, emit_u32
+from nopin.nic.wire.headers import Reth, emit_u32
 from nopin.nic.wire.opcodes import BTH_BYTES, IMM_BYTES, Opcode
 from nopin.nic.wire.psn import psn_add, psn_diff
-from nopin.nic.work import IS_ATOMIC, IS_WRITE, NEEDS_ANSWER, Piece, SendWork
-from nopin.units import U64_MAX
+from nopin.nic.work import IS_ATOMIC, IS_WRITE, NEEDS_ANSWER, SendWork
 
 _SOLICITED = int(SendFlags.SOLICITED)
 _FENCE = int(SendFlags.FENCE)
@@ -55,28 +57,11 @@ _FAMILY = {
         Opcode.WRITE_ONLY_IMM, Opcode.WRITE_FIRST, Opcode.WRITE_MIDDLE, Opcode.WRITE_LAST_IMM
     ),
 }
-_WITH_WORD = frozenset({WrOpcode.SEND_WITH_IMM, WrOpcode.SEND_WITH_INV, WrOpcode.RDMA_WRITE_WITH_IMM})
 _ONE_PACKET = {
     WrOpcode.RDMA_READ: Opcode.READ_REQUEST,
     WrOpcode.ATOMIC_CMP_AND_SWP: Opcode.COMPARE_SWAP,
     WrOpcode.ATOMIC_FETCH_AND_ADD: Opcode.FETCH_ADD,
 }
-
-
-class Chunk(NamedTuple):
-    """Consecutive packets of one work in a plan.
-
-    Attributes:
-        nth: the work's packet (or, for a READ, response) it begins with.
-        n_psn: PSNs it takes; a READ request takes as many as it asks responses for.
-        at: its first packet in the plan; `n_packets` of them there.
-    """
-
-    work: SendWork
-    nth: int
-    n_psn: int
-    at: int
-    n_packets: int
 
 
 def can_fetch(qp: QueuePair) -> bool:
@@ -89,8 +74,29 @@ def fetch(core: Core, qp: QueuePair) -> None:
     """Take posted work from the ring and give it PSNs."""
     if not qp.send_ring.has_work:
         return
+    _fetch_singly(core, qp, min(available(core, qp, qp.send_ring), WORKS_MAX - len(qp.send.works)))
+
+
+def _fetch_in_runs(core: Core, qp: QueuePair) -> None:
+    """Do the same, holding small WRITEs that follow one another as one."""
+    if not qp.send_ring.has_work:
+        return
     side = qp.send
     n_new = min(available(core, qp, qp.send_ring), WORKS_MAX - len(side.works))
+    while n_new >= RUN_MIN and side.halted is None and qp.caps.max_send_sge:
+        run = decode_writes(qp.send_ring.peek(n_new), core.regions, qp.pd, qp.mtu)
+        if run is None:
+            break
+        run.first_psn = side.next_psn
+        side.next_psn = psn_add(side.next_psn, run.n_psn)
+        side.works.append(run)
+        qp.send_ring.skip(run.n_psn)
+        n_new -= run.n_psn
+    _fetch_singly(core, qp, n_new)
+
+
+def _fetch_singly(core: Core, qp: QueuePair, n_new: int) -> None:
+    side = qp.send
     for _ in range(n_new):
         if side.halted is not None:
             return
@@ -111,31 +117,34 @@ def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
     if qp.state not in (QpState.RTS, QpState.SQD) or side.parked or side.wait_until is not None:
         return None
     if qp.may_send():
-        fetch(core, qp)
+        _fetch_in_runs(core, qp)
+    else:
+        side.unroll()  # of a run that is under way, some may have to wait for better times
     if not side.works:
         return None
-    if _is_alone(qp, side.works[0]):
-        return _build_one(core, qp, side.works[0], now)
+    work = side.works[0]
+    if _is_alone(work, qp):
+        return _build_one(core, qp, work, now)
     plan = core.plan
     plan.start()
     chunks = _plan(qp, plan)
     if not chunks:
         return None
     plan.layout()
-    chunks = _cut(plan, chunks, _gather(core, qp, plan, chunks))
+    chunks = _cut(plan, chunks, gather_payloads(core, qp, plan, chunks))
     if not chunks:
         return None
-    _write_headers(qp, plan, chunks)
+    write_headers(qp, plan, chunks)
     _account(qp, chunks, now)
     core.ready[qp] = None
     assert qp.path is not None
     return plan.finish(qp.path, qp.dest_qpn, singly=qp.foreign)
 
 
-def _is_alone(qp: QueuePair, work: SendWork) -> bool:
+def _is_alone(work: SendWork | WriteRun, qp: QueuePair) -> TypeGuard[SendWork]:
     """Say whether a work is all there is: one packet, nothing before or after it, never sent so far."""
     side = qp.send
-    if len(side.works) > 1 or work.n_psn != 1 or len(work.pieces) > 1 or work.status:
+    if len(side.works) > 1 or isinstance(work, WriteRun) or work.n_psn != 1 or len(work.pieces) > 1 or work.status:
         return False
     return side.sent == side.una == side.high == work.first_psn and qp.may_send()
 
@@ -144,40 +153,25 @@ def _build_one(core: Core, qp: QueuePair, work: SendWork, now: int) -> TxBatch |
     """Build a batch of one packet, a whole work, without arrays; None if its bytes cannot be had, now or at all."""
     assert qp.path is not None
     plan, side, psn = core.plan, qp.send, work.first_psn
-    if not _prepared(core, qp, work):
+    if not prepared(core, qp, work):
         return None
     if work.opcode in NEEDS_ANSWER:
         plan.start_one(_ONE_PACKET[work.opcode], qp.dest_qpn, psn, 0, ack_req=True)
-        _emit_request(plan.staging.view, work, 0, work.length)
+        emit_request(plan.staging.view, work, 0, work.length)
         side.asked.append((psn, psn))
         core.iommu.settle(qp.requester_waiter)
     else:
         opcode, solicited = _FAMILY[work.opcode].only, bool(work.flags & _SOLICITED)
         payload_at = plan.start_one(opcode, qp.dest_qpn, psn, work.length, ack_req=True, solicited=solicited)
-        if not _fetch_payload(core, qp, work, payload_at):
+        if not fetch_payload(core, qp, work, payload_at):
             return None
         if work.opcode in IS_WRITE:
             Reth(work.remote_address, work.rkey, work.length).emit(plan.staging.view, BTH_BYTES)
-        if work.opcode in _WITH_WORD:
+        if work.opcode in WITH_WORD:
             emit_u32(plan.staging.view, payload_at - IMM_BYTES, work.imm)
     side.sent = side.high = psn_add(psn, 1)
     restart_timer(qp, now)
     return plan.finish_one(qp.path)
-
-
-def _fetch_payload(core: Core, qp: QueuePair, work: SendWork, at: int) -> bool:
-    """Bring the bytes of a work of one piece to their place; False when they are not there, now or at all."""
-    if work.inline is not None:
-        core.plan.staging.view[at : at + work.length] = work.inline
-        return True
-    done = pull(core, work.pieces, qp.requester_waiter, offset=at)
-    if done == work.length:
-        return True
-    if done == PARKED:
-        _park(core, qp)
-    else:
-        _halt(core, qp, work)
-    return False
 
 
 def rewind(core: Core, qp: QueuePair) -> None:
@@ -257,7 +251,7 @@ def _asked_from(qp: QueuePair, psn: int) -> int:
     return 0
 
 
-def _may_start(qp: QueuePair, work: SendWork, n_asked: int) -> bool:
+def _may_start(qp: QueuePair, work: SendWork | WriteRun, n_asked: int) -> bool:
     """Say whether a work that was never on the wire may begin."""
     if qp.state is QpState.SQD:
         return False
@@ -266,6 +260,9 @@ def _may_start(qp: QueuePair, work: SendWork, n_asked: int) -> bool:
 
 def _add_data(qp: QueuePair, plan: Plan, chunk: Chunk, *, closes_window: bool) -> None:
     work, n = chunk.work, chunk.n_packets
+    if isinstance(work, WriteRun):
+        _add_run(plan, work, chunk.nth, chunk.nth + n)
+        return
     if work.n_psn == 1:
         solicited = bool(work.flags & _SOLICITED)
         plan.add_one(_FAMILY[work.opcode].only, work.first_psn, work.length, ack_req=True, solicited=solicited)
@@ -281,6 +278,13 @@ def _add_data(qp: QueuePair, plan: Plan, chunk: Chunk, *, closes_window: bool) -
         plan.request_ack(plan.n - 1)
     if ends and work.flags & _SOLICITED:
         plan.solicit(plan.n - 1)
+
+
+def _add_run(plan: Plan, run: WriteRun, start: int, end: int) -> None:
+    """Add works of a run. Where a completion was asked for, an acknowledgement is: nobody waits for the others."""
+    psn = psn_add(run.first_psn, start)
+    plan.add_many(Opcode.WRITE_ONLY, psn, run.lengths(start, end), ack_req=run.signaled(start, end))
+    plan.request_ack(plan.n - 1)
 
 
 def _cut(plan: Plan, chunks: list[Chunk], n_packets: int) -> list[Chunk]:
@@ -310,148 +314,3 @@ def _account(qp: QueuePair, chunks: list[Chunk], now: int) -> None:
         side.high = side.sent
     if side.deadline is None:
         restart_timer(qp, now)
-
-
-# --- filling --------------------------------------------------------------------------------------------------
-
-
-def _write_headers(qp: QueuePair, plan: Plan, chunks: list[Chunk]) -> None:
-    """Write the extension headers: RETH where a WRITE begins or a READ asks, immediates where messages end."""
-    view = plan.staging.view
-    for chunk in chunks:
-        work = chunk.work
-        if work.opcode in NEEDS_ANSWER:
-            start = chunk.nth * qp.mtu
-            at = int(plan.offsets[chunk.at])
-            _emit_request(view[at:], work, start, min(work.length - start, chunk.n_psn * qp.mtu))
-            continue
-        if chunk.nth == 0 and work.opcode in IS_WRITE:
-            at = int(plan.offsets[chunk.at]) + BTH_BYTES
-            Reth(work.remote_address, work.rkey, work.length).emit(view, at)
-        if work.opcode in _WITH_WORD and chunk.nth + chunk.n_psn == work.n_psn:
-            last = chunk.at + chunk.n_packets - 1
-            emit_u32(view, int(plan.offsets[last] + plan.header[last]) - IMM_BYTES, work.imm)
-
-
-def _emit_request(packet: memoryview, work: SendWork, start: int, length: int) -> None:
-    """Write the extension header of a READ of a part of a message, or of an atomic."""
-    if work.opcode is WrOpcode.RDMA_READ:
-        Reth(work.remote_address + start & U64_MAX, work.rkey, length).emit(packet, BTH_BYTES)
-    elif work.opcode is WrOpcode.ATOMIC_CMP_AND_SWP:
-        AtomicEth(work.remote_address, work.rkey, work.swap, work.compare_add).emit(packet, BTH_BYTES)
-    else:
-        AtomicEth(work.remote_address, work.rkey, work.compare_add, 0).emit(packet, BTH_BYTES)
-
-
-def _gather(core: Core, qp: QueuePair, plan: Plan, chunks: list[Chunk]) -> int:
-    """Bring all payloads into the packets; returns how many leading packets are complete."""
-    for group in _groups(chunks):
-        at = group[0].at
-        n = group[-1].at + group[-1].n_packets - at
-        n_ready = _gather_group(core, qp, plan, group, at, n)
-        if n_ready < n:
-            return at + n_ready
-    return plan.n
-
-
-def _groups(chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-    """Join neighbours whose payload comes from one range each of one region: they are copied with one call."""
-    group: list[Chunk] = []
-    joinable: Region | None = None
-    for chunk in chunks:
-        region = _region(chunk)
-        if group and (region is None or region is not joinable):
-            yield group
-            group = []
-        group.append(chunk)
-        joinable = region
-    if group:
-        yield group
-
-
-def _region(chunk: Chunk) -> Region | None:
-    """The region of a chunk that comes from one range and may be joined with others."""
-    pieces = chunk.work.pieces
-    if len(pieces) != 1 or chunk.work.opcode in NEEDS_ANSWER:
-        return None
-    region = pieces[0].region
-    return None if region.discipline is Discipline.SHORT_TERM else region
-
-
-def _gather_group(core: Core, qp: QueuePair, plan: Plan, group: list[Chunk], at: int, n: int) -> int:
-    work = group[0].work
-    if group[0].nth == 0 and not _prepared(core, qp, work):
-        return 0
-    if work.opcode in NEEDS_ANSWER or work.length == 0:
-        core.iommu.settle(qp.requester_waiter)
-        return n
-    if work.inline is not None:
-        _copy_inline(plan, group[0], qp.mtu)
-        return n
-    sizes = plan.payload[at : at + n]
-    total = int(sizes.sum())
-    if n == 1 and len(work.pieces) == 1:
-        done = _gather_one(core, qp, plan, group[0])
-    else:
-        pieces = [piece for chunk in group for piece in _pieces(chunk, plan, qp.mtu)]
-        done = gather(core, pieces, plan.staging, plan.payload_iov(at, at + n), qp.requester_waiter)
-    if done == total:
-        return n
-    if done == PARKED:
-        _park(core, qp)
-        return 0
-    whole = int(np.searchsorted(np.cumsum(sizes), done, "right"))
-    bad = next(chunk.work for chunk in group if at + whole < chunk.at + chunk.n_packets)
-    _halt(core, qp, bad)
-    return whole
-
-
-def _halt(core: Core, qp: QueuePair, work: SendWork) -> None:
-    """Stop at a work whose bytes cannot be read; it fails once all before it is done."""
-    work.status = WcStatus.LOC_PROT_ERR
-    qp.send.halted = work
-    core.counters.local_protection_error += 1
-
-
-def _gather_one(core: Core, qp: QueuePair, plan: Plan, chunk: Chunk) -> int:
-    piece = chunk.work.pieces[0]
-    region = piece.region
-    if not region.alive:
-        return 0
-    offset = int(plan.offsets[chunk.at] + plan.header[chunk.at])
-    length = int(plan.payload[chunk.at])
-    va = piece.va + chunk.nth * qp.mtu
-    waiter = waiter_for(region, qp.requester_waiter)
-    return core.iommu.read(region.pasid, va, length, plan.staging, offset, region.meter, waiter)
-
-
-def _pieces(chunk: Chunk, plan: Plan, mtu: int) -> Iterable[Piece]:
-    if chunk.n_packets == chunk.work.n_psn:
-        return chunk.work.pieces
-    length = int(plan.payload[chunk.at : chunk.at + chunk.n_packets].sum())
-    return chunk.work.slice(chunk.nth * mtu, length)
-
-
-def _prepared(core: Core, qp: QueuePair, work: SendWork) -> bool:
-    """Make a short-term work's pages present before its first byte is copied."""
-    write = work.opcode in NEEDS_ANSWER
-    if prepare_pieces(core, work.pieces, qp.requester_waiter, write=write):
-        return True
-    _park(core, qp)
-    return False
-
-
-def _park(core: Core, qp: QueuePair) -> None:
-    core.counters.parked += 1
-    qp.send.parked = "gather"
-
-
-def _copy_inline(plan: Plan, chunk: Chunk, mtu: int) -> None:
-    inline = chunk.work.inline
-    assert inline is not None
-    at = chunk.nth * mtu
-    for k in range(chunk.at, chunk.at + chunk.n_packets):
-        n_bytes = int(plan.payload[k])
-        start = int(plan.offsets[k] + plan.header[k])
-        plan.staging.view[start : start + n_bytes] = inline[at : at + n_bytes]
-        at += n_bytes

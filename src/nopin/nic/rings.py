@@ -137,6 +137,18 @@ class WorkConsumer(_Ring):
         self._taken += 1
         return bytes(self._bytes[start : start + self._stride])
 
+    def peek(self, n_entries: int) -> NDArray[np.uint8]:
+        """Copy the next entries out without taking them: (n, stride). Requires: so many were `available`."""
+        first = self._taken & self._mask
+        wrapped = first + n_entries - self.depth
+        if wrapped <= 0:
+            return self._entries[first : first + n_entries].copy()
+        return np.concatenate((self._entries[first:], self._entries[:wrapped]))
+
+    def skip(self, n_entries: int) -> None:
+        """Take entries that were copied by `peek`."""
+        self._taken += n_entries
+
     def release(self, n_entries: int = 1) -> None:
         """Give slots of finished work back to the client."""
         self._released += n_entries

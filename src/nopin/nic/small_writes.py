@@ -91,18 +91,13 @@ def _plain_writes(
     region: Region,
 ) -> NDArray[np.bool_]:
     """Say which WRITEs of a run are well formed and inside the region: (n,) bool."""
-    span = np.uint64(min(region.length, U64_MAX))
-    size = length.astype(np.uint64)
-    offset = address - np.uint64(region.iova)  # wraps for addresses below, which the first comparison rejects
     return np.asarray(
         same_key
         & (length > 0)
         & (length == run.payload)
         & (length <= qp.mtu)
         & (run.pad == (-run.payload & 3))
-        & (address >= np.uint64(region.iova))
-        & (size <= span)
-        & (offset <= span - np.minimum(size, span))
+        & region.hold_each(address, length)
     )
 
 

@@ -12,14 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from nopin.errors import UsageError
 from nopin.nic.abi import (
-    SGE_DTYPE,
-    WQE_HEADER,
     WQE_HEADER_BYTES,
     SendFlags,
     WcFlags,
     WcOpcode,
     WcStatus,
     WrOpcode,
+    one_sge_dtype,
 )
 
 _HEADER = struct.Struct("<QBBHIQIIQQ16x")
@@ -190,17 +189,6 @@ class ArrayEncoder:
 
     def __init__(self, stride: int) -> None:
         self._stride = stride
-        sge_names = SGE_DTYPE.names or ()
-        header_names = WQE_HEADER.names or ()
-        self._dtype = np.dtype(
-            {
-                "names": [*header_names, *(f"local_{name}" for name in sge_names)],
-                "formats": [WQE_HEADER[name] for name in header_names] + [SGE_DTYPE[name] for name in sge_names],
-                "offsets": [_offset(WQE_HEADER, name) for name in header_names]
-                + [WQE_HEADER_BYTES + _offset(SGE_DTYPE, name) for name in sge_names],
-                "itemsize": stride,
-            }
-        )
 
     def encode(
         self,
@@ -221,7 +209,7 @@ class ArrayEncoder:
             UsageError: shapes differ from n, or a number does not fit its field.
         """
         entries = np.zeros((n, self._stride), np.uint8)
-        fields = entries.reshape(-1).view(self._dtype)
+        fields = entries.reshape(-1).view(one_sge_dtype(self._stride))
         try:
             fields["wr_id"] = wr_id
             fields["opcode"] = opcode
@@ -235,9 +223,3 @@ class ArrayEncoder:
         except (ValueError, OverflowError, TypeError) as problem:
             raise UsageError(f"cannot encode {n} work requests: {problem}") from None
         return entries
-
-
-def _offset(dtype: np.dtype[np.void], name: str) -> int:
-    fields = dtype.fields
-    assert fields is not None
-    return fields[name][1]

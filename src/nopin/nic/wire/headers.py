@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nopin.mm.space import Bytes
 from nopin.nic.wire.opcodes import ATOMIC_ACK_ETH_BYTES, ATOMIC_ETH_BYTES, IMM_BYTES, RETH_BYTES
-from nopin.nic.wire.records import Offsets, gather
+from nopin.nic.wire.records import Offsets, gather, scatter
 
 Readable = memoryview | bytes | bytearray
 Writable = memoryview | bytearray
@@ -86,6 +86,13 @@ def parse_reth(buffer: Bytes, offsets: Offsets) -> RethBatch:
         records["rkey"].astype(np.uint32),
         records["length"].astype(np.uint32),
     )
+
+
+def emit_reth(buffer: Bytes, offsets: Offsets, reth: RethBatch) -> None:
+    """Write RETHs that start at offsets."""
+    records = np.empty(len(offsets), RETH_DTYPE)
+    records["address"], records["rkey"], records["length"] = reth
+    scatter(buffer, offsets, records)
 
 
 def parse_atomic_ack(buffer: Readable, offset: int) -> int:

@@ -175,7 +175,7 @@ def an_answer_that_cannot_be_placed_counts_as_done(patch: Patch) -> None:
     """A READ whose bytes cannot be put where they belong fails."""
 
     def fine(device: Core, qp: QueuePair) -> None:
-        send_done(device, qp, qp.send.works.popleft(), WcStatus.SUCCESS)
+        send_done(device, qp, qp.send.unroll().popleft(), WcStatus.SUCCESS)
         fail(device, qp)
 
     patch.setattr(completer, "_local_error", fine)
