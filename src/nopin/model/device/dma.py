@@ -82,15 +82,15 @@ class DmaDevice:
 
     def read(self, process: Process, va: int, length: int) -> Procedure[bytes | Reason]:
         """Read bytes [va, va + length), or say why they cannot be had; then some may have been read."""
-        got = bytearray(length)
+        frames, observer, parts = process.host.frames, self._observer, list[bytes]()
 
         def touch(piece: Piece) -> None:
-            data = process.host.frames.read(piece.frame, piece.at, piece.length)
-            got[piece.offset : piece.offset + piece.length] = data
-            self._observer.device_read(self.name, process, piece.va, piece.frame, data)
+            data = frames.read(piece.frame, piece.at, piece.length)
+            parts.append(data)
+            observer.device_read(self.name, process, piece.va, piece.frame, data)
 
         reason = yield from self._access(self.attachment(process), va, length, touch, write=False)
-        return bytes(got) if reason is None else reason
+        return b"".join(parts) if reason is None else reason
 
     def write(self, process: Process, va: int, data: bytes) -> Procedure[Reason | None]:
         """Write bytes from `va` on, or say why that cannot be done; then some may have been written."""
@@ -109,35 +109,38 @@ class DmaDevice:
     def _access(
         self, to: Attachment, va: int, length: int, touch: Callable[[Piece], None], *, write: bool
     ) -> Procedure[Reason | None]:
-        """Touch all pieces of an access, as often translated anew as it is stopped."""
+        """Touch all pieces of an access, in order, as often translated anew as it is stopped.
+
+        BUSY is no answer: who waits for memory that keeps changing asks again.
+        """
         done = 0
         while done < length:
-            pages = PageRun(*page_run(va + done, length - done))
-            reason = yield from self._translate(to, pages, write=write)
-            if reason is not None:
-                return reason
-            done = yield from self._touch(to, pages, va, done, length, touch, write=write)
+            first, n = page_run(va + done, length - done)
+            while not to.mirror.use(first, n, write=write):
+                came = yield from self._fill(to, PageRun(first, n), write=write)
+                if came.reason not in (None, Reason.BUSY):
+                    return came.reason
+            # from here on in the step in which the mirror allowed it
+            pieces = to.translations.pieces(va, length, done)
+            if self.slow:
+                done = yield from self._touch_slowly(to, PageRun(first, n), pieces, done, touch, write=write)
+                continue
+            for piece in pieces:
+                touch(piece)
+            return None
         return None
 
-    def _touch(
+    def _touch_slowly(
         self,
         to: Attachment,
         pages: PageRun,
-        va: int,
+        pieces: list[Piece],
         done: int,
-        length: int,
         touch: Callable[[Piece], None],
         *,
         write: bool,
     ) -> Procedure[int]:
-        """Touch what was translated, up to its end or until stopped; returns how many bytes are done by now."""
-        pieces = [
-            piece._replace(offset=piece.offset + done) for piece in to.translations.pieces(va + done, length - done)
-        ]
-        if not self.slow:
-            for piece in pieces:
-                touch(piece)
-            return length
+        """Touch pieces, one a step, up to the last or until stopped; returns how many bytes are done by then."""
         access = to.engine.begin(pages, write=write)
         for piece in pieces:
             yield Work("dma under way")
@@ -147,17 +150,6 @@ class DmaDevice:
             done = piece.offset + piece.length
         to.engine.finish(access)
         return done
-
-    def _translate(self, to: Attachment, pages: PageRun, *, write: bool) -> Procedure[Reason | None]:
-        """Make the mirror allow an access; None when it does, in this very step.
-
-        BUSY is no answer: who waits for memory that keeps changing asks again.
-        """
-        while not to.mirror.use(pages.first, pages.n, write=write):
-            came = yield from self._fill(to, pages, write=write)
-            if came.reason not in (None, Reason.BUSY):
-                return came.reason
-        return None
 
     def _fill(self, to: Attachment, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
         self._observer.fault_raised(self.name, to.process, pages, write=write)

@@ -123,9 +123,11 @@ class Engine(Subscriber):
 
     def _stop(self, event: Invalidation, *, reads: bool) -> Answer:
         self._stop_writes(event)
-        dropped = self._n_dropped()
-        n_entries, self._n_dropped_before = dropped - self._n_dropped_before, dropped
-        delay_ns = self._quiesce(n_entries, event.cause) if self._quiesce is not None else 0
+        delay_ns = 0
+        if self._quiesce is not None:
+            dropped = self._n_dropped()
+            n_entries, self._n_dropped_before = dropped - self._n_dropped_before, dropped
+            delay_ns = self._quiesce(n_entries, event.cause)
         reading = [access for access in self._accesses if reads and not access.write and _hit(access, event)]
         if not reading and not delay_ns:
             self._quiet(event)

@@ -58,8 +58,8 @@ class ProcessFaults:
         """See `DeviceFaults`."""
         self.n_faults += 1
         if self._path is None:
-            return (yield from self._resolve(pages, write))
-        return (yield from self._path.serve(pages, write, self._resolve))
+            return self._resolve(pages, write)
+        return self._path.serve(pages, write, self._resolve)
 
     def settled(self, pages: PageRun, *, write: bool) -> bool:
         """Never: every fault takes its way, and its time."""

@@ -8,7 +8,6 @@ page without that word uses what is left there, as broken hardware would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from nopin.model.host.frames import Frames
@@ -45,11 +44,13 @@ class Translations:
         """A fill found a page there."""
         self._frame_of[page] = frame
 
-    def pieces(self, va: int, length: int) -> Iterator[Piece]:
-        """Cut bytes [va, va + length) by page, and translate each. Requires: every page was captured once."""
-        offset = 0
+    def pieces(self, va: int, length: int, offset: int = 0) -> list[Piece]:
+        """Cut bytes [va + offset, va + length) by page, and translate each. Requires: every page was captured once."""
+        found = []
         while offset < length:
-            at = va + offset & PAGE_MASK
+            start = va + offset
+            at = start & PAGE_MASK
             n = min(PAGE_BYTES - at, length - offset)
-            yield Piece(va + offset, self._frame_of[va + offset >> PAGE_SHIFT], at, offset, n)
+            found.append(Piece(start, self._frame_of[start >> PAGE_SHIFT], at, offset, n))
             offset += n
+        return found

@@ -19,7 +19,7 @@ import itertools
 import types
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from random import Random
 from typing import Any
 
@@ -33,6 +33,7 @@ from nopin.model.device.engine import Engine
 from nopin.model.device.faults import ProcessFaults
 from nopin.model.explore.guide import Guide
 from nopin.model.explore.world import World
+from nopin.model.host.table import Table
 from nopin.model.net.link import Link
 from nopin.model.net.nic_host import NicHost
 from nopin.model.scheduler import Scheduler, Task
@@ -177,6 +178,14 @@ def _note_dict(walk: _Walk, what: Any) -> None:
     walk.visit_all(what.values())
 
 
+def _note_table(walk: _Walk, what: Table) -> None:
+    walk.out.append(f"table{len(what)}")
+    for page, entry in sorted(what._entries.items(), key=itemgetter(0)):  # in whatever order they were made
+        walk.out.append(str(page))
+        walk.visit(entry)
+    walk.visit(what._huge)
+
+
 def _note_set(walk: _Walk, what: Any) -> None:
     walk.out.append(f"set{len(what)}")
     try:
@@ -301,6 +310,7 @@ _NOTES: dict[type, _Note] = {
     deque: _note_sequence,
     dict: _note_dict,
     Counter: _note_dict,
+    Table: _note_table,
     set: _note_set,
     frozenset: _note_set,
     bytearray: _note_bytes,

@@ -20,8 +20,9 @@ def load(process: Process, va: int, length: int) -> Procedure[bytes]:
     parts = []
     for number, at, n in pieces(va, length):
         entry = process.table.get(number)
-        if type(entry) is not Present or not process.alive:
-            entry = yield from _translate(process, number, write=False)
+        while type(entry) is not Present or not process.alive:
+            yield from fault(process, number, write=False)
+            entry = process.table.get(number)
         entry.young = True
         data = host.frames.read(entry.page.frame, at, n)
         host.observer.cpu_loaded(process, (number << PAGE_SHIFT) + at, data)
@@ -36,8 +37,9 @@ def store(process: Process, va: int, data: bytes) -> Procedure[None]:
     done = 0
     for number, at, n in pieces(va, len(data)):
         entry = process.table.get(number)
-        if type(entry) is not Present or not entry.writable or not process.alive:
-            entry = yield from _translate(process, number, write=True)
+        while type(entry) is not Present or not entry.writable or not process.alive:
+            yield from fault(process, number, write=True)
+            entry = process.table.get(number)
         entry.young = entry.dirty = True
         piece = data[done : done + n]
         host.frames.write(entry.page.frame, at, piece)
@@ -56,13 +58,3 @@ def pieces(va: int, length: int) -> Sequence[tuple[int, int, int]]:
         cut.append((va >> PAGE_SHIFT, va & PAGE_MASK, n))
         va += n
     return cut
-
-
-def _translate(process: Process, number: int, *, write: bool) -> Procedure[Present]:
-    """Return an entry that allows the access, in the step in which it does; faults until there is one."""
-    while True:
-        process.check_alive()
-        entry = process.table.get(number)
-        if isinstance(entry, Present) and (entry.writable or not write):
-            return entry
-        yield from fault(process, number, write=write)

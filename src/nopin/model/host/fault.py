@@ -47,6 +47,7 @@ def fault(process: Process, number: int, *, write: bool) -> Procedure[None]:
     Raises:
         ModelFault: what the access fails with.
     """
+    process.check_alive()
     yield process.share_mmap_lock
     try:
         yield from resolve(process, number, write=write)
@@ -88,16 +89,24 @@ def resolve(process: Process, number: int, *, write: bool, memory: DeviceMemory 
     Raises:
         ModelFault: what an access there fails with.
     """
-    vma, observer = process.vmas.find(number), process.host.observer
-    if vma is not None and vma.allows(write=write) and _is_resolved(process.table.get(number), write, memory):
+    vma, host = process.vmas.find(number), process.host
+    allowed = vma is not None and vma.allows(write=write)
+    if allowed and _is_resolved(process.table.get(number), write, memory):
         return
-    observer.fault_raised(process, number, write=write)
+    host.observer.fault_raised(process, number, write=write)
     try:
-        if vma is None or not vma.allows(write=write):
+        if vma is None or not allowed:
             raise Segv(f"{process}: {'write' if write else 'read'} at {number << PAGE_SHIFT:#x}: {_refusal(vma)}")
-        yield from _serve(process, vma, number, write, memory)
+        while True:
+            process.check_alive()
+            entry = process.table.get(number)
+            if _is_resolved(entry, write, memory):
+                return
+            yield host.steps.fault
+            if process.table.get(number) is entry:
+                yield from _bring_nearer(process, vma, number, entry, write=write)
     finally:
-        observer.fault_answered(process, number, write=write)
+        host.observer.fault_answered(process, number, write=write)
 
 
 def _is_resolved(entry: Entry | None, write: bool, memory: DeviceMemory | None) -> bool:
@@ -111,50 +120,35 @@ def _is_resolved(entry: Entry | None, write: bool, memory: DeviceMemory | None) 
     return True
 
 
-def _serve(process: Process, vma: Vma, number: int, write: bool, memory: DeviceMemory | None) -> Procedure[None]:
-    """Bring a page nearer, until it is there."""
-    while True:
-        process.check_alive()
-        entry = process.table.get(number)
-        if _is_resolved(entry, write, memory):
-            return
-        yield process.host.steps.fault
-        if process.table.get(number) is not entry:
-            continue
-        if entry is None and vma.file is not None:
+def _bring_nearer(process: Process, vma: Vma, number: int, entry: Entry | None, *, write: bool) -> Procedure[None]:
+    """Bring a page nearer to being there, in the way that its entry calls for."""
+    host = process.host
+    if entry is None:
+        if vma.file is not None:
             yield from files.bring(process, vma, number, write=write)
-        elif entry is None:
-            yield from _first_touch(process, vma, number, write=write)
-        elif isinstance(entry, Present) and vma.shared:
-            yield from files.make_writable(process, number, entry)
-        elif isinstance(entry, Present):
-            yield from make_writable(process, number, entry)
-        elif isinstance(entry, Swapped):
-            yield from swap_in(process, number, entry, write=write)
-        elif isinstance(entry, Shut):
-            process.table.replace(number, process.host.readable(entry.page))
-        elif isinstance(entry, Private):
-            yield from bring_back(process, number, entry)
-        elif isinstance(entry, Moving):
-            yield from process.host.until_unlocked(entry.page)
-        elif isinstance(entry, Exclusive):
-            yield from take_back(process, number, entry)
+        elif not write:
+            process.map(number, host.zero_page, writable=False)
+        elif not vma.huge or not (yield from huge.bring(process, vma, number)):
+            page = yield from host.new_page()
+            if process.table.get(number) is None:
+                process.map(number, page, writable=True, dirty=True)
+            else:
+                host.put_page(page)  # another fault was faster
+    elif isinstance(entry, Present) and vma.shared:
+        yield from files.make_writable(process, number, entry)
+    elif isinstance(entry, Present):
+        yield from make_writable(process, number, entry)
+    elif isinstance(entry, Swapped):
+        yield from swap_in(process, number, entry, write=write)
+    elif isinstance(entry, Shut):
+        process.table.replace(number, host.readable(entry.page))
+    elif isinstance(entry, Private):
+        yield from bring_back(process, number, entry)
+    elif isinstance(entry, Moving):
+        yield from host.until_unlocked(entry.page)
+    elif isinstance(entry, Exclusive):
+        yield from take_back(process, number, entry)
 
 
 def _refusal(vma: Vma | None) -> str:
     return "nothing is mapped there" if vma is None else f"it is mapped {vma.prot}"
-
-
-def _first_touch(process: Process, vma: Vma, number: int, *, write: bool) -> Procedure[None]:
-    """Bring a page of anonymous memory: zeros."""
-    host = process.host
-    if write and vma.huge and (yield from huge.bring(process, vma, number)):
-        return
-    if not write:
-        process.map(number, host.zero_page, writable=False)
-        return
-    page = yield from host.new_page()
-    if process.table.get(number) is None:
-        process.map(number, page, writable=True, dirty=True)
-    else:
-        host.put_page(page)  # another fault was faster

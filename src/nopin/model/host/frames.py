@@ -84,17 +84,18 @@ class Frames:
         assert frame in self._n_references, f"a reference to frame {frame}, which is free"
         self._n_references[frame] += 1
 
-    def put(self, frame: int) -> None:
-        """Give a reference back; with the last one the frame is free."""
+    def put(self, frame: int) -> int:
+        """Give a reference back; with the last one the frame is free. Returns how many are left."""
         n_left = self._n_references[frame] - 1
         if n_left:
             self._n_references[frame] = n_left
-            return
+            return n_left
         del self._n_references[frame]
         self._bytes.pop(frame, None)
         pool = self._own if frame < self.n_frames else next(pool for pool in self._devices if frame in pool)
         pool.give(frame)
         self._observer.freed(frame)
+        return 0
 
     def hand_over(self, source: int, target: int) -> None:
         """Give all references of a frame but one to another that has one. Requires: both are in use."""

@@ -204,33 +204,43 @@ class Host:
             NoMemory: nothing is free, and nothing can be reclaimed.
         """
         yield self.steps.zero
-        page = Page((yield from self.new_frame(memory)))
-        self.enqueue(page)
+        frame = self._free_frame(memory)
+        if frame is None:
+            frame = yield from self._reclaimed_frame()
+        page = Page(frame)
+        self._queue_of(frame)[page] = None
         return page
 
     def new_frame(self, memory: DeviceMemory | None = None) -> Procedure[int]:
         """Allocate a frame of zeros, with one reference. May reclaim pages, but not a device's. Raises `NoMemory`."""
-        if memory is not None:
-            frame = self.frames.allocate_from(memory.pool)
-            if frame is None:
-                raise NoMemory(f"{self.name}: the memory of {memory.name} is full")
-            return frame
-        frame = None if self.fires("frame") else self.frames.allocate()
+        frame = self._free_frame(memory)
+        return frame if frame is not None else (yield from self._reclaimed_frame())
+
+    def _free_frame(self, memory: DeviceMemory | None) -> int | None:
+        """Allocate a frame if one is free; None if one of the host's own is to be reclaimed first."""
+        if memory is None:
+            return None if self.fires("frame") else self.frames.allocate()
+        frame = self.frames.allocate_from(memory.pool)
+        if frame is None:
+            raise NoMemory(f"{self.name}: the memory of {memory.name} is full")
+        return frame
+
+    def _reclaimed_frame(self) -> Procedure[int]:
         for _ in range(RECLAIM_ATTEMPTS):
-            if frame is not None:
-                return frame
             yield from reclaim.reclaim(self, reclaim.BATCH)
             frame = self.frames.allocate()
-        if frame is None:
-            raise NoMemory(f"{self.name}: none of {self.frames.n_frames} frames is free, and none can be freed")
-        return frame
+            if frame is not None:
+                return frame
+        raise NoMemory(f"{self.name}: none of {self.frames.n_frames} frames is free, and none can be freed")
 
     def enqueue(self, page: Page) -> None:
         """Have reclaim look at a page of the host's own memory, last; and at none of a device's."""
         self.lru.pop(page, None)
         self.device_pages.pop(page, None)
-        queue = self.lru if page.frame < self.frames.n_frames else self.device_pages
-        queue[page] = None
+        self._queue_of(page.frame)[page] = None
+
+    def _queue_of(self, frame: int) -> dict[Page, None]:
+        return self.lru if frame < self.frames.n_frames else self.device_pages
 
     def readable(self, page: Page) -> Present | Private:
         """Return an entry that lets who can reach a page read it."""
@@ -241,8 +251,7 @@ class Host:
 
     def put_page(self, page: Page) -> None:
         """Give a reference of a page back."""
-        if page is not self.zero_page:
-            self.frames.put(page.frame)
+        if page is not self.zero_page and (not self.frames.put(page.frame) or page.slot is not None):
             self._tidy(page)
 
     def let_go(self, entry: Entry) -> None:

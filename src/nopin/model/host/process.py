@@ -34,7 +34,7 @@ class Process:
     """See above.
 
     Attributes:
-        pid: unique on its host, from 1.
+        pid: unique on its host, from 1. name: the same in words.
         vmas, table: its mappings, and where their pages are.
         notifiers: of this address space, in page numbers (va >> 12).
         mmap_lock: see `host.py`. share_mmap_lock, release_mmap_lock: the effects, made once.
@@ -45,6 +45,7 @@ class Process:
 
     def __init__(self, pid: int, host: Host) -> None:
         self.pid = pid
+        self.name = f"process {pid}"
         self.host = host
         self.vmas = Vmas()
         self.table = Table()
@@ -57,7 +58,7 @@ class Process:
         self.pinned: dict[Page, int] = {}
 
     def __str__(self) -> str:
-        return f"process {self.pid} of {self.host.name}"
+        return f"{self.name} of {self.host.name}"
 
     # System calls
 

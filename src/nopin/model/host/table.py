@@ -1,4 +1,4 @@
-"""The page table of a modelled process: sparse, in leaves of 512 entries, each of one of a few kinds.
+"""The page table of a modelled process: entries by page number, each of one of a few kinds.
 
 An absent entry (None) means: nothing was ever there, fault by the mapping. All others say where the bytes are; only a
 `Present` one lets a CPU reach them without a fault.
@@ -10,7 +10,7 @@ between (what pte_same is for in Linux, without its blind spot for a value that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LEAF_SHIFT = 9
 LEAF_PAGES = 1 << LEAF_SHIFT
-_LEAF_MASK = LEAF_PAGES - 1
+"""Pages whose entries are together in one table of x86-64, and may be one page of 2 MiB."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,110 +104,72 @@ Entry = Present | Swapped | Moving | Exclusive | Private | Shut
 """All but `Swapped` are mappings of their page, and hold a reference of its frame."""
 
 
-class _Leaf:
-    """512 entries.
+class Table:
+    """See above. Pages are numbered by address >> 12.
+
+    A dictionary, so that it costs what is mapped, wherever that lies, and a look into it is no call of ours: there is
+    one in every access.
 
     Attributes:
-        n: how many are not None. huge: they are one page of 2 MiB, present all.
+        get: returns the entry of a page, or None.
     """
 
-    __slots__ = ("entries", "huge", "n")
+    __slots__ = ("_entries", "_huge", "get")
 
     def __init__(self) -> None:
-        self.entries: list[Entry | None] = [None] * LEAF_PAGES
-        self.n = 0
-        self.huge = False
-
-
-class Table:
-    """See above. Pages are numbered by address >> 12."""
-
-    __slots__ = ("_leaves",)
-
-    def __init__(self) -> None:
-        self._leaves: dict[int, _Leaf] = {}
-
-    def get(self, page: int) -> Entry | None:
-        """Return the entry of a page."""
-        leaf = self._leaves.get(page >> LEAF_SHIFT)
-        return None if leaf is None else leaf.entries[page & _LEAF_MASK]
+        self._entries: dict[int, Entry] = {}
+        self._huge: set[int] = set()  # leaves, whose 512 entries are all there, that are one page
+        self.get: Callable[[int], Entry | None] = self._entries.get
 
     def set(self, page: int, entry: Entry) -> None:
         """Make or replace an entry; a huge page there is huge no more."""
-        leaf = self._leaves.get(page >> LEAF_SHIFT)
-        if leaf is None:
-            leaf = self._leaves[page >> LEAF_SHIFT] = _Leaf()
-        low = page & _LEAF_MASK
-        leaf.n += leaf.entries[low] is None
-        leaf.huge = False
-        leaf.entries[low] = entry
+        self._entries[page] = entry
+        self.split(page)
 
     def replace(self, page: int, entry: Entry) -> None:
         """Replace an entry by one for the same bytes; a huge page stays one. Requires: there is an entry."""
-        entries = self._leaves[page >> LEAF_SHIFT].entries
-        assert entries[page & _LEAF_MASK] is not None
-        entries[page & _LEAF_MASK] = entry
+        assert page in self._entries
+        self._entries[page] = entry
 
     def clear(self, page: int) -> Entry | None:
         """Take an entry out; returns what was there."""
-        leaf = self._leaves.get(page >> LEAF_SHIFT)
-        if leaf is None:
-            return None
-        low = page & _LEAF_MASK
-        entry = leaf.entries[low]
-        if entry is not None:
-            leaf.entries[low] = None
-            leaf.n -= 1
-            leaf.huge = False
-            if not leaf.n:
-                del self._leaves[page >> LEAF_SHIFT]
-        return entry
+        self.split(page)
+        return self._entries.pop(page, None)
 
     def entries(self, first: int, end: int) -> Iterator[tuple[int, Entry]]:
-        """Yield the entries of pages in [first, end), in order, each as it is then: others may change meanwhile."""
-        for index in self._leaves_between(first >> LEAF_SHIFT, -(-end >> LEAF_SHIFT)):
-            leaf = self._leaves.get(index)
-            if leaf is None:
-                continue
-            base = index << LEAF_SHIFT
-            for low in range(max(first - base, 0), min(end - base, LEAF_PAGES)):
-                entry = leaf.entries[low]
-                if entry is not None:
-                    yield base + low, entry
-                    leaf = self._leaves.get(index)  # it may have been emptied, and made anew
-                    if leaf is None:
-                        break
+        """Yield the entries of pages in [first, end), in order, each as it is then: others may change meanwhile.
 
-    def _leaves_between(self, first: int, end: int) -> list[int]:
-        """Return the leaves there are, in order, by whichever way is shorter."""
-        if end - first <= len(self._leaves):
-            return [index for index in range(first, end) if index in self._leaves]
-        return sorted(index for index in self._leaves if first <= index < end)
+        Of a range with more pages than there are entries only those that were there at first.
+        """
+        numbers: Sequence[int] = range(first, end)
+        if len(numbers) > max(len(self._entries), LEAF_PAGES):
+            numbers = sorted(page for page in self._entries if first <= page < end)
+        for page in numbers:
+            entry = self._entries.get(page)
+            if entry is not None:
+                yield page, entry
 
     def __len__(self) -> int:
-        return sum(leaf.n for leaf in self._leaves.values())
+        return len(self._entries)
 
     # Huge pages
 
     def set_huge(self, page: int) -> None:
         """Say that the 512 entries from a multiple of 512 are one huge page. Requires: all are present."""
-        leaf = self._leaves[page >> LEAF_SHIFT]
-        assert leaf.n == LEAF_PAGES
-        leaf.huge = True
+        assert all(each in self._entries for each in range(page, page + LEAF_PAGES))
+        self._huge.add(page >> LEAF_SHIFT)
 
     def is_huge(self, page: int) -> bool:
         """Tell whether the page is part of a huge one."""
-        leaf = self._leaves.get(page >> LEAF_SHIFT)
-        return leaf is not None and leaf.huge
+        return page >> LEAF_SHIFT in self._huge
 
     def split(self, page: int) -> None:
         """Say that the 512 pages around this one are pages of their own from here on."""
-        leaf = self._leaves.get(page >> LEAF_SHIFT)
-        if leaf is not None:
-            leaf.huge = False
+        if self._huge:
+            self._huge.discard(page >> LEAF_SHIFT)
 
     def split_edges(self, first: int, end: int) -> None:
         """Split the huge pages of which [first, end) has only a part."""
         for edge in (first, end):
-            if edge & _LEAF_MASK:
+            if edge % LEAF_PAGES:
                 self.split(edge)

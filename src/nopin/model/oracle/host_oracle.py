@@ -81,7 +81,7 @@ class HostOracle(HostObserver):
         """Return what is known of a process."""
         found = self._spaces.get(process.pid)
         if found is None:
-            found = self._spaces[process.pid] = Space(f"process {process.pid}")
+            found = self._spaces[process.pid] = Space(process.name)
         return found
 
     def refused(
@@ -105,8 +105,9 @@ class HostOracle(HostObserver):
 
     def read(self, who: str, process: Process, va: int, data: bytes) -> None:
         """Somebody found bytes in a page."""
-        space = self.space(process)
-        if not space.allows(va >> PAGE_SHIFT, write=False):
+        space = self._spaces.get(process.pid) or self.space(process)
+        rights = space.rights.get(va >> PAGE_SHIFT)
+        if rights is None or not rights[0]:
             violate("stale_access", f"{who} reads {va:#x} of {space.name}, which is not mapped or not to be read")
         for at, found in words_of(va, data):
             if self.note is not None:
@@ -119,11 +120,11 @@ class HostOracle(HostObserver):
 
     def wrote(self, who: str, process: Process, va: int, data: bytes) -> None:
         """Somebody put bytes into a page."""
-        space = self.space(process)
-        page = va >> PAGE_SHIFT
-        if page not in space.rights:
+        space = self._spaces.get(process.pid) or self.space(process)
+        rights = space.rights.get(va >> PAGE_SHIFT)
+        if rights is None:
             violate("stale_access", f"{who} writes {va:#x} of {space.name}, which is not mapped")
-        if not space.allows(page, write=True):
+        if not rights[1]:
             violate("write_after_protect", f"{who} writes {va:#x} of {space.name}, which may not be written")
         for at, value in words_of(va, data):
             if self.note is not None:
@@ -147,11 +148,11 @@ class HostOracle(HostObserver):
 
     def cpu_loaded(self, process: Process, va: int, data: bytes) -> None:
         """See `HostObserver`."""
-        self.read(f"process {process.pid}", process, va, data)
+        self.read(process.name, process, va, data)
 
     def cpu_stored(self, process: Process, va: int, data: bytes) -> None:
         """See `HostObserver`."""
-        self.wrote(f"process {process.pid}", process, va, data)
+        self.wrote(process.name, process, va, data)
 
     def mapped(self, process: Process, where: Range) -> None:
         """See `HostObserver`."""
@@ -262,17 +263,31 @@ class HostOracle(HostObserver):
 
     def _set(self, space: Space, where: Range, rights: tuple[bool, bool] | None) -> None:
         self._is_bad(space, where)
+        if rights is not None:
+            space.rights.update(dict.fromkeys(_pages(where), rights))
+            return
         for page in _pages(where):
-            if rights is None:
-                space.rights.pop(page, None)
-            else:
-                space.rights[page] = rights
+            space.rights.pop(page, None)
 
     def _is_bad(self, space: Space, where: Range) -> None:
         """Note that for a moment pages were not to be had, or not for all uses."""
         self.clock += 1
-        for page in _pages(where):
-            space.bad_at[page] = self.clock
+        space.bad_at.update(dict.fromkeys(_pages(where), self.clock))
+
+
+class _Seen:
+    """What a device may know of a process.
+
+    Attributes:
+        asked: pages that it asked for since it was last told to let go of them; and those that it asked to write.
+        quiet: the process was released, and no fence is left.
+    """
+
+    __slots__ = ("asked", "quiet")
+
+    def __init__(self) -> None:
+        self.asked: tuple[set[int], set[int]] = (set(), set())
+        self.quiet = False
 
 
 class DeviceOracle(DeviceObserver):
@@ -280,9 +295,8 @@ class DeviceOracle(DeviceObserver):
 
     def __init__(self, host: HostOracle) -> None:
         self._host = host
-        self._asked: dict[tuple[str, int, bool], set[int]] = {}  # pages, by device, process, and for writing
+        self._seen: dict[tuple[str, int], _Seen] = {}  # by device and process
         self._open: list[tuple[str, int, PageRun, bool]] = []
-        self._quiet: set[tuple[str, int]] = set()  # released, and no fence left
 
     def device_read(self, device: str, process: Process, va: int, frame: int, data: bytes) -> None:
         """See `DeviceObserver`."""
@@ -298,12 +312,14 @@ class DeviceOracle(DeviceObserver):
         """See `DeviceObserver`."""
         if self._host.note is not None:
             self._host.note(device, f"reaches nothing of {_text(pages)} any more: {cause.value}")
-        kinds = (True,) if cause in _STILL_MIRRORED else (False, True)
-        for write in kinds if cause is not Cause.SYNC else ():
-            asked = self._asked.get((device, process.pid, write), set())
-            asked -= {page for page in sorted(asked) if any(part.start <= page < part.end for part in pages)}
+        seen = self._seen.get((device, process.pid))
+        if seen is None:
+            return
+        for asked in () if cause is Cause.SYNC else seen.asked[cause in _STILL_MIRRORED :]:
+            for part in pages:
+                asked -= {page for page in asked if part.start <= page < part.end}
         if cause is Cause.RELEASE:
-            self._quiet.add((device, process.pid))
+            seen.quiet = True
 
     def fault_raised(self, device: str, process: Process, pages: PageRun, *, write: bool) -> None:
         """See `DeviceObserver`."""
@@ -315,8 +331,9 @@ class DeviceOracle(DeviceObserver):
         assert mine, "an answer to a fault that was not raised"
         write = any(each[3] for each in mine)  # which of several it is, is not told
         self._open.remove(min(mine))
-        for kind in (False, True) if write else (False,):
-            self._asked.setdefault((device, process.pid, kind), set()).update(range(pages.first, pages.end))
+        seen = self._seen.setdefault((device, process.pid), _Seen())
+        for asked in seen.asked[: 1 + write]:
+            asked.update(range(pages.first, pages.end))
 
     def check_idle(self) -> None:
         """Check that every fault was answered."""
@@ -325,19 +342,18 @@ class DeviceOracle(DeviceObserver):
             violate("unanswered_fault", f"{device} asked for page {pages.first} of process {pid} and was not answered")
 
     def _check_access(self, device: str, process: Process, va: int, frame: int, *, write: bool) -> None:
-        page, wrong = va >> PAGE_SHIFT, ""
+        page, seen = va >> PAGE_SHIFT, self._seen.get((device, process.pid))
         released = self._host.space(process).released_at is not None
         if frame not in self._host.in_use:
             wrong = "which is free"
-        elif page not in self._asked.get((device, process.pid, write), ()):
+        elif seen is None or page not in seen.asked[write]:
             wrong = "and has not asked for it since it was told to let go"
-        elif (released and write) or (device, process.pid) in self._quiet:
+        elif (released and write) or seen.quiet:
             wrong = "which is gone"
-        if wrong:
-            verb = "writes" if write else "reads"
-            violate(
-                "stale_access", f"{device} {verb} page {page:#x} of process {process.pid} in frame {frame}, {wrong}"
-            )
+        else:
+            return
+        verb = "writes" if write else "reads"
+        violate("stale_access", f"{device} {verb} page {page:#x} of process {process.pid} in frame {frame}, {wrong}")
 
 
 def _pages(where: Range) -> range:

@@ -17,6 +17,7 @@ from nopin.ranges import Range, subtract
 WORD_BYTES = 8
 
 Values = list[int]
+"""What a word may hold: at least one value."""
 
 
 class Memory:
@@ -30,9 +31,11 @@ class Memory:
 
     def store(self, va: int, value: int) -> None:
         """A program stored a value."""
-        home, at = self._home(va)
-        values = home._values(at)
-        values[:] = [value]
+        home, at = self._home(va) if self._windows else (self, va)
+        values = home._words.get(at) or home._first_access(at)
+        values[0] = value
+        if len(values) > 1:
+            del values[1:]
         for where, stored in home._discards:
             if where.start <= at < where.end:
                 stored.add(at)
@@ -41,13 +44,11 @@ class Memory:
 
     def load(self, va: int, found: int) -> Values | None:
         """A program found a value; returns what would have been right if this is not."""
-        home, at = self._home(va)
-        values = home._values(at)
+        home, at = self._home(va) if self._windows else (self, va)
+        values = home._words.get(at) or home._first_access(at)
         if found not in values:
             return list(values)
-        if len(values) == 1:
-            return None
-        if found == 0 or not home._discarding(at):
+        if len(values) > 1 and (found == 0 or not home._discarding(at)):
             values[:] = [found]
         return None
 
@@ -106,7 +107,7 @@ class Memory:
     def also(self, va: int, value: int) -> None:
         """A value is possible, too."""
         home, at = self._home(va)
-        values = home._values(at)
+        values = home._words.get(at) or home._first_access(at)
         if value not in values:
             values.append(value)
 
@@ -120,16 +121,14 @@ class Memory:
         """Return the words of a range that were ever accessed, by address."""
         return sorted((va, values) for va, values in self._words.items() if where.start <= va < where.end)
 
-    def _values(self, va: int) -> Values:
+    def _first_access(self, va: int) -> Values:
         assert va % WORD_BYTES == 0, "accesses are of whole words"
-        values = self._words.get(va)
-        if values is None:
-            values = self._words[va] = [0]
-            for source, target in self._moves:
-                if source.start <= va < source.end:
-                    self._words[va - source.start + target.start] = values
-                elif target.start <= va < target.end:
-                    self._words[va - target.start + source.start] = values
+        values = self._words[va] = [0]
+        for source, target in self._moves:
+            if source.start <= va < source.end:
+                self._words[va - source.start + target.start] = values
+            elif target.start <= va < target.end:
+                self._words[va - target.start + source.start] = values
         return values
 
     def _discarding(self, va: int) -> bool:
