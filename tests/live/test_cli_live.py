@@ -169,6 +169,14 @@ def test_two_disciplines_are_measured_by_turns(test: str, environment: dict[str,
     assert result["ratio_to_pinned"] == pytest.approx(result[figure] / result["pinned"][figure])
 
 
+@pytest.mark.needs_userfaultfd
+@pytest.mark.parametrize("options", [["write_bw", "-s", "64k"], ["read_bw", "-s", "8", "--direct"]], ids=" ".join)
+def test_managed_memory_is_measured_beside_plain_memory(options: list[str], environment: dict[str, str]) -> None:
+    done = nopin(environment, "bench", *options, "-n", "20", "--managed", "--versus", "on-demand", "--no-floor", "-j")
+    (result,) = json.loads(done.stdout)["results"]
+    assert result["ratio_to_on_demand"] == pytest.approx(result["BW_average"] / result["on-demand"]["BW_average"])
+
+
 def test_two_hosts_measure_through_a_listening_end(environment: dict[str, str]) -> None:
     command = [*COMMAND, "bench", "write_bw", "--listen", "--port", "18599"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as passive:

@@ -20,7 +20,7 @@ from nopin.lab.bench_spec import (
     ATOMIC_BYTES,
     DEFAULT_ITERATIONS,
     DEFAULT_SIZE_BYTES,
-    DISCIPLINES,
+    MEMORIES,
     TESTS,
     BenchSpec,
     check,
@@ -46,12 +46,11 @@ nopin bench write_bw --listen 192.0.2.1 on one host and nopin bench write_bw 192
 @click.option("-q", "--qp", "n_queue_pairs", type=int, default=1, show_default=True, help="Queue pairs.")
 @click.option("-t", "--tx-depth", type=int, default=128, show_default=True, help="Messages under way.")
 @click.option("--mtu", "path_mtu", type=int, help="Path MTU: 256 to 4096; default the largest.")
-@click.option("--odp", "discipline", flag_value="on-demand", default=True, help="On-demand memory (default).")
-@click.option("--pinned", "discipline", flag_value="pinned", help="Pinned memory.")
-@click.option("--short", "discipline", flag_value="short-term", help="Memory held for each operation.")
-@click.option(
-    "--versus", type=click.Choice(DISCIPLINES), help="Measure this memory too, by turns, and the ratio to it."
-)
+@click.option("--odp", "memory", flag_value="on-demand", default=True, help="On-demand memory (default).")
+@click.option("--pinned", "memory", flag_value="pinned", help="Pinned memory.")
+@click.option("--short", "memory", flag_value="short-term", help="Memory held for each operation.")
+@click.option("--managed", "memory", flag_value="managed", help="Managed memory, all of it resident.")
+@click.option("--versus", type=click.Choice(MEMORIES), help="Measure this memory too, by turns, and the ratio to it.")
 @click.option("--direct", is_flag=True, help="Both ends on one server: no network, a direct copy.")
 @click.option("--listen", is_flag=False, flag_value="127.0.0.1", metavar="[ADDR]", help="Be the passive end.")
 @click.option("--port", type=int, default=DEFAULT_PORT, show_default=True, help="TCP port of the passive end.")
@@ -88,7 +87,7 @@ def _spec(
     n_queue_pairs: int,
     tx_depth: int,
     path_mtu: int | None,
-    discipline: str,
+    memory: str,
     **_others: Any,
 ) -> BenchSpec:
     kind = test.split("_")[1]
@@ -104,7 +103,7 @@ def _spec(
             n_queue_pairs=n_queue_pairs,
             tx_depth=tx_depth,
             path_mtu=path_mtu,
-            discipline=discipline,
+            memory=memory,
         )
     )
 
@@ -138,11 +137,11 @@ def _measure(
 ) -> None:
     if host is not None and (direct or versus):
         raise click.UsageError("--direct and --versus are for two ends on this host, so without HOST")
-    if versus == spec.discipline:
+    if versus == spec.memory:
         raise click.UsageError(f"--versus {versus} compares {versus} memory with itself; name another")
     path = "nopin direct" if direct else f"nopin to {host or 'loopback'}"
     with_floor = host is None and not no_floor  # of another host's path we cannot measure the floor
-    specs = [spec] if versus is None else [spec, msgspec.structs.replace(spec, discipline=versus)]
+    specs = [spec] if versus is None else [spec, msgspec.structs.replace(spec, memory=versus)]
     results: list[list[Figure]] = []
     with _benches(specs, host, port, direct=direct) as benches, closing(Floors(spec, direct=direct)) as floors:
         if not as_json:
@@ -152,7 +151,7 @@ def _measure(
         for size in spec.sizes_bytes:
             results.append(measure(benches, size, floors.matching(size) if with_floor else None))
             if not as_json:
-                for line in perftest.rows(results[-1], [each.discipline for each in specs], gbits=gbits):
+                for line in perftest.rows(results[-1], [each.memory for each in specs], gbits=gbits):
                     put(line)
     if as_json:
         put_json({"spec": spec, "path": path, "results": [_as_json(figures, versus) for figures in results]})

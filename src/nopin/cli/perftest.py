@@ -23,7 +23,7 @@ def heading(spec: BenchSpec, *, path: str, path_mtu: int, local: list[Coordinate
         ("TX depth", str(spec.tx_depth)),
         ("Mtu", f"{path_mtu}[B]"),
         ("Link type", "Ethernet"),
-        ("Memory", spec.discipline),
+        ("Memory", spec.memory),
     ]
     pairs = zip(settings[::2], settings[1::2], strict=True)
     rows = [f" {a:<16}: {b:<28} {c:<16}: {d}" for (a, b), (c, d) in pairs]
@@ -43,14 +43,14 @@ def _columns(spec: BenchSpec, *, gbits: bool) -> str:
     return f" {'#bytes':<8} {'#iterations':<12} " + " ".join(f"{name:<15}" for name in names) + " ratio_to_floor"
 
 
-def rows(figures: list[Figure], disciplines: list[str], *, gbits: bool) -> list[str]:
-    """Return the lines of one message size: a line for each discipline, and how the first compares with the second."""
+def rows(figures: list[Figure], memories: list[str], *, gbits: bool) -> list[str]:
+    """Return the lines of one message size: a line for each memory, and how the first compares with the second."""
     lines = [_row(figure, gbits=gbits) for figure in figures]
     if len(figures) == 1:
         return lines
     ours, other = figures
-    lines = [f"{line}, {discipline}" for line, discipline in zip(lines, disciplines, strict=True)]
-    return [*lines, f" ratio_to_{disciplines[1].replace('-', '_')}: {ratio(ours, other):.2f}{_spread(ours, other)}"]
+    lines = [f"{line}, {memory}" for line, memory in zip(lines, memories, strict=True)]
+    return [*lines, f" ratio_to_{memories[1].replace('-', '_')}: {ratio(ours, other):.2f}{_spread(ours, other)}"]
 
 
 def _spread(ours: Figure, other: Figure) -> str:

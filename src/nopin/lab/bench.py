@@ -55,7 +55,7 @@ class Bench:
         self._line = line
         self.end = BenchEnd(
             device,
-            discipline=spec.discipline,
+            memory=spec.memory,
             size_bytes_max=max(spec.sizes_bytes),
             tx_depth=spec.tx_depth,
             n_queue_pairs=spec.n_queue_pairs,
@@ -72,7 +72,7 @@ class Bench:
             Setup(
                 version=RENDEZVOUS_VERSION,
                 test=spec.test,
-                discipline=spec.discipline,
+                memory=spec.memory,
                 size_bytes_max=max(spec.sizes_bytes),
                 tx_depth=spec.tx_depth,
                 path_mtu=min(spec.path_mtu or link_mtu, link_mtu),

@@ -1,4 +1,4 @@
-"""One end of a benchmark: a device, a buffer registered under the chosen discipline, connected queue pairs."""
+"""One end of a benchmark: a device, a buffer of the chosen kind of memory, connected queue pairs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nopin.errors import WorkError
+from nopin.lab.bench_spec import MANAGED
 from nopin.lab.floor_memory import ordinary_memory
 from nopin.lab.rendezvous import Coordinates
 from nopin.nic.abi import WcStatus
@@ -17,6 +18,9 @@ from nopin.verbs.cq import CompletionQueue
 from nopin.verbs.device import Device
 from nopin.verbs.qp import QpEndpoint, QueuePair
 from nopin.verbs.wr import Wc
+
+_SPARE_BYTES = 64 << 20
+"""So that nothing is evicted while it is measured, and the allocator has room for its own shape of things."""
 
 
 class BenchEnd:
@@ -29,22 +33,21 @@ class BenchEnd:
         send_cq, recv_cq: shared by all queue pairs.
     """
 
-    def __init__(
-        self, device: Device, *, discipline: str, size_bytes_max: int, tx_depth: int, n_queue_pairs: int
-    ) -> None:
+    def __init__(self, device: Device, *, memory: str, size_bytes_max: int, tx_depth: int, n_queue_pairs: int) -> None:
         self._held = ExitStack()
         try:
-            self._build(device, discipline, size_bytes_max, tx_depth, n_queue_pairs)
+            self._build(device, memory, size_bytes_max, tx_depth, n_queue_pairs)
         except BaseException:
             self._held.close()
             raise
 
-    def _build(self, device: Device, discipline: str, size: int, tx_depth: int, n_queue_pairs: int) -> None:
+    def _build(self, device: Device, kind: str, size: int, tx_depth: int, n_queue_pairs: int) -> None:
         enter = self._held.enter_context
         self.device = device
         self.size_bytes_max = size
-        self.memory: NDArray[np.uint8] = ordinary_memory(2 * size)
+        self.memory = managed_memory(device, 2 * size) if kind == MANAGED else ordinary_memory(2 * size)
         domain = enter(device.alloc_pd())
+        discipline = "on-demand" if kind == MANAGED else kind
         self.region = enter(domain.register(self.memory, access="rwa", discipline=discipline))
         self.rx_depth = 2 * tx_depth
         depth = max(16, 2 * tx_depth * n_queue_pairs)
@@ -87,6 +90,14 @@ class BenchEnd:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def managed_memory(device: Device, length_bytes: int) -> NDArray[np.uint8]:
+    """Allocate managed memory that all has room, every page touched; it lives as long as the array."""
+    n_bytes = 2 * length_bytes + _SPARE_BYTES
+    memory = device.arena(n_bytes, n_bytes, name="bench").zeros(length_bytes, np.uint8)
+    memory[:] = 0x5A
+    return memory
 
 
 def succeeded(completions: list[Wc]) -> list[Wc]:

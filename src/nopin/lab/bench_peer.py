@@ -46,7 +46,7 @@ def attend(line: BenchLine, server: str | None) -> None:
 def _end(device: Device, setup: Setup) -> BenchEnd:
     return BenchEnd(
         device,
-        discipline=setup.discipline,
+        memory=setup.memory,
         size_bytes_max=setup.size_bytes_max,
         tx_depth=setup.tx_depth,
         n_queue_pairs=len(setup.queue_pairs),

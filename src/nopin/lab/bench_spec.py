@@ -7,7 +7,9 @@ import msgspec
 from nopin.errors import UsageError
 
 TESTS = ("write_bw", "read_bw", "send_bw", "write_lat", "read_lat", "send_lat", "atomic_lat")
-DISCIPLINES = ("on-demand", "pinned", "short-term")
+MANAGED = "managed"
+MEMORIES = ("on-demand", "pinned", "short-term", MANAGED)
+"""Plain memory under one of three disciplines, or managed memory, on demand."""
 ALL_SIZES_BYTES = tuple(1 << power for power in range(1, 24))
 """perftest's -a: 2 bytes to 8 MiB."""
 DEFAULT_SIZE_BYTES = {"bw": 65536, "lat": 8}
@@ -27,7 +29,7 @@ class BenchSpec(msgspec.Struct, kw_only=True, frozen=True):
         n_queue_pairs: `-q`, bandwidth tests only.
         tx_depth: `-t`, messages under way on each queue pair.
         path_mtu: `--mtu`; None is the largest both ends can do.
-        discipline: of both ends' buffers.
+        memory: of both ends, one of MEMORIES.
     """
 
     test: str
@@ -37,7 +39,7 @@ class BenchSpec(msgspec.Struct, kw_only=True, frozen=True):
     n_queue_pairs: int = 1
     tx_depth: int = 128
     path_mtu: int | None = None
-    discipline: str = "on-demand"
+    memory: str = "on-demand"
 
     @property
     def operation(self) -> str:

@@ -44,7 +44,7 @@ class Setup(Word, tag="setup"):
 
     version: int
     test: str
-    discipline: str
+    memory: str
     size_bytes_max: int
     tx_depth: int
     path_mtu: int
