@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "verbs": {"errors", "units", "ranges", "nic", "linux", "control", "accel"},
     "lab": {"errors", "units", "ranges", "mm", "iommu", "nic", "linux", "link", "control", "server", "verbs", "model"},
     "cli": {"errors", "units", "nic", "linux", "link", "control", "server", "verbs", "lab", "model"},
-    "model": {"errors", "units", "ranges", "mm", "iommu", "nic"},
+    "model": {"errors", "units", "ranges", "mm", "iommu", "nic", "control"},
     "testing": {"errors", "units", "ranges", "mm", "iommu", "nic", "link", "model"},
     "__init__": {"errors", "verbs"},
     "__main__": {"cli"},

@@ -78,7 +78,8 @@ class End:
         """Take the region away; from here on nothing reaches the process."""
         yield Work("deregisters")
         self.nic.deregister(self.region)
-        self.deregistered = self.seen.shut = True
+        self.deregistered = True
+        self.seen.shut = "its region was deregistered"
 
     def check(self) -> None:
         """Check what holds when nothing is under way."""
@@ -97,14 +98,14 @@ class Seen(DeviceObserver):
 
     Attributes:
         read, written: (address, value) of each word.
-        shut: no access is allowed any more.
+        shut: why no access is allowed any more; empty while some is.
     """
 
     def __init__(self, oracle: DeviceObserver) -> None:
         self._oracle = oracle
         self.read: set[tuple[int, int]] = set()
         self.written: set[tuple[int, int]] = set()
-        self.shut = False
+        self.shut = ""
 
     def device_read(self, device: str, process: Process, va: int, frame: int, data: bytes) -> None:
         """See `DeviceObserver`."""
@@ -132,4 +133,4 @@ class Seen(DeviceObserver):
 
     def _check(self, device: str, va: int) -> None:
         if self.shut:
-            violate("stale_access", f"{device} reaches {va:#x}, whose region was deregistered")
+            violate("stale_access", f"{device} reaches {va:#x}, and {self.shut}")

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from nopin.errors import UsageError
 
-MODULES = ("mirror", "host", "arena", "nic")
+MODULES = ("mirror", "host", "arena", "nic", "takeover")
 """Modules of `nopin.model.explore.broken` that define some."""
 
 

@@ -27,6 +27,7 @@ from nopin.nic.mr import Pd
 from nopin.nic.nic import Nic
 from nopin.nic.qp import QueuePair
 from nopin.nic.rings import CompletionConsumer, CompletionProducer, WorkConsumer, WorkProducer
+from nopin.nic.wire.batch import Endpoint
 
 ALL_RIGHTS = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ | Access.REMOTE_ATOMIC
 
@@ -153,24 +154,55 @@ def connect(
 ) -> None:
     """Bring both ends to RTS; PSNs start just before the wrap."""
     for us, them in ((a, b), (b, a)):
-        peer = them.nic.endpoint
-        init = QpAttr(state=QpState.INIT, pkey_index=0, port_num=1, access=int(access))
-        rtr = QpAttr(
-            state=QpState.RTR,
-            av=AddressVector(gid=peer.gid, port=peer.port),
-            path_mtu=mtu,
-            dest_qpn=them.qp.qpn,
-            rq_psn=psn,
-            max_dest_rd_atomic=max_rd_atomic,
-            min_rnr_timer=min_rnr_timer,
-        )
-        rts = QpAttr(
-            state=QpState.RTS,
-            timeout=timeout,
-            retry_cnt=retry_cnt,
+        bring_up(
+            us,
+            them.nic.endpoint,
+            them.qp.qpn,
+            mtu=mtu,
+            now=now,
             rnr_retry=rnr_retry,
-            sq_psn=psn,
+            retry_cnt=retry_cnt,
+            timeout=timeout,
+            psn=psn,
+            access=access,
+            min_rnr_timer=min_rnr_timer,
             max_rd_atomic=max_rd_atomic,
         )
-        for attr in (init, rtr, rts):
-            us.nic.modify_qp(us.qp, attr, now)
+
+
+def bring_up(
+    client: Client,
+    peer: Endpoint,
+    qpn: int,
+    *,
+    mtu: int = 1024,
+    now: int = 0,
+    rnr_retry: int = 7,
+    retry_cnt: int = 7,
+    timeout: int = 14,
+    psn: int = 0xFFFFF0,
+    access: Access = ALL_RIGHTS,
+    min_rnr_timer: int = 12,
+    max_rd_atomic: int = 4,
+) -> None:
+    """Bring one end to RTS, with a queue pair of that number for its peer; both ends begin at one PSN."""
+    init = QpAttr(state=QpState.INIT, pkey_index=0, port_num=1, access=int(access))
+    rtr = QpAttr(
+        state=QpState.RTR,
+        av=AddressVector(gid=peer.gid, port=peer.port),
+        path_mtu=mtu,
+        dest_qpn=qpn,
+        rq_psn=psn,
+        max_dest_rd_atomic=max_rd_atomic,
+        min_rnr_timer=min_rnr_timer,
+    )
+    rts = QpAttr(
+        state=QpState.RTS,
+        timeout=timeout,
+        retry_cnt=retry_cnt,
+        rnr_retry=rnr_retry,
+        sq_psn=psn,
+        max_rd_atomic=max_rd_atomic,
+    )
+    for attr in (init, rtr, rts):
+        client.nic.modify_qp(client.qp, attr, now)

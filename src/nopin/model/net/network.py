@@ -53,7 +53,7 @@ class Network:
             arrived: called with packets for it.
             fates: what befalls packets on their way to it.
         """
-        assert endpoint not in self._ports, f"two hosts have {endpoint}"
+        assert endpoint not in self._ports, f"two NICs have {endpoint}"
         early = self._law.latency_ns // 2
         up = replace(self._law, latency_ns=early)
         down = replace(self._law, latency_ns=self._law.latency_ns - early, cut_through=True)
@@ -64,6 +64,10 @@ class Network:
         )
         self._ports[endpoint] = port
         return port
+
+    def detach(self, endpoint: Endpoint) -> None:
+        """Have nobody there. What was sent from there is still on its way, and arrives."""
+        del self._ports[endpoint]
 
     def _switch(self, batch: PacketBatch) -> None:
         port = self._ports.get(batch.path.local)

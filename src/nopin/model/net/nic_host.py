@@ -25,7 +25,7 @@ from nopin.model.device.faults import FaultPath
 from nopin.model.device.observer import DeviceObserver
 from nopin.model.effects import Gate, Pause, Procedure, Work
 from nopin.model.host.process import Process
-from nopin.model.net.client import ALL_RIGHTS, Client, make_client
+from nopin.model.net.client import ALL_RIGHTS, Client, make_client, no_bell
 from nopin.model.net.fates import Fates, all_pass
 from nopin.model.net.network import Network
 from nopin.model.net.nic_memory import NicMemory
@@ -57,6 +57,7 @@ class NicHost:
         memory: how it reaches processes.
         n_turns: taken so far.
         events: asynchronous events, in order.
+        ended: it was killed: it takes no turn any more.
         before_receive: called with each batch before the NIC has it; returns what it is to have, one after the other.
     """
 
@@ -90,7 +91,9 @@ class NicHost:
         self.n_turns = 0
         self.events: list[AsyncEvent] = []
         self.before_receive: Callable[[PacketBatch], list[PacketBatch]] | None = None
+        self.ended = False
         self.scheduler = scheduler
+        self._network = network
         self._port = network.attach(name, endpoint, self._arrived, fates)
         self._ahead_ns = ahead_ns
         self._pin_time = pin_time
@@ -169,15 +172,35 @@ class NicHost:
         self._clients.append(made)
         return made
 
+    def drop(self, client: HostClient) -> None:
+        """Destroy a queue pair. Twice is fine."""
+        if client in self._clients:
+            self._clients.remove(client)
+            self.nic.destroy_qp(client.client.qp)
+
+    def end(self) -> None:
+        """End as its server does that is killed: it takes no turn any more, and has no address.
+
+        What it has sent is on its way. Faults that it set off go on, as system calls of a dying process do.
+        """
+        self.ended = True
+        self._inbox.clear()
+        self._clients.clear()
+        if self._turn_timer is not None:
+            self._turn_timer.cancel()
+        self._network.detach(self.nic.endpoint)
+
     # Turns
 
     def kick(self) -> None:
         """There may be something to do: have a turn now."""
-        self._turn_by(self.scheduler.now_ns)
+        if not self.ended:
+            self._turn_by(self.scheduler.now_ns)
 
     def _arrived(self, batch: PacketBatch) -> None:
-        self._inbox.append(batch)
-        self.kick()
+        if not self.ended:
+            self._inbox.append(batch)
+            self.kick()
 
     def _turn_by(self, at_ns: int) -> None:
         """Have a turn at a time, or earlier."""
@@ -242,6 +265,7 @@ class HostClient:
     Attributes:
         client: its rings, and the queue pair.
         post_send, post_recv: its own.
+        completed: called when there are completions to be polled, for who waits for other things, too.
     """
 
     def __init__(self, host: NicHost, client: Client) -> None:
@@ -250,6 +274,7 @@ class HostClient:
         self.post_send = client.post_send
         self.post_recv = client.post_receive
         client.ring = host.kick
+        self.completed = no_bell
         self._gate: Gate | None = None
 
     def completions(self) -> Procedure[list[tuple[int, WcStatus]]]:
@@ -261,6 +286,9 @@ class HostClient:
 
     def notice(self) -> None:
         """Wake who waits for completions, if there are some."""
-        if self._gate is not None and self.client.completions.ready:
+        if not self.client.completions.ready:
+            return
+        self.completed()
+        if self._gate is not None:
             gate, self._gate = self._gate, None
             self.host.scheduler.open(gate)

@@ -58,7 +58,7 @@ class Space:
 
 
 class HostOracle(HostObserver):
-    """See above; give it to hosts, and `devices` to devices.
+    """See above; give it to hosts, `devices` to devices, and `walkers` to those that walk the table of a process.
 
     Args:
         note: told what happens in words, for the trace; None where there is none.
@@ -71,6 +71,7 @@ class HostOracle(HostObserver):
     def __init__(self, note: Callable[[str, str], None] | None) -> None:
         self.clock = 1
         self.devices = DeviceOracle(self)
+        self.walkers = WalkerOracle(self)
         self.note = note
         self.in_use: set[int] = set()
         self.trouble: set[str] = set()
@@ -354,6 +355,27 @@ class DeviceOracle(DeviceObserver):
             return
         verb = "writes" if write else "reads"
         violate("stale_access", f"{device} {verb} page {page:#x} of process {process.pid} in frame {frame}, {wrong}")
+
+
+class WalkerOracle(DeviceObserver):
+    """The part that devices tell which translate at each access: they hold nothing, so nobody tells them to let go."""
+
+    def __init__(self, host: HostOracle) -> None:
+        self._host = host
+
+    def device_read(self, device: str, process: Process, va: int, frame: int, data: bytes) -> None:
+        """See `DeviceObserver`."""
+        self._check(device, va, frame)
+        self._host.read(device, process, va, data)
+
+    def device_wrote(self, device: str, process: Process, va: int, frame: int, data: bytes) -> None:
+        """See `DeviceObserver`."""
+        self._check(device, va, frame)
+        self._host.wrote(device, process, va, data)
+
+    def _check(self, device: str, va: int, frame: int) -> None:
+        if frame not in self._host.in_use:
+            violate("stale_access", f"{device} reaches {va:#x} in frame {frame}, which is free")
 
 
 def _pages(where: Range) -> range:
