@@ -27,6 +27,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Generator
+from itertools import count
 from typing import Any, NamedTuple, Protocol, final
 
 from nopin.mm.effects import Backoff, Gate, Open, Pause, Quiesce
@@ -202,30 +203,26 @@ class Scheduler:
 
         After time is up `now_ns` is `until_ns`, and steps due exactly then have been taken.
         """
-        last = None if max_steps is None else self.n_steps + max_steps
-        while last is None or self.n_steps < last:
-            if not self.step(until_ns=until_ns):
-                left = bool(self._heap)
+        for _ in count() if max_steps is None else range(max_steps):
+            what = self._next(until_ns)
+            if what is None:
                 if until_ns is not None:
                     self.now_ns = max(self.now_ns, until_ns)
-                return not left
+                return not self._heap
+            self._take(what)
         return not (self._heap or self._ready)
 
     def step(self, *, until_ns: int | None = None) -> bool:
         """Take one step; False when there is none (until then)."""
-        what = self._next_in_order(until_ns) if self.chooser is None else self._next_chosen(self.chooser, until_ns)
+        what = self._next(until_ns)
         if what is None:
             return False
-        self.n_steps += 1
-        if type(what) is Task:
-            self._advance(what)
-        else:
-            self._call(what)
-        if self.after_step is not None:
-            self.after_step()
+        self._take(what)
         return True
 
-    def _next_in_order(self, until_ns: int | None) -> _Step | None:
+    def _next(self, until_ns: int | None) -> _Step | None:
+        if self.chooser is not None:
+            return self._next_chosen(self.chooser, until_ns)
         ready = self._ready
         while ready or self._pass_time(until_ns):
             what = ready.popleft()
@@ -280,6 +277,29 @@ class Scheduler:
             heapq.heappop(heap)
         return None if not heap or (until_ns is not None and heap[0][0] > until_ns) else heap[0][2]
 
+    def _take(self, what: _Step) -> None:
+        """Take a step: of a task, to its next yield, and perform what that asks."""
+        self.n_steps += 1
+        if type(what) is not Task:
+            self._call(what)
+        else:
+            value, what.value, what.waits_for = what.value, None, None
+            try:
+                effect = what.send(value)
+            except StopIteration as stop:
+                self._end(what, stop.value)
+            else:
+                if self.trace is not None:
+                    self.trace.note(self.now_ns, what.name, _word(effect))
+                if type(effect) is not Work:
+                    self._perform(effect, what)
+                elif effect.cost_ns:
+                    self._put(self.now_ns + effect.cost_ns, what)
+                else:
+                    self._ready.append(what)
+        if self.after_step is not None:
+            self.after_step()
+
     def _call(self, timer: Timer) -> None:
         callback, timer.callback = timer.callback, None
         assert callback is not None
@@ -287,24 +307,8 @@ class Scheduler:
             self.trace.note(self.now_ns, timer.name, "called")
         callback()
 
-    def _advance(self, task: Task) -> None:
-        """Take one step of a task: to its next yield, and perform what that asks."""
-        value, task.value, task.waits_for = task.value, None, None
-        try:
-            effect = task.send(value)
-        except StopIteration as stop:
-            self._end(task, stop.value)
-            return
-        if self.trace is not None:
-            self.trace.note(self.now_ns, task.name, _word(effect))
-        kind = type(effect)
-        if kind is Work:
-            if effect.cost_ns:
-                self._put(self.now_ns + effect.cost_ns, task)
-            else:
-                self._ready.append(task)
-            return
-        handler = _OWN.get(kind)
+    def _perform(self, effect: Any, task: Task) -> None:
+        handler = _OWN.get(type(effect))
         if handler is not None:
             handler(self, task, effect)
             return

@@ -85,9 +85,10 @@ class DmaDevice:
         frames, observer, parts = process.host.frames, self._observer, list[bytes]()
 
         def touch(piece: Piece) -> None:
-            data = frames.read(piece.frame, piece.at, piece.length)
+            start, frame, at, _, n = piece
+            data = frames.read(frame, at, n)
             parts.append(data)
-            observer.device_read(self.name, process, piece.va, piece.frame, data)
+            observer.device_read(self.name, process, start, frame, data)
 
         reason = yield from self._access(self.attachment(process), va, length, touch, write=False)
         return b"".join(parts) if reason is None else reason
@@ -96,9 +97,10 @@ class DmaDevice:
         """Write bytes from `va` on, or say why that cannot be done; then some may have been written."""
 
         def touch(piece: Piece) -> None:
-            part = data[piece.offset : piece.offset + piece.length]
-            process.host.frames.write(piece.frame, piece.at, part)
-            self._observer.device_wrote(self.name, process, piece.va, piece.frame, part)
+            start, frame, at, offset, n = piece
+            part = data[offset : offset + n]
+            process.host.frames.write(frame, at, part)
+            self._observer.device_wrote(self.name, process, start, frame, part)
 
         return (yield from self._access(self.attachment(process), va, len(data), touch, write=True))
 
@@ -147,7 +149,8 @@ class DmaDevice:
             if access.stopped:
                 break
             touch(piece)
-            done = piece.offset + piece.length
+            *_, offset, n = piece
+            done = offset + n
         to.engine.finish(access)
         return done
 

@@ -41,14 +41,14 @@ class MirroredMemory:
             self._observer.device_read(self._device, self._process, start, frame, data)
             return data
         parts = []
-        for piece in self._translations.pieces(start, length):
-            parts.append(frames.read(piece.frame, piece.at, piece.length))
-            self._observer.device_read(self._device, self._process, piece.va, piece.frame, parts[-1])
+        for va, frame, at, _, n in self._translations.pieces(start, length):
+            parts.append(frames.read(frame, at, n))
+            self._observer.device_read(self._device, self._process, va, frame, parts[-1])
         return b"".join(parts)
 
     def __setitem__(self, where: slice, data: bytes | memoryview, /) -> None:
         """Write [start, stop)."""
-        for piece in self._translations.pieces(where.start, where.stop - where.start):
-            part = bytes(data[piece.offset : piece.offset + piece.length])
-            self._translations.frames.write(piece.frame, piece.at, part)
-            self._observer.device_wrote(self._device, self._process, piece.va, piece.frame, part)
+        for va, frame, at, offset, n in self._translations.pieces(where.start, where.stop - where.start):
+            part = bytes(data[offset : offset + n])
+            self._translations.frames.write(frame, at, part)
+            self._observer.device_wrote(self._device, self._process, va, frame, part)

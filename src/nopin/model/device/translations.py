@@ -8,25 +8,15 @@ page without that word uses what is left there, as broken hardware would.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from nopin.model.host.frames import Frames
 from nopin.units import PAGE_BYTES, PAGE_MASK, PAGE_SHIFT
 
 
-class Piece(NamedTuple):
-    """The part of an access that lies in one page.
+Piece = tuple[int, int, int, int, int]
+"""The part of an access that lies in one page: (va, frame, first byte in it, offset in the access, length in bytes).
 
-    Attributes:
-        frame: where that page is. at: the first byte in it.
-        offset: of that byte in the access. length: bytes.
-    """
-
-    va: int
-    frame: int
-    at: int
-    offset: int
-    length: int
+A plain tuple, which is made in half the time: there is one in every access of a device.
+"""
 
 
 class Translations:
@@ -46,11 +36,11 @@ class Translations:
 
     def pieces(self, va: int, length: int, offset: int = 0) -> list[Piece]:
         """Cut bytes [va + offset, va + length) by page, and translate each. Requires: every page was captured once."""
-        found = []
+        found: list[Piece] = []
         while offset < length:
             start = va + offset
             at = start & PAGE_MASK
             n = min(PAGE_BYTES - at, length - offset)
-            found.append(Piece(start, self._frame_of[start >> PAGE_SHIFT], at, offset, n))
+            found.append((start, self._frame_of[start >> PAGE_SHIFT], at, offset, n))
             offset += n
         return found

@@ -20,7 +20,7 @@ from nopin.model.device.observer import DeviceObserver
 from nopin.model.host.files import File
 from nopin.model.host.observer import HostObserver
 from nopin.model.host.process import Process
-from nopin.model.oracle.memory import Memory, words_of
+from nopin.model.oracle.memory import WORD_BYTES, WORDS, Memory
 from nopin.model.oracle.violation import violate
 from nopin.ranges import Range
 from nopin.units import PAGE_BYTES, PAGE_SHIFT, U64_MAX, page_ceil
@@ -110,14 +110,16 @@ class HostOracle(HostObserver):
         rights = space.rights.get(va >> PAGE_SHIFT)
         if rights is None or not rights[0]:
             violate("stale_access", f"{who} reads {va:#x} of {space.name}, which is not mapped or not to be read")
-        for at, found in words_of(va, data):
+        memory, at = space.memory, va
+        for found in WORDS[len(data)](data):
             if self.note is not None:
                 self.note(who, f"reads {found:#x} at {at:#x}")
-            right = space.memory.load(at, found)
+            right = memory.load(at, found)
             if right is not None:
                 may_be = " or ".join(f"{each:#x}" for each in right)
                 which = "lost_write" if found == 0 else "wrong_bytes"
                 violate(which, f"{who} reads {found:#x} at {at:#x} of {space.name}; it may be {may_be}")
+            at += WORD_BYTES
 
     def wrote(self, who: str, process: Process, va: int, data: bytes) -> None:
         """Somebody put bytes into a page."""
@@ -127,12 +129,14 @@ class HostOracle(HostObserver):
             violate("stale_access", f"{who} writes {va:#x} of {space.name}, which is not mapped")
         if not rights[1]:
             violate("write_after_protect", f"{who} writes {va:#x} of {space.name}, which may not be written")
-        for at, value in words_of(va, data):
+        memory, at = space.memory, va
+        for value in WORDS[len(data)](data):
             if self.note is not None:
                 self.note(who, f"writes {value:#x} at {at:#x}")
-            space.memory.store(at, value)
+            memory.store(at, value)
             if space.copy is not None:
                 space.copy.also(at, value)
+            at += WORD_BYTES
 
     # What hosts tell
 

@@ -10,7 +10,8 @@ list.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from struct import Struct
 
 from nopin.ranges import Range, subtract
 
@@ -139,9 +140,19 @@ class Memory:
             del self._words[va]
 
 
-def words_of(va: int, data: bytes) -> Sequence[tuple[int, int]]:
+class _Words(dict[int, Callable[[bytes], tuple[int, ...]]]):
+    """See `WORDS`."""
+
+    def __missing__(self, n_bytes: int) -> Callable[[bytes], tuple[int, ...]]:
+        assert n_bytes % WORD_BYTES == 0, "accesses are of whole words"
+        unpack = self[n_bytes] = Struct(f"<{n_bytes // WORD_BYTES}Q").unpack
+        return unpack
+
+
+WORDS = _Words()
+"""By how many bytes there are: what returns the words in them."""
+
+
+def words_of(va: int, data: bytes) -> Iterator[tuple[int, int]]:
     """Cut bytes into words: (address, value)."""
-    assert va % WORD_BYTES == len(data) % WORD_BYTES == 0, "accesses are of whole words"
-    if len(data) == WORD_BYTES:  # the common case
-        return ((va, int.from_bytes(data, "little")),)
-    return [(va + at, int.from_bytes(data[at : at + WORD_BYTES], "little")) for at in range(0, len(data), WORD_BYTES)]
+    return zip(range(va, va + len(data), WORD_BYTES), WORDS[len(data)](data), strict=True)
