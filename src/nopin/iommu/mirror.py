@@ -355,12 +355,15 @@ class Mirror(Subscriber):
     def _touched(self, ranges: Sequence[Range]) -> Iterator[tuple[int, int, int]]:
         """Yield the parts of ranges that lie in chunks there are, as (chunk, low, high)."""
         for where in ranges:
-            if where.length >> CHUNK_SHIFT > len(self._chunks):
-                yield from self._touched_of_many(where)
-                continue
-            for index, low, high in _chunks_of(where.start, where.length):
+            first, end = where.start, where.end
+            index = first >> CHUNK_SHIFT
+            if end - 1 >> CHUNK_SHIFT == index:  # the common case
                 if index in self._chunks:
-                    yield index, low, high
+                    yield index, first & _CHUNK_MASK, end - (index << CHUNK_SHIFT)
+            elif end - first >> CHUNK_SHIFT > len(self._chunks):
+                yield from self._touched_of_many(where)
+            else:
+                yield from (part for part in _chunks_of(first, end - first) if part[0] in self._chunks)
 
     def _touched_of_many(self, where: Range) -> Iterator[tuple[int, int, int]]:
         """Yield the same of a range with more chunks than there are, by looking at those there are."""

@@ -42,10 +42,10 @@ class Cause(Enum):
     @property
     def deferrable(self) -> bool:
         """True if reads may go on until the frame is used anew, and a subscriber may refuse."""
-        return self in DEFERRABLE
+        return self is Cause.RECLAIM or self is Cause.MIGRATE
 
 
-DEFERRABLE = frozenset({Cause.RECLAIM, Cause.MIGRATE})
+DEFERRABLE = frozenset(cause for cause in Cause if cause.deferrable)
 """Nobody but the memory manager wants these, so they can wait: the old frame holds the same bytes until then."""
 
 WITH_OWNER = frozenset({Cause.MIGRATE, Cause.EXCLUSIVE})

@@ -225,8 +225,10 @@ class Notifiers:
             if not self._tell(subscription, bracket):
                 self._give_up(bracket)
                 break
-        bracket.kept = coalesce(bracket.kept)
-        bracket.fences += [fence for fence in self._release_fences if not fence.passed]
+        if bracket.kept:
+            bracket.kept = coalesce(bracket.kept)
+        if self._release_fences:
+            bracket.fences += [fence for fence in self._release_fences if not fence.passed]
         return bracket
 
     def invalidate(self, where: Range, cause: Cause) -> int:
@@ -302,9 +304,9 @@ class Notifiers:
         return self._eras.running(where)
 
     def _overlapping(self, event: Invalidation) -> list[Subscription]:
-        found = self._index.overlapping(event.hull)
         if len(event.ranges) == 1:
-            return found
+            return self._index.overlapping(event.ranges[0])
+        found = self._index.overlapping(event.hull)
         return [subscription for subscription in found if overlap_any(event.ranges, subscription.where)]
 
     def _tell(self, subscription: Subscription, bracket: Bracket) -> bool:
@@ -322,7 +324,10 @@ class Notifiers:
             assert not event.blockable, "only an invalidation that must not wait can be put off"
             return False
         bracket._told.append(subscription)
-        self._note_answer(subscription, bracket, event, answer)
+        if answer is None:
+            subscription._n_vetoes = 0
+        else:
+            self._note_answer(subscription, bracket, event, answer)
         return True
 
     def _note_answer(self, subscription: Subscription, bracket: Bracket, event: Invalidation, answer: Answer) -> None:

@@ -67,7 +67,7 @@ class Harvest:
     young: set[int] = field(default_factory=set)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # nobody changes one; not frozen, because that takes three times as long to make
 class Invalidation:
     """What is about to happen to an address space.
 

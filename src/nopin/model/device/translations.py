@@ -11,7 +11,6 @@ from __future__ import annotations
 from nopin.model.host.frames import Frames
 from nopin.units import PAGE_BYTES, PAGE_MASK, PAGE_SHIFT
 
-
 Piece = tuple[int, int, int, int, int]
 """The part of an access that lies in one page: (va, frame, first byte in it, offset in the access, length in bytes).
 

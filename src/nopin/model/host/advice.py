@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from nopin.mm.causes import Cause
 from nopin.model.effects import Procedure

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from enum import Flag, auto
 from operator import attrgetter
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from nopin.model.host.files import File
@@ -29,9 +31,10 @@ class Prot(Flag):
 
 RW = Prot.READ | Prot.WRITE
 
+_WRITABLE = (RW, Prot.WRITE)
 
-@dataclass(frozen=True, slots=True)
-class Vma:
+
+class Vma(msgspec.Struct, frozen=True):
     """Pages [first, end) of an address space that are alike (vm_area_struct).
 
     Attributes:
@@ -59,7 +62,7 @@ class Vma:
 
     def allows(self, *, write: bool) -> bool:
         """Tell whether an access is allowed; what may be written may be read, as on the machines there are."""
-        return Prot.WRITE in self.prot if write else self.prot != Prot.NONE
+        return self.prot in _WRITABLE if write else self.prot is not Prot.NONE
 
     def index(self, page: int) -> int:
         """Return the page of the file that a page of this mapping shows."""
@@ -68,11 +71,15 @@ class Vma:
     def cut(self, first: int, end: int) -> Vma:
         """Return the part in [first, end), which is not empty."""
         first, end = max(first, self.first), min(end, self.end)
+        if first == self.first and end == self.end:
+            return self
         return replace(self, first=first, end=end, offset=self.index(first) if self.file else 0)
 
     def continues_in(self, other: Vma) -> bool:
         """Tell whether another mapping goes on where this one ends, and is alike."""
-        if self.end != other.first or (self.file is not None and self.index(self.end) != other.offset):
+        if self.end != other.first or self.prot is not other.prot or self.file is not other.file:
+            return False
+        if self.file is not None and self.index(self.end) != other.offset:
             return False
         return replace(self, first=other.first, end=other.end, offset=other.offset) == other
 
@@ -130,9 +137,10 @@ class Vmas:
         for vma in self.overlapping(first, end):
             self._vmas.remove(vma)
             taken.append(vma.cut(first, end))
-            for left in ((vma.first, first), (end, vma.end)):
-                if left[0] < left[1]:
-                    self.insert(vma.cut(*left))
+            if vma.first < first:
+                self.insert(vma.cut(vma.first, first))
+            if end < vma.end:
+                self.insert(vma.cut(end, vma.end))
         return taken
 
     def gap(self, n: int, above: int, *, align: int = 1) -> int:
