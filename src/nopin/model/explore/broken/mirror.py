@@ -14,8 +14,11 @@ from nopin.mm.notifier import Bracket, Notifiers
 from nopin.mm.sequence import Eras, Reading
 from nopin.mm.space import Reason
 from nopin.mm.subscriber import Answer, Fence, Invalidation
+from nopin.model.device import atomic
 from nopin.model.device.engine import Engine
 from nopin.model.explore.mutants import Patch, mutant
+from nopin.model.host.process import Process
+from nopin.model.host.table import Exclusive
 from nopin.ranges import Range
 
 # The sequence
@@ -258,3 +261,20 @@ def truncation_is_not_told(patch: Patch) -> None:
 def migration_is_not_told(patch: Patch) -> None:
     """Moving pages to other frames tells devices (MIGRATE)."""
     told_elsewhere(patch, Cause.MIGRATE)
+
+
+@mutant("store_vs_atomic", "write_access_vs_atomic")
+def taking_a_page_back_is_not_told(patch: Patch) -> None:
+    """Taking back a page that a device has to itself tells that device (EXCLUSIVE), and giving it tells all others."""
+    told_elsewhere(patch, Cause.EXCLUSIVE)
+
+
+@mutant("store_vs_atomic")
+def exclusive_use_begins_while_a_page_is_taken_back(patch: Patch) -> None:
+    """A device that was told to let go of a page does not begin to use it before that is over."""
+
+    def lookup(process: Process, number: int, owner: object) -> int | None:
+        entry = process.table.get(number)
+        return entry.page.frame if isinstance(entry, Exclusive) and entry.owner is owner else None
+
+    patch.setattr(atomic, "lookup_exclusive", lookup)

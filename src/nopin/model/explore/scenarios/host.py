@@ -19,6 +19,7 @@ from nopin.mm.device_faults import FaultPages
 from nopin.mm.effects import PageRun, Procedure, Quiesce
 from nopin.mm.space import Reason
 from nopin.mm.subscriber import AGAIN, Answer, Invalidation, Subscriber
+from nopin.model.device.atomic import AtomicDevice
 from nopin.model.device.dma import DmaDevice
 from nopin.model.device.faults import Resolve
 from nopin.model.effects import Work
@@ -115,6 +116,17 @@ class Machine:
         reason = yield from device.write(process, va, data)
         if reason is not None:
             self.oracle.refused(device.name, process, va, len(data), reason, write=True, since=since)
+
+    def exchanges(self, word: bytes) -> Steps:
+        """Have a device exchange the last word of the first page by one, atomically, with the page to itself."""
+        name = f"atomic {self._n_values}"
+        return self._exchanges(AtomicDevice(name, self.process, self.oracle.walkers), word)
+
+    def _exchanges(self, device: AtomicDevice, word: bytes) -> Steps:
+        at, since = self.va + BORDER, self.oracle.clock
+        reason = yield from device.exchange(at, word)
+        if reason is not None:
+            self.oracle.refused(device.name, self.process, at, len(word), reason, write=True, since=since)
 
     # Actors
 
@@ -233,6 +245,7 @@ ACTORS: dict[str, Actor] = {
     "protect_twice": lambda m, data: m.protects_and_allows(data),
     "dereg": lambda m, _: m.detaches(),
     "exit": lambda m, _: m.process.exit(),
+    "atomic": lambda m, data: m.exchanges(data[:WORD_BYTES]),
 }
 
 
