@@ -272,6 +272,18 @@ def test_what_is_not_all_there_is_not_collapsed() -> None:
     host.check()
 
 
+def test_a_store_to_a_page_of_a_shared_huge_one_splits_it_and_other_rights_keep_it_small() -> None:
+    host, process, va, _ = huge()
+    run(host, process.store(va, b"x"))
+    child = run(host, process.fork())
+    assert process.table.is_huge(va // PAGE), "lowered as a whole"
+    run(host, child.exit())
+    run(host, process.store(va, b"y"))
+    assert not process.table.is_huge(va // PAGE)
+    assert not run(host, host.collapse_huge(process, va // PAGE)), "one page may be written, the others may not"
+    host.check()
+
+
 # Exclusive access
 
 

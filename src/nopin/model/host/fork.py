@@ -64,7 +64,7 @@ def _copy_pages(parent: Process, child: Process, vma: Vma) -> Procedure[None]:
 def _share(parent: Process, child: Process, number: int, entry: Entry) -> None:
     """Take the right to write from the parent's entry, and give the child the same."""
     entry = lowered(entry)
-    parent.table.replace(number, entry)
+    parent.table.lower(number, entry)
     if isinstance(entry, Swapped):
         parent.host.swap.hold(entry.slot)
         child.table.set(number, Swapped(entry.slot))
@@ -93,6 +93,7 @@ def _copy_pinned(parent: Process, child: Process, number: int) -> Procedure[None
     Source: copy_present_page of Linux (folio_needs_cow_for_dma).
     """
     host = parent.host
+    parent.table.split(number)  # the others lose the right to write, this one does not
     page = yield from host.new_page()
     entry = parent.table.get(number)
     assert entry is not None, "only faults go on beside a fork, and they take nothing away"

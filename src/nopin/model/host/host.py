@@ -307,6 +307,7 @@ class Host:
         """Assert that references add up. Requires: nobody is in the middle of anything."""
         users: dict[int, int] = {}
         for process in self.processes.values():
+            process.table.check_huge()
             for number, entry in process.table.entries(0, NO_PAGE):
                 if isinstance(entry, Swapped):
                     users[entry.slot] = users.get(entry.slot, 0) + 1

@@ -70,12 +70,18 @@ def collapse(process: Process, number: int) -> Procedure[bool]:
 
 
 def _in_a_run(process: Process, start: int) -> bool:
-    """Tell whether all 2 MiB are present in consecutive frames."""
+    """Tell whether all 2 MiB are present in consecutive frames, in one mapping, with the same right to write."""
+    vma = process.vmas.find(start)
+    if vma is None or start < vma.first or start + RUN_FRAMES > vma.end:
+        return False
     entries = [entry for _, entry in process.table.entries(start, start + RUN_FRAMES)]
     if len(entries) < RUN_FRAMES or not isinstance(entries[0], Present) or entries[0].frame % RUN_FRAMES:
         return False
-    base = entries[0].frame
-    return all(isinstance(entry, Present) and entry.frame == base + at for at, entry in enumerate(entries))
+    base, writable = entries[0].frame, entries[0].writable
+    return all(
+        isinstance(entry, Present) and entry.frame == base + at and entry.writable is writable
+        for at, entry in enumerate(entries)
+    )
 
 
 def split(process: Process, number: int) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from nopin.mm.causes import Cause
 from nopin.mm.subscriber import Fence
-from nopin.model.effects import Gate, Procedure, Quiesce
+from nopin.model.effects import Gate, Procedure, Quiesce, Work
 from nopin.model.host.errors import NoMemory
 from nopin.model.host.page import Page
 from nopin.model.host.rmap import Places, places_of, ranges_of
@@ -96,8 +96,9 @@ def move(host: Host, pages: Sequence[Page], frames: Sequence[int], *, owner: obj
         fences += yield from _set_moving(process, places, owner)
     targets = dict(zip(pages, frames, strict=True))
     moving = {page: frame for page, frame in targets.items() if _is_moving(host, page)}
-    for page, frame in moving.items():
-        yield host.steps.copy
+    for n, (page, frame) in enumerate(moving.items(), 1):
+        if n % host.pages_per_step == 0 or n == len(moving):
+            yield Work("copy", host.steps.copy.cost_ns * (n % host.pages_per_step or host.pages_per_step))
         host.frames.copy(page.frame, frame)
     if fences:
         yield Quiesce(fences)

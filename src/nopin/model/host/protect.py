@@ -46,7 +46,7 @@ def _lower(process: Process, ranges: list[Range], prot: Prot) -> Procedure[None]
     for where in ranges:
         process.table.split_edges(where.start, where.end)
         for number, entry in process.table.entries(where.start, where.end):
-            process.table.replace(number, lowered(entry, shut=prot == Prot.NONE))
+            process.table.lower(number, lowered(entry, shut=prot == Prot.NONE))
             n += 1
             if n % process.host.pages_per_step == 0:
                 yield process.host.steps.clear

@@ -127,7 +127,12 @@ class Table:
         self.split(page)
 
     def replace(self, page: int, entry: Entry) -> None:
-        """Replace an entry by one for the same bytes; a huge page stays one. Requires: there is an entry."""
+        """Replace an entry; a huge page there is huge no more. Requires: there is an entry."""
+        assert page in self._entries
+        self.set(page, entry)
+
+    def lower(self, page: int, entry: Entry) -> None:
+        """Replace an entry by one with fewer rights, as the others of a huge page are too, which stays one."""
         assert page in self._entries
         self._entries[page] = entry
 
@@ -167,6 +172,18 @@ class Table:
         """Say that the 512 pages around this one are pages of their own from here on."""
         if self._huge:
             self._huge.discard(page >> LEAF_SHIFT)
+
+    def check_huge(self) -> None:
+        """Assert that what is called huge is: 512 pages in consecutive frames, all with the same right to write."""
+        for leaf in self._huge:
+            start = leaf << LEAF_SHIFT
+            entries = [each for _, each in self.entries(start, start + LEAF_PAGES) if isinstance(each, Present | Shut)]
+            assert len(entries) == LEAF_PAGES, "a huge page with a part that is not there"
+            base = entries[0].page.frame
+            assert base % LEAF_PAGES == 0, "a huge page that does not begin where one may"
+            assert [each.page.frame for each in entries] == list(range(base, base + LEAF_PAGES)), "not in a row"
+            rights = {isinstance(each, Present) and each.writable for each in entries}
+            assert len(rights) == 1, "a huge page with rights of two kinds"
 
     def split_edges(self, first: int, end: int) -> None:
         """Split the huge pages of which [first, end) has only a part."""

@@ -10,11 +10,11 @@ from nopin.mm.causes import Cause
 from nopin.mm.effects import Quiesce
 from nopin.model.effects import Procedure
 from nopin.model.explore.mutants import Patch, mutant
-from nopin.model.host import advice, fork, mapping, protect, reclaim
+from nopin.model.host import advice, fork, huge, mapping, protect, reclaim
 from nopin.model.host.fork import _again
 from nopin.model.host.host import Host
 from nopin.model.host.process import Process
-from nopin.model.host.table import Entry, Swapped
+from nopin.model.host.table import Entry, Swapped, Table
 from nopin.model.host.vma import Prot
 from nopin.ranges import Range, coalesce
 
@@ -126,3 +126,15 @@ def rights_are_changed_after_devices_are_told(patch: Patch) -> None:
         owner.host.observer.protected(owner, mapping.bytes_of(first, end), read=True, write=Prot.WRITE in prot)
 
     patch.setattr(protect, "mprotect", mprotect)
+
+
+@mutant("huge_first_store_vs_store", "huge_first_store_vs_write")
+def a_huge_page_is_brought_over_small_ones(patch: Patch) -> None:
+    """2 MiB are brought at once only if nothing is there by then."""
+    patch.setattr(huge, "_something_there", lambda _process, _start: False)
+
+
+@mutant("huge_store_vs_fork_exit", "huge_store_vs_munmap")
+def huge_pages_are_not_split(patch: Patch) -> None:
+    """What concerns a part of a huge page makes small pages of it."""
+    patch.setattr(Table, "split", lambda _table, _page: None)

@@ -44,10 +44,12 @@ BORDER = PAGE_BYTES - WORD_BYTES
 class Machine:
     """The machine described above, with actors."""
 
-    def __init__(self, world: World, *, n_frames: int = 16) -> None:
+    def __init__(self, world: World, *, n_frames: int = 16, pages_per_step: int = 1) -> None:
         self.world = world
         self.oracle = HostOracle(world.note if world.trace is not None else None)
-        self.host = Host("host", world.scheduler, n_frames, observer=self.oracle, fires=self._fires)
+        self.host = Host(
+            "host", world.scheduler, n_frames, observer=self.oracle, pages_per_step=pages_per_step, fires=self._fires
+        )
         self.cold = DmaDevice("cold", world.scheduler, slow=True, observer=self.oracle.devices)
         self.warm = DmaDevice("warm", world.scheduler, slow=True, observer=self.oracle.devices)
         self.process = self.host.spawn_process()
