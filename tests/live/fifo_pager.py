@@ -150,10 +150,14 @@ class FifoPager:
 
     wants_reclaim = False
 
-    def first_touch(self, mapper: Mapper, page: int) -> int:
+    @property
+    def first_touch(self) -> FifoPager:
+        return self
+
+    def begin(self, mapper: Mapper, page: int) -> int:
         return 0
 
-    def first_touched(self, page: int, n: int, n_done: int) -> bool:
+    def end(self, page: int, n: int, n_done: int) -> bool:
         return False
 
     def give_back(self, n_pages: int) -> Procedure[int]:

@@ -52,41 +52,6 @@ _EMPTY, _RESIDENT, _LOST = (
 )  # plain integers compare quicker
 
 
-def first_touch(arena: ArenaPages, mapper: Mapper, page: int) -> int:
-    """Say how many zero pages answer a missing page, if it is the first touch and there is room; else 0.
-
-    The most common fault of all needs one operation and no procedure around it, nor an effect as data: making these
-    objects takes longer than the operation. Requires: once it was tried `first_touched` is told, before anything else
-    happens.
-    """
-    if arena.state[page] != _EMPTY or not arena.budget.take():
-        return 0
-    ahead = arena.readahead.advise(mapper, page)
-    if ahead.n == 1 or ahead.stride != 1:
-        return 1
-    n = arena.table.run_length(page, min(ahead.n, arena.budget.room + 1))
-    arena.budget.charge(n - 1)
-    if n < ahead.n:
-        arena.readahead.brought(mapper, page, ahead, n)
-    return n
-
-
-def first_touched(arena: ArenaPages, page: int, n: int, n_done: int) -> bool:
-    """Take note that `n_done` of `n` pages came. False: it is no such simple case; answer it with `cpu_fault`."""
-    if n_done < n:
-        arena.budget.charge(n_done - n)
-        if n_done:
-            arena.arrived(PageRun(page, n_done))
-        return False
-    arena.counts.faults_zero += 1
-    if n == 1:
-        arena.arrived_one(page)
-    else:
-        arena.arrived(PageRun(page, n))
-        arena.counts.readahead += n - 1
-    return True
-
-
 def cpu_fault(
     arena: ArenaPages, mapper: Mapper, page: int, *, write: bool, minor: bool, protected: bool
 ) -> Procedure[None]:

@@ -154,6 +154,9 @@ class Notifiers:
     """The subscriptions to one address space.
 
     Addresses are bytes of a process, or page numbers of an arena: each address space has one kind.
+
+    Attributes:
+        wanted: somebody asked to be told of pages that become present: see `update`.
     """
 
     def __init__(self) -> None:
@@ -166,6 +169,7 @@ class Notifiers:
         self._n_agains = 0
         self._n_fences = 0
         self._n_wanting = 0
+        self.wanted = False
         self.generation = 0
 
     def __len__(self) -> int:
@@ -197,6 +201,7 @@ class Notifiers:
         subscription = Subscription(where, subscriber, owner, veto_limit, wants_updates)
         subscription._key = self._index.insert(where, subscription)
         self._n_wanting += wants_updates
+        self.wanted = self._n_wanting > 0
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
@@ -205,6 +210,7 @@ class Notifiers:
             self._index.remove(subscription.where, subscription._key)
             subscription._key = -1
             self._n_wanting -= subscription.wants_updates
+            self.wanted = self._n_wanting > 0
 
     # Invalidating
 
@@ -261,11 +267,6 @@ class Notifiers:
         return self._release_fences
 
     # Telling without a bracket
-
-    @property
-    def wanted(self) -> bool:
-        """True while somebody asked to be told of pages that become present: see `update`."""
-        return self._n_wanting > 0
 
     def update(self, where: Range, *, write: bool) -> None:
         """Tell who asked for it that pages have become present; `write` if they may be written.

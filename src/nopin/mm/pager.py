@@ -4,7 +4,7 @@ An arena is a file of pages that processes map and devices mirror. More of it ma
 pager decides which pages are in the file, which only in swap, and who hears of it when that changes. It does nothing
 itself: each method below is a procedure (`mm.effects`) that a runner carries out.
 
-    a process touches a page          cpu_fault      faults.py
+    a process touches a page          cpu_fault      faults.py, or for the first time first_touch.py
     a device needs pages              device_fault   faults.py, held until `release`
     somebody will need pages          prefetch       faults.py
     room is needed                    (inside)       eviction.py, in what order: residency.py
@@ -31,6 +31,7 @@ from nopin.mm.arena_pages import ArenaPages, News, PagerSettings, PagerStatistic
 from nopin.mm.device_faults import FaultPages, Frames
 from nopin.mm.effects import Mapper, PageRun, Procedure
 from nopin.mm.eviction import batch_pages, evict
+from nopin.mm.first_touch import FirstTouch
 from nopin.mm.notifier import Notifiers
 from nopin.mm.page_table import PageTable
 from nopin.mm.residency import BATCH_PAGES, Budget
@@ -48,6 +49,9 @@ class Pager:
         swap: all free.
         notifiers: of this arena, in page numbers.
         frames: the server's view of the pages.
+
+    Attributes:
+        first_touch: answers what needs no procedure.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Pager:
         self._arena = ArenaPages(
             table, swap, budget, notifiers, frames, settings or PagerSettings(), news if news is not None else News()
         )
+        self.first_touch = FirstTouch(self._arena)
 
     def cpu_fault(self, mapper: Mapper, page: int, *, write: bool, minor: bool, protected: bool) -> Procedure[None]:
         """Answer a fault of a process.
@@ -72,14 +77,6 @@ class Pager:
             minor: the page was in the file and not mapped. protected: it was, and write-protected.
         """
         return faults.cpu_fault(self._arena, mapper, page, write=write, minor=minor, protected=protected)
-
-    def first_touch(self, mapper: Mapper, page: int) -> int:
-        """Say how many zero pages answer a missing page, if that is all it takes: see `faults.first_touch`."""
-        return faults.first_touch(self._arena, mapper, page)
-
-    def first_touched(self, page: int, n: int, n_done: int) -> bool:
-        """Say what became of it; False: `cpu_fault` must answer after all."""
-        return faults.first_touched(self._arena, page, n, n_done)
 
     def device_fault(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
         """Bring pages into the file and hold them; see `DeviceFaults`."""

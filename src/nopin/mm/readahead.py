@@ -32,7 +32,9 @@ class Ahead(NamedTuple):
     stride: int
 
 
-_JUST_THIS = Ahead(1, 1)
+JUST_THIS = Ahead(1, 1)
+_NEVER = -(1 << 40)
+"""No page, and far from all."""
 
 
 class Readahead:
@@ -46,20 +48,20 @@ class Readahead:
         """Tell what to bring for a fault of `who` at `page`, and expect the next if it is part of a stream."""
         recent = self._recent.get(who)
         if recent is None:
-            recent = self._recent[who] = deque(maxlen=RECENT)
+            recent = self._recent[who] = deque((_NEVER, _NEVER), maxlen=RECENT)
+        last = recent[-1]
+        stride = page - last
         found = self._expected.pop((who, page), None) if self._expected else None
         if found is not None:
             most = WINDOW_MAX if found.stride == 1 else STRIDE_WINDOW_MAX
             ahead = Ahead(min(most, found.n * 2), found.stride)
         elif page - 1 in recent:
             ahead = Ahead(WINDOW_FIRST, 1)
-        elif (
-            len(recent) > 1 and 1 < abs(stride := page - recent[-1]) <= STRIDE_MAX and recent[-1] - recent[-2] == stride
-        ):
+        elif last - recent[-2] == stride and 1 < abs(stride) <= STRIDE_MAX:
             ahead = Ahead(WINDOW_FIRST, stride)
         else:
             recent.append(page)
-            return _JUST_THIS
+            return JUST_THIS
         recent.append(page)
         self._expect(who, page + ahead.n * ahead.stride, ahead)
         return ahead

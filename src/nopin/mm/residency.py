@@ -43,8 +43,8 @@ QUEUE_SLACK = 4096
 FORGOTTEN_SHARE, FORGOTTEN_SLACK = 0.125, 512
 """Pages given up, of those resident, and beyond, before the queues are rid of them."""
 
-_GATHERED_MAX = 512
-"""Single pages queued as one."""
+_GATHERED = 512
+"""Single pages queued as one, at most: an entry is looked through as a whole."""
 
 _NONE = np.empty(0, np.int64)
 _ON_PROBATION, _PROTECTED, _RECYCLED = 1, 2, 4
@@ -95,15 +95,10 @@ class Budget:
 
     def take(self) -> bool:
         """Charge one page, if there is room for it."""
-        budget: Budget | None = self
-        while budget is not None:
-            if budget.n_used >= budget.n_pages:
-                return False
-            budget = budget.parent
-        budget = self
-        while budget is not None:
-            budget.n_used += 1
-            budget = budget.parent
+        n_used, parent = self.n_used, self.parent
+        if n_used >= self.n_pages or (parent is not None and not parent.take()):
+            return False
+        self.n_used = n_used + 1
         return True
 
     def charge(self, n: int) -> None:
@@ -124,7 +119,6 @@ class Residency:
 
     Attributes:
         n_held: holds outstanding, over all pages.
-        n_refaults: pages that came back soon after they had left.
     """
 
     def __init__(self, states: NDArray[np.uint8], budget: Budget) -> None:
@@ -132,23 +126,28 @@ class Residency:
         self._states = states
         self._where = np.zeros(len(states), np.uint8)
         self._shadow = np.zeros(len(states), np.uint64)
-        self._where_one: memoryview = self._where.data  # the same, for single pages
-        self._shadow_one: memoryview = self._shadow.data
         self._holds = np.zeros(len(states), np.uint16)
         self._holds_one: memoryview = self._holds.data
         self._probation: deque[PageRun | Pages] = deque()
-        self._gathered: list[int] = []  # behind all that is in the queue
+        self._gathered: list[int] = []  # admitted, and still to be looked at
         self._protected: deque[PageRun] = deque()
         self._n_protected = 0
         self._n_forgotten = 0  # since the queues were rid of such pages
         self._n_evicted = 0
-        self.n_refaults = 0
+        self._n_refaults = 0
         self.n_held = 0
 
     @property
     def n_protected(self) -> int:
         """Protected pages, at most: some may have left unasked."""
+        self._settle_gathered()
         return self._n_protected
+
+    @property
+    def n_refaults(self) -> int:
+        """Pages that came back soon after they had left."""
+        self._settle_gathered()
+        return self._n_refaults
 
     def admit(self, run: PageRun) -> None:
         """Pages of a run have become resident."""
@@ -156,17 +155,13 @@ class Residency:
         if n == 1:
             self.admit_one(first)
             return
-        self._queue_gathered()
+        self._settle_gathered()
         self._bound_queues()
-        shadows = self._shadow[first : first + n]
-        distances = self._n_evicted + 1 - shadows.astype(np.int64)
-        refaulted = (shadows != 0) & (distances <= self.budget.limit)
-        shadows[:] = 0
+        refaulted = self._refaulted(slice(first, first + n))
         if not refaulted.any():
             self._where[first : first + n] = _ON_PROBATION
             self._probation.append(run)
             return
-        self.n_refaults += int(refaulted.sum())
         for part in runs_of(first + np.flatnonzero(refaulted)):
             self._protect(part)
         for part in runs_of(first + np.flatnonzero(~refaulted)):
@@ -174,18 +169,8 @@ class Residency:
             self._probation.append(part)
 
     def admit_one(self, page: int) -> None:
-        """A page has become resident."""
-        shadow = self._shadow_one[page]
-        if shadow:
-            self._shadow_one[page] = 0
-            if self._n_evicted + 1 - shadow <= self.budget.limit:
-                self.n_refaults += 1
-                self._protect(PageRun(page, 1))
-                return
-        self._where_one[page] = _ON_PROBATION
+        """A page has become resident. It is looked at later, with others: a thread waits for this one."""
         self._gathered.append(page)
-        if len(self._gathered) >= _GATHERED_MAX:
-            self._queue_gathered()
 
     def evicted(self, pages: Pages) -> None:
         """Pages have left to make room: remember when."""
@@ -226,7 +211,7 @@ class Residency:
         Args:
             hot: protected pages may be taken too, once nothing else is left.
         """
-        self._queue_gathered()
+        self._settle_gathered()
         chosen: list[Pages] = []
         n_left = n_most
         n_looks, last_pass = len(self._probation), False
@@ -249,21 +234,33 @@ class Residency:
 
     def spared(self, pages: Pages) -> None:
         """Pages that were chosen stay after all: as if they had just come."""
-        self._queue_gathered()
+        self._settle_gathered()
         self._where[pages] = _ON_PROBATION
         self._probation.extend(runs_of(pages))
 
-    def _queue_gathered(self) -> None:
-        """Put single pages that came last where they belong."""
-        gathered = self._gathered
-        if not gathered:
+    def _settle_gathered(self) -> None:
+        """Put single pages that came last where they belong: before anything else is done, or any has left."""
+        if not self._gathered:
             return
-        if len(gathered) == 1:
-            self._probation.append(PageRun(gathered[0], 1))
-        else:
-            self._probation.append(np.array(gathered))
-        gathered.clear()
+        pages = np.array(self._gathered)
+        self._gathered.clear()
+        refaulted = self._refaulted(pages)
+        if refaulted.any():
+            for page in pages[refaulted].tolist():
+                self._protect(PageRun(page, 1))
+            pages = pages[~refaulted]
+        self._where[pages] = _ON_PROBATION
+        self._probation.extend(pages[at : at + _GATHERED] for at in range(0, len(pages), _GATHERED))
         self._bound_queues()
+
+    def _refaulted(self, pages: Pages | slice) -> NDArray[np.bool_]:
+        """Tell which of pages that come had left not long ago, and count them."""
+        shadows = self._shadow[pages]
+        distances = self._n_evicted + 1 - shadows.astype(np.int64)
+        refaulted: NDArray[np.bool_] = (shadows != 0) & (distances <= self.budget.limit)
+        self._shadow[pages] = 0
+        self._n_refaults += int(refaulted.sum())
+        return refaulted
 
     def _look(self, entry: PageRun | Pages, n_most: int, young: Young) -> tuple[Pages, Pages]:
         """Take victims out of an entry whose turn has come; what stays is queued again.
@@ -302,7 +299,7 @@ class Residency:
         self._protected.append(run)
         self._n_protected += run.n
         while self._n_protected > PROTECTED_SHARE * self.budget.limit and len(self._protected) > 1:
-            self._queue_gathered()
+            self._settle_gathered()
             self._probation.extend(self._demote())
 
     def _demote_to_front(self) -> int:
@@ -338,7 +335,7 @@ class Residency:
             queue.extend(runs_of(pages[np.sort(first_seen)]))
 
     def _leave(self, pages: Pages) -> None:
-        self._queue_gathered()  # so that no page is gathered twice
+        self._settle_gathered()  # so that no page is gathered twice
         self._n_protected -= int((self._where[pages] == _PROTECTED).sum())
         self._where[pages] = 0
 

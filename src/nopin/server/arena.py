@@ -33,6 +33,7 @@ from nopin.server.arena_machine import ArenaMachine
 from nopin.server.arena_maker import ArenaParts
 from nopin.server.arena_store import MapperEntry
 from nopin.server.fault_times import FaultTimes
+from nopin.server.first_touches import FirstTouches
 from nopin.server.mapper import IS_GIVEN_UP, Mapper, Placed
 from nopin.server.owner_view import OwnerView
 from nopin.server.pager_runner import Clockwork, Runner
@@ -127,6 +128,7 @@ class Arena:
         self._host = host
         self._clock = host.clock
         self._machine = ArenaMachine(parts.frames, self._note)
+        self._first_touches = FirstTouches(self.pager, self._machine, self._clock, self._latency, self._canary)
         self.runner = Runner(self._machine, parts.swap, host.clockwork, partial(host.broken, self))
         parts.news.pressure = partial(host.pressed, self)
         self._reclaiming = False
@@ -251,9 +253,9 @@ class Arena:
     def read(self, mapper: Mapper, *, alone: bool) -> None:
         """Answer what a process's userfaultfd has to say, and what it says then, up to `ROUNDS` times.
 
-        In between the CPU is offered: a toucher on the same CPU gets it, faults again, and is answered without a turn
-        of the whole loop. Looking what a madvise is for takes as long as half a fault. Where no page is in swap it can
-        be found out later as well (`mm.giving_up`), so the look is made once a burst only.
+        A toucher on the same CPU gets it in between, faults again, and is answered without a turn of the whole loop.
+        Looking what a madvise is for takes as long as half a fault. Where no page is in swap it can be found out later
+        as well (`mm.giving_up`), so the look is made once a burst only.
 
         Args:
             alone: no other process faults. Beside others it gets fewer rounds.
@@ -261,20 +263,23 @@ class Arena:
         Raises:
             UsageError: the process tampered with it.
         """
+        rounds = ROUNDS if alone else _ROUNDS_BESIDE_OTHERS
         began_ns = self._clock()
-        most = rounds = ROUNDS if alone else _ROUNDS_BESIDE_OTHERS
-        while messages := mapper.read(look=rounds == most or self.pager.uses_swap):
+        messages = mapper.look_and_read()
+        while messages:
+            n_answered, messages = self._first_touches.answer(mapper, messages, began_ns, rounds)
+            rounds -= n_answered
             if mapper.worker:
-                self.faults_worker += len(messages)
-            self._answer(mapper, messages, began_ns)
-            if self._noted:
-                self.attend()
-                break
-            rounds -= 1
-            if not rounds:
-                break
-            os.sched_yield()
-            began_ns = self._clock()
+                self.faults_worker += n_answered + len(messages)
+            if messages:
+                began_ns = self._clock()
+                self._answer(mapper, messages, began_ns)
+                rounds -= 1
+                goes_on = rounds > 0 and not self._noted and mapper.number in self._machine.mappers
+                messages = self._first_touches.read_on(mapper) if goes_on else []
+                began_ns = self._clock()
+        if self._noted:
+            self.attend()
 
     def _answer(self, mapper: Mapper, messages: Sequence[Message], began_ns: int) -> None:
         """Deal with messages: events first, in order.
@@ -300,9 +305,6 @@ class Arena:
             if page == self._canary:
                 self._show_canary(mapper)
                 continue
-            if flags <= FAULT_WRITE and self._first_touch(mapper, page):
-                self._latency[flags][(self._clock() - began_ns).bit_length()] += 1
-                continue
             write, protected, minor = _FLAGS[flags & 7]
             fault = self.pager.cpu_fault(mapper.number, page, write=write, minor=minor, protected=protected)
             task = self.runner.start(fault)
@@ -327,11 +329,6 @@ class Arena:
         for view in mapper.views:
             view.show(place)
         return mapper.page_at(address)
-
-    def _first_touch(self, mapper: Mapper, page: int) -> bool:
-        """Answer a missing page the quick way, if there is one."""
-        n = self.pager.first_touch(mapper.number, page)
-        return n > 0 and self.pager.first_touched(page, n, self._machine.zero_at(mapper, page, n)[0])
 
     def _answered(self, flags: int, began_ns: int, _result: None) -> None:
         self._latency[flags][(self._clock() - began_ns).bit_length()] += 1

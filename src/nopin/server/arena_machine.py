@@ -271,7 +271,7 @@ class ArenaMachine:
 
     def _settle(self, mapper: Mapper) -> None:
         """Read what the mapper waits to be read, and let it run."""
-        messages = mapper.read(look=True)
+        messages = mapper.look_and_read()
         if messages:
             mapper.unread += messages
             self._attention(mapper)

@@ -9,6 +9,18 @@ from nopin.mm.effects import Mapper as MapperNumber
 from nopin.mm.effects import PageRun, Procedure
 
 
+class FirstTouch(Protocol):
+    """What the server needs of `mm.first_touch.FirstTouch`."""
+
+    def begin(self, mapper: MapperNumber, page: int) -> int:
+        """Say how many zero pages from a missing one on answer it; 0 if that is not all it takes."""
+        ...
+
+    def end(self, page: int, n: int, n_done: int) -> bool:
+        """Take note of what became of it; False: it must be answered by `cpu_fault`."""
+        ...
+
+
 class ArenaPager(DeviceFaults, Protocol):
     """What the server needs of `mm.pager.Pager`."""
 
@@ -18,12 +30,9 @@ class ArenaPager(DeviceFaults, Protocol):
         """Answer a process's fault."""
         ...
 
-    def first_touch(self, mapper: MapperNumber, page: int) -> int:
-        """Say how many zero pages from a missing one on answer it; 0 if that is not all it takes."""
-        ...
-
-    def first_touched(self, page: int, n: int, n_done: int) -> bool:
-        """Take note of what became of it; False: it must be answered by `cpu_fault`."""
+    @property
+    def first_touch(self) -> FirstTouch:
+        """What answers a fault that needs no procedure."""
         ...
 
     def prefetch(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:

@@ -117,13 +117,17 @@ class Mapper:
         ancestor = self.process.pid if self.process is not None else self.forked_from
         return Mapper(number, uffd, list(self.places), None, worker=self.worker, forked_from=ancestor)
 
-    def read(self, *, look: bool) -> list[Message]:
-        """Read messages that wait; see `PagingUffd.read`.
+    @property
+    def needs_attention(self) -> bool:
+        """True while there is something of it to be dealt with between faults."""
+        return self.gone or bool(self.unread or self.to_wake)
 
-        Args:
-            look: have the last word of each REMOVE say what was asked for, as far as that can be seen.
+    def look_and_read(self) -> list[Message]:
+        """Read messages that wait, as `PagingUffd.read`; the last word of each REMOVE says what was asked for.
+
+        As far as that can be seen.
         """
-        if not look or not self.uffd.event_waits() or not (pids := self._pids()):
+        if not self.uffd.event_waits() or not (pids := self._pids()):
             return self.uffd.read()
         advice = advice_of(pids)  # before the message is read: whoever sent it waits until then
         return [_marked(message, advice) for message in self.uffd.read()]
