@@ -11,7 +11,8 @@ It is told by hooks and asks nobody, so a bug in notifiers, mirrors, faults or t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from nopin.mm.causes import Cause
 from nopin.mm.effects import PageRun
@@ -21,11 +22,12 @@ from nopin.model.host.files import File
 from nopin.model.host.observer import HostObserver
 from nopin.model.host.process import Process
 from nopin.model.oracle.memory import WORD_BYTES, WORDS, Memory
+from nopin.model.oracle.private import PrivateMemory
 from nopin.model.oracle.violation import violate
 from nopin.ranges import Range
 from nopin.units import PAGE_BYTES, PAGE_SHIFT, U64_MAX, page_ceil
 
-_EXCUSES = {Reason.LOST: "swap read", Reason.BUSY: "frame"}
+_EXCUSES = {Reason.LOST: {"swap read", "file read"}, Reason.BUSY: {"frame"}}
 """Refusals that the medium, or want of memory, is to blame for."""
 
 _STILL_MIRRORED = frozenset({Cause.PROTECT, Cause.SYNC})
@@ -77,6 +79,7 @@ class HostOracle(HostObserver):
         self.trouble: set[str] = set()
         self._spaces: dict[int, Space] = {}
         self._files: dict[File, Memory] = {}
+        self._has_private = False  # somebody has a private mapping of a file
 
     def space(self, process: Process) -> Space:
         """Return what is known of a process."""
@@ -89,7 +92,7 @@ class HostOracle(HostObserver):
         self, who: str, process: Process, va: int, n_bytes: int, reason: Reason, *, write: bool, since: int
     ) -> None:
         """An access failed for good that began when the clock was `since`: was there ever a reason?"""
-        if _EXCUSES.get(reason) in self.trouble:
+        if self.trouble & _EXCUSES.get(reason, set()):
             return
         space = self.space(process)
         pages = range(va >> PAGE_SHIFT, (va + n_bytes - 1 >> PAGE_SHIFT) + 1)
@@ -133,7 +136,13 @@ class HostOracle(HostObserver):
         for value in WORDS[len(data)](data):
             if self.note is not None:
                 self.note(who, f"writes {value:#x} at {at:#x}")
-            memory.store(at, value)
+            if self._has_private:
+                home, there = memory.home(at)
+                home.peek(there)
+                with self._changing(home, Range(there, there + WORD_BYTES)):
+                    memory.store(at, value)
+            else:
+                memory.store(at, value)
             if space.copy is not None:
                 space.copy.also(at, value)
             at += WORD_BYTES
@@ -167,9 +176,13 @@ class HostOracle(HostObserver):
 
     def file_mapped(self, process: Process, where: Range, file: File, offset: int, *, shared: bool) -> None:
         """See `HostObserver`."""
-        assert shared, "private mappings of files are not followed"
         space = self.space(process)
-        space.memory.map_window(where, self._file(file), offset * PAGE_BYTES)
+        if shared:
+            space.memory.map_window(where, self._file(file), offset * PAGE_BYTES)
+        else:
+            self._has_private = True
+            space.memory = own = PrivateMemory.over(space.memory)
+            own.map_private(where, self._file(file), offset * PAGE_BYTES)
         self._set(space, where, (True, True))
 
     def truncate_begins(self, file: File, length_bytes: int) -> None:
@@ -187,7 +200,9 @@ class HostOracle(HostObserver):
 
     def punch_begins(self, file: File, first: int, end: int) -> None:
         """See `HostObserver`."""
-        self._file(file).discard_begins(Range(first * PAGE_BYTES, end * PAGE_BYTES))
+        where = Range(first * PAGE_BYTES, end * PAGE_BYTES)
+        with self._changing(self._file(file), where):
+            self._file(file).discard_begins(where)
 
     def punch_ends(self, file: File, first: int, end: int) -> None:
         """See `HostObserver`."""
@@ -214,7 +229,11 @@ class HostOracle(HostObserver):
 
     def protected(self, process: Process, where: Range, *, read: bool, write: bool) -> None:
         """See `HostObserver`."""
-        self._set(self.space(process), where, (read, write))
+        space = self.space(process)
+        self._is_bad(space, where)
+        for page in _pages(where):
+            if page in space.rights:  # or it is past the end of a file
+                space.rights[page] = read, write
 
     def move_begins(self, process: Process, source: Range, target: Range) -> None:
         """See `HostObserver`."""
@@ -249,6 +268,17 @@ class HostOracle(HostObserver):
         """See `HostObserver`."""
         self.clock += 1
         self.space(process).released_at = self.clock
+
+    @contextmanager
+    def _changing(self, file: Memory, where: Range) -> Iterator[None]:
+        """Have those know that words of a file change who may, or may not, have copied them before."""
+        memories = [each for space in self._spaces.values() for each in (space.memory, space.copy)]
+        private = [each for each in memories if isinstance(each, PrivateMemory)]
+        for each in private:
+            each.before_change(file, where)
+        yield
+        for each in private:
+            each.after_change(file, where)
 
     def _file(self, file: File) -> Memory:
         found = self._files.get(file)

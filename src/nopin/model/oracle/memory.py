@@ -32,7 +32,7 @@ class Memory:
 
     def store(self, va: int, value: int) -> None:
         """A program stored a value."""
-        home, at = self._home(va) if self._windows else (self, va)
+        home, at = self.home(va) if self._windows else (self, va)
         values = home._words.get(at) or home._first_access(at)
         values[0] = value
         if len(values) > 1:
@@ -45,7 +45,7 @@ class Memory:
 
     def load(self, va: int, found: int) -> Values | None:
         """A program found a value; returns what would have been right if this is not."""
-        home, at = self._home(va) if self._windows else (self, va)
+        home, at = self.home(va) if self._windows else (self, va)
         values = home._words.get(at) or home._first_access(at)
         if found not in values:
             return list(values)
@@ -107,12 +107,21 @@ class Memory:
 
     def also(self, va: int, value: int) -> None:
         """A value is possible, too."""
-        home, at = self._home(va)
+        home, at = self.home(va)
         values = home._words.get(at) or home._first_access(at)
         if value not in values:
             values.append(value)
 
-    def _home(self, va: int) -> tuple[Memory, int]:
+    def peek(self, va: int) -> Values:
+        """Return the values a word may have."""
+        return self._words.get(va) or self._first_access(va)
+
+    def known(self, where: Range) -> list[int]:
+        """Return the addresses of words of a range that were ever accessed."""
+        return [va for va, _ in self._within(where)]
+
+    def home(self, va: int) -> tuple[Memory, int]:
+        """Return whose word that is, and its address there."""
         for where, memory, start in self._windows:
             if where.start <= va < where.end:
                 return memory, va - where.start + start

@@ -10,12 +10,13 @@ from nopin.mm.causes import Cause
 from nopin.mm.effects import Quiesce
 from nopin.model.effects import Procedure
 from nopin.model.explore.mutants import Patch, mutant
-from nopin.model.host import advice, fork, huge, mapping, protect, reclaim
+from nopin.model.host import advice, cow, files, fork, huge, mapping, protect, reclaim
 from nopin.model.host.fork import _again
 from nopin.model.host.host import Host
+from nopin.model.host.page import Page
 from nopin.model.host.process import Process
 from nopin.model.host.table import Entry, Swapped, Table
-from nopin.model.host.vma import Prot
+from nopin.model.host.vma import Prot, Vma
 from nopin.ranges import Range, coalesce
 
 
@@ -138,3 +139,24 @@ def a_huge_page_is_brought_over_small_ones(patch: Patch) -> None:
 def huge_pages_are_not_split(patch: Patch) -> None:
     """What concerns a part of a huge page makes small pages of it."""
     patch.setattr(Table, "split", lambda _table, _page: None)
+
+
+@mutant("private_store_vs_reclaim", "private_write_fault_vs_reclaim")
+def private_stores_go_to_the_file(patch: Patch) -> None:
+    """A private mapping of a file has pages of its own for what is written there."""
+    bring = files.bring
+
+    def shared(process: Process, vma: Vma, number: int, *, write: bool) -> Procedure[None]:
+        return bring(process, replace(vma, shared=True), number, write=write)
+
+    patch.setattr(files, "bring", shared)
+
+
+@mutant("private_access_vs_first_store", "private_first_store_vs_their_store")
+def pages_of_files_are_written_in_place(patch: Patch) -> None:
+    """A page of a file is nobody's alone, though one process alone has it mapped: it is copied before it is written."""
+
+    def alone(process: Process, page: Page) -> bool:
+        return page is not process.host.zero_page and len(page.mappings) <= 1 and page.slot is None
+
+    patch.setattr(cow, "alone", alone)

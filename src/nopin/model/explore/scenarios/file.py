@@ -1,7 +1,8 @@
 """A file that two processes have mapped: every two things that can happen to it at once.
 
-As in `host.py`, but the three pages are a file's, and a second process sees them, too. Afterwards its pages are
-reclaimed before they are read, so that what was not written back is missed.
+As in `host.py`, but the three pages are a file's, and a second process sees them, too; or the first has them privately,
+and copies what it writes. Afterwards the pages are reclaimed before they are read, so that what was not written back is
+missed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from nopin.model.explore.scenarios.host import BORDER, N_PAGES, Machine
 from nopin.model.explore.world import Steps, World
 from nopin.model.host.advice import Advice
 from nopin.model.host.files import File
+from nopin.model.oracle.memory import WORD_BYTES
 from nopin.units import PAGE_BYTES
 
 
@@ -38,6 +40,23 @@ class FileMachine(Machine):
         yield from self.process.madvise(self.va, 2 * PAGE_BYTES, Advice.REMOVE)
 
 
+class PrivateMachine(FileMachine):
+    """The same, but the process has mapped the file privately, and has not written to it; the second one writes it."""
+
+    def _map(self) -> Steps:
+        self.file = self.host.new_file("file", N_PAGES * PAGE_BYTES)
+        self.other = self.host.spawn_process()
+        self.va = yield from self.process.mmap(N_PAGES, file=self.file)
+        yield from self.other.mmap(N_PAGES, shared=True, file=self.file)
+
+    def _prepare(self) -> Steps:
+        yield from self._map()
+        yield from self.other.store(self.va + BORDER, self.fresh(2))
+        yield from self.other.store(self.va, self.fresh())
+        self.cold.attach(self.process)
+        yield from self.warm.read(self.process, self.va + BORDER, PAGE_BYTES + 2 * WORD_BYTES)
+
+
 Actor = Callable[[FileMachine, bytes], Steps]
 
 ACTORS: dict[str, Actor] = {
@@ -50,16 +69,30 @@ ACTORS: dict[str, Actor] = {
 }
 
 
-def _pair(one: str, other: str) -> Callable[[World], None]:
+PRIVATE: dict[str, Actor] = {
+    **{name: OF_ANY_MEMORY[name] for name in ("fault", "write_fault", "access", "write_access", "load", "store")},
+    **{name: OF_ANY_MEMORY[name] for name in ("first_store", "munmap", "fork", "protect", "exit", "atomic")},
+    "their_store": ACTORS["store"],
+    "truncate": ACTORS["truncate"],
+    "punch": lambda m, _: m.host.punch(m.file, 0, 2),
+    "reclaim": ACTORS["reclaim"],
+}
+
+
+def _pair(
+    make: Callable[[World], FileMachine], actors: dict[str, Actor], one: str, other: str
+) -> Callable[[World], None]:
     def build(world: World) -> None:
-        machine = FileMachine(world)
-        machine.act(f"a: {one}", ACTORS[one](machine, machine.fresh(2)))
-        machine.act(f"b: {other}", ACTORS[other](machine, machine.fresh(2)))
+        machine = make(world)
+        machine.act(f"a: {one}", actors[one](machine, machine.fresh(2)))
+        machine.act(f"b: {other}", actors[other](machine, machine.fresh(2)))
 
     return build
 
 
 for _one, _other in combinations_with_replacement(ACTORS, 2):
-    add(
-        f"file_{_one}_vs_{_other}", _pair(_one, _other), f"a file that two processes have mapped: {_one} while {_other}"
-    )
+    _about = f"a file that two processes have mapped: {_one} while {_other}"
+    add(f"file_{_one}_vs_{_other}", _pair(FileMachine, ACTORS, _one, _other), _about)
+for _one, _other in combinations_with_replacement(PRIVATE, 2):
+    _about = f"a file that one process has mapped privately, and another shared: {_one} while {_other}"
+    add(f"private_{_one}_vs_{_other}", _pair(PrivateMachine, PRIVATE, _one, _other), _about)
