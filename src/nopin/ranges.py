@@ -60,8 +60,11 @@ class Range(msgspec.Struct, frozen=True, order=True, gc=False):
 
 def coalesce(ranges: Iterable[Range]) -> list[Range]:
     """The union of `ranges`, in order, touching ones joined."""
+    pieces = sorted(ranges)
+    if len(pieces) < 2:
+        return pieces
     joined: list[Range] = []
-    for piece in sorted(ranges):
+    for piece in pieces:
         if joined and piece.start <= joined[-1].end:
             joined[-1] = Range(joined[-1].start, max(joined[-1].end, piece.end))
         else:

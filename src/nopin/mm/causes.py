@@ -39,6 +39,9 @@ class Cause(Enum):
     SYNC = "sync"
     """The page has been written back: tell whether a device wrote it, and notice its next write. It stays mapped."""
 
+    __hash__ = object.__hash__
+    """By identity, as causes are equal: an enumeration's own takes a call, and causes are counted and looked up."""
+
     @property
     def deferrable(self) -> bool:
         """True if reads may go on until the frame is used anew, and a subscriber may refuse."""

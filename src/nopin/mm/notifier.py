@@ -121,7 +121,7 @@ class Bracket:
     @property
     def quiet(self) -> bool:
         """True once every fence has passed."""
-        return all(fence.passed for fence in self.fences)
+        return not self.fences or all(fence.passed for fence in self.fences)
 
     def end(self) -> None:
         """Say that the change is made. Requires: once; for a must-now cause, every fence has passed."""
@@ -317,7 +317,7 @@ class Notifiers:
             return True
         if event.owner is not None and event.owner is subscription.owner:
             return True
-        if event.cause.deferrable and subscription._n_vetoes < subscription.veto_limit:
+        if subscription._n_vetoes < subscription.veto_limit and event.cause.deferrable:
             event = replace(event, may_veto=True)
         subscription.generation = event.generation
         answer = _hook(subscription.subscriber, event.cause)(event)

@@ -203,26 +203,50 @@ class Scheduler:
 
         After time is up `now_ns` is `until_ns`, and steps due exactly then have been taken.
         """
-        for _ in count() if max_steps is None else range(max_steps):
-            what = self._next(until_ns)
-            if what is None:
-                if until_ns is not None:
-                    self.now_ns = max(self.now_ns, until_ns)
-                return not self._heap
-            self._take(what)
-        return not (self._heap or self._ready)
+        if self._go(until_ns, max_steps):
+            return not (self._heap or self._ready)
+        if until_ns is not None:
+            self.now_ns = max(self.now_ns, until_ns)
+        return not self._heap
 
     def step(self, *, until_ns: int | None = None) -> bool:
         """Take one step; False when there is none (until then)."""
-        what = self._next(until_ns)
-        if what is None:
-            return False
-        self._take(what)
+        return self._go(until_ns, 1)
+
+    def _go(self, until_ns: int | None, n_steps: int | None) -> bool:
+        """Take so many steps, or as many as there are; False if there were fewer.
+
+        A step of a task goes to its next yield, and what that asks is performed. The loop of everything: the ordinary
+        effect is dealt with in place, because a call more here is a tenth of a simple step.
+        """
+        chooser = self.chooser
+        for _ in count() if n_steps is None else range(n_steps):
+            what = self._next_in_order(until_ns) if chooser is None else self._next_chosen(chooser, until_ns)
+            if what is None:
+                return False
+            self.n_steps += 1
+            if type(what) is not Task:
+                self._call(what)
+            else:
+                value, what.value, what.waits_for = what.value, None, None
+                try:
+                    effect = what.send(value)
+                except StopIteration as stop:
+                    self._end(what, stop.value)
+                else:
+                    if self.trace is not None:
+                        self.trace.note(self.now_ns, what.name, _word(effect))
+                    if type(effect) is not Work:
+                        self._perform(effect, what)
+                    elif effect.cost_ns:
+                        self._put(self.now_ns + effect.cost_ns, what)
+                    else:
+                        self._ready.append(what)
+            if self.after_step is not None:
+                self.after_step()
         return True
 
-    def _next(self, until_ns: int | None) -> _Step | None:
-        if self.chooser is not None:
-            return self._next_chosen(self.chooser, until_ns)
+    def _next_in_order(self, until_ns: int | None) -> _Step | None:
         ready = self._ready
         while ready or self._pass_time(until_ns):
             what = ready.popleft()
@@ -276,29 +300,6 @@ class Scheduler:
         while heap and _is_void(heap[0][2]):
             heapq.heappop(heap)
         return None if not heap or (until_ns is not None and heap[0][0] > until_ns) else heap[0][2]
-
-    def _take(self, what: _Step) -> None:
-        """Take a step: of a task, to its next yield, and perform what that asks."""
-        self.n_steps += 1
-        if type(what) is not Task:
-            self._call(what)
-        else:
-            value, what.value, what.waits_for = what.value, None, None
-            try:
-                effect = what.send(value)
-            except StopIteration as stop:
-                self._end(what, stop.value)
-            else:
-                if self.trace is not None:
-                    self.trace.note(self.now_ns, what.name, _word(effect))
-                if type(effect) is not Work:
-                    self._perform(effect, what)
-                elif effect.cost_ns:
-                    self._put(self.now_ns + effect.cost_ns, what)
-                else:
-                    self._ready.append(what)
-        if self.after_step is not None:
-            self.after_step()
 
     def _call(self, timer: Timer) -> None:
         callback, timer.callback = timer.callback, None

@@ -82,7 +82,8 @@ class DmaDevice:
 
     def read(self, process: Process, va: int, length: int) -> Procedure[bytes | Reason]:
         """Read bytes [va, va + length), or say why they cannot be had; then some may have been read."""
-        frames, observer, parts = process.host.frames, self._observer, list[bytes]()
+        frames, observer = process.host.frames, self._observer
+        parts: list[bytes] = []
 
         def touch(piece: Piece) -> None:
             start, frame, at, _, n = piece

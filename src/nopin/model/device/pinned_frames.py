@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 
 from nopin.model.device.observer import DeviceObserver
-from nopin.model.host.access import pieces
 from nopin.model.host.pins import Pin
-from nopin.units import PAGE_SHIFT
+from nopin.units import PAGE_BYTES, PAGE_MASK, PAGE_SHIFT
 
 
 class PinnedFrames:
@@ -25,22 +25,20 @@ class PinnedFrames:
     def load(self, address: int, length: int, local: int) -> int:
         """Copy frames to our address `local`."""
         process = self._pin.process
-        for page, at, n in pieces(address, length):
-            frame = self._pin.frame(page)
-            data = process.host.frames.read(frame, at, n)
+        for va, frame, n in self._pieces(address, length):
+            data = process.host.frames.read(frame, va & PAGE_MASK, n)
             ctypes.memmove(local, data, n)
-            self._observer.device_read(self._device, process, (page << PAGE_SHIFT) + at, frame, data)
+            self._observer.device_read(self._device, process, va, frame, data)
             local += n
         return length
 
     def store(self, address: int, length: int, local: int) -> int:
         """Copy from our address `local` to frames."""
         process = self._pin.process
-        for page, at, n in pieces(address, length):
-            frame = self._pin.frame(page)
+        for va, frame, n in self._pieces(address, length):
             data = ctypes.string_at(local, n)
-            process.host.frames.write(frame, at, data)
-            self._observer.device_wrote(self._device, process, (page << PAGE_SHIFT) + at, frame, data)
+            process.host.frames.write(frame, va & PAGE_MASK, data)
+            self._observer.device_wrote(self._device, process, va, frame, data)
             local += n
         return length
 
@@ -51,3 +49,10 @@ class PinnedFrames:
     def close(self) -> None:
         """Unpin."""
         self._pin.process.unpin(self._pin)
+
+    def _pieces(self, va: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """Cut bytes at pages: (address, frame, length)."""
+        while length > 0:
+            n = min(length, PAGE_BYTES - (va & PAGE_MASK))
+            yield va, self._pin.frame(va >> PAGE_SHIFT), n
+            va, length = va + n, length - n

@@ -39,7 +39,9 @@ class Translations:
         while offset < length:
             start = va + offset
             at = start & PAGE_MASK
-            n = min(PAGE_BYTES - at, length - offset)
+            n = length - offset
+            if n > PAGE_BYTES - at:
+                n = PAGE_BYTES - at
             found.append((start, self._frame_of[start >> PAGE_SHIFT], at, offset, n))
             offset += n
         return found

@@ -133,13 +133,8 @@ class Process:
 
     # Accesses
 
-    def load(self, va: int, length: int) -> Procedure[bytes]:
-        """Read memory. Raises `Segv`, `Bus`, `NoMemory` or `Killed`."""
-        return access.load(self, va, length)
-
-    def store(self, va: int, data: bytes) -> Procedure[None]:
-        """Write memory; of what is raised, as for `load`, the pages before stay written."""
-        return access.store(self, va, data)
+    load = access.load
+    store = access.store
 
     # What the memory management does to it
 

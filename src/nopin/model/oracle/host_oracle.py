@@ -352,7 +352,8 @@ class DeviceOracle(DeviceObserver):
             return
         for asked in () if cause is Cause.SYNC else seen.asked[cause in _STILL_MIRRORED :]:
             for part in pages:
-                asked -= {page for page in asked if part.start <= page < part.end}
+                start, end = part.start, part.end
+                asked.difference_update([page for page in asked if start <= page < end])
         if cause is Cause.RELEASE:
             seen.quiet = True
 
@@ -378,12 +379,11 @@ class DeviceOracle(DeviceObserver):
 
     def _check_access(self, device: str, process: Process, va: int, frame: int, *, write: bool) -> None:
         page, seen = va >> PAGE_SHIFT, self._seen.get((device, process.pid))
-        released = self._host.space(process).released_at is not None
         if frame not in self._host.in_use:
             wrong = "which is free"
         elif seen is None or page not in seen.asked[write]:
             wrong = "and has not asked for it since it was told to let go"
-        elif (released and write) or seen.quiet:
+        elif seen.quiet or (write and self._host.space(process).released_at is not None):
             wrong = "which is gone"
         else:
             return

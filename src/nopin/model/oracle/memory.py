@@ -56,11 +56,12 @@ class Memory:
     def map(self, where: Range) -> None:
         """Zeros are there from here on."""
         self._forget(where)
-        self._windows = [
-            (part, memory, start + part.start - seen.start)
-            for seen, memory, start in self._windows
-            for part in subtract([seen], where)
-        ]
+        if self._windows:
+            self._windows = [
+                (part, memory, start + part.start - seen.start)
+                for seen, memory, start in self._windows
+                for part in subtract([seen], where)
+            ]
 
     def map_window(self, where: Range, memory: Memory, start: int) -> None:
         """Other memory is there from here on, from its address `start`."""
@@ -128,8 +129,9 @@ class Memory:
         return self, va
 
     def _within(self, where: Range) -> list[tuple[int, Values]]:
-        """Return the words of a range that were ever accessed, by address."""
-        return sorted((va, values) for va, values in self._words.items() if where.start <= va < where.end)
+        """Return the words of a range that were ever accessed."""
+        start, end = where.start, where.end
+        return [(va, values) for va, values in self._words.items() if start <= va < end]
 
     def _first_access(self, va: int) -> Values:
         assert va % WORD_BYTES == 0, "accesses are of whole words"
@@ -145,7 +147,8 @@ class Memory:
         return bool(self._discards) and any(where.start <= va < where.end for where, _ in self._discards)
 
     def _forget(self, where: Range) -> None:
-        for va, _ in self._within(where):
+        start, end = where.start, where.end
+        for va in [va for va in self._words if start <= va < end]:
             del self._words[va]
 
 
