@@ -81,9 +81,10 @@ def test_batch_reads_what_single_headers_say() -> None:
 @pytest.mark.parametrize(
     ("changes", "same"),
     [
-        ({"opcode": 8, "psn": 77, "ack_req": True, "solicited": True, "pad": 3, "becn": True, "pkey": 0x7FFF}, True),
+        ({"opcode": 8, "psn": 77, "ack_req": True, "solicited": True, "pad": 3, "pkey": 0x7FFF}, True),
         ({"qpn": 10}, False),
         ({"version": 1}, False),
+        ({"becn": True}, False),
         ({"pkey": 0xFFFE}, False),
     ],
 )

@@ -335,15 +335,24 @@ class Iommu:
         self, space: AddressSpace, pasid: int, segments: IoVec, meter: Meter, waiter: Hashable, *, write: bool
     ) -> bool:
         """The same for a scatter list, which waits for all its slow parts at once."""
-        pieces: list[list[int]] = segments.tolist()
-        first = min((address for address, _ in pieces), default=0)
-        last = max((address + length for address, length in pieces), default=0)
+        first, last = _span_of(segments)
         if last - first > _SPAN_LIMIT or space.absent(first, last, write=write) is not None:
-            absent, slow = _absent_parts(space, pieces, write=write)
+            absent, slow = _absent_parts(space, segments.tolist(), write=write)
             if absent.n_pages and self._parks_for(absent, slow, pasid, meter, waiter, write=write):
                 return False
         self._requests.settle(waiter)
         return True
+
+
+def _span_of(segments: IoVec) -> tuple[int, int]:
+    """Return the range that holds all segments, gaps included."""
+    if len(segments) == 1:
+        ((first, length),) = segments.tolist()
+        return first, first + length
+    if not len(segments):
+        return 0, 0
+    starts, lengths = segments[:, 0], segments[:, 1]
+    return int(starts.min()), int((starts + (lengths - 1)).max()) + 1  # an end may be 2^64, which would be 0
 
 
 def _absent_parts(space: AddressSpace, pieces: list[list[int]], *, write: bool) -> tuple[Absent, list[Range]]:

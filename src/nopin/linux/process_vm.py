@@ -95,7 +95,7 @@ class ProcessVm:
     def _copy_v(self, fast: Any, slow: Any, remote: IoVec, local: IoVec) -> int:
         if len(remote) <= MAX_SEGMENTS and len(local) <= MAX_SEGMENTS:
             there, here = np.ascontiguousarray(remote), np.ascontiguousarray(local)
-            total = int(np.add.reduce(here[:, 1]))
+            total = int(there[0, 1]) if len(there) == 1 else int(np.add.reduce(here[:, 1]))
             if self._call_v(fast, there, here) == total:
                 return total
         return self._copy_v_in_pieces(slow, remote, local)

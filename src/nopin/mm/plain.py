@@ -92,13 +92,13 @@ class PlainSpace:
         """Copy process ranges into staging ranges; see `AddressSpace`."""
         if self.gone or not len(remote):
             return 0
-        return self._port.read_v(remote, _at(staging, local))
+        return self._port.read_v(remote, local + staging.origin)
 
     def write_v(self, remote: IoVec, staging: Staging, local: IoVec) -> int:
         """Copy staging ranges into process ranges; see `AddressSpace`."""
         if self.gone or not len(remote):
             return 0
-        return self._port.write_v(remote, _at(staging, local))
+        return self._port.write_v(remote, local + staging.origin)
 
     def absent(self, start: int, end: int, *, write: bool = False) -> Absent | None:
         """Pages not present in [start, end), rounded out to pages. Of an owner that is gone, none.
@@ -134,10 +134,3 @@ class PlainSpace:
         if not self._closed:
             self._closed = True
             self._port.close()
-
-
-def _at(staging: Staging, local: IoVec) -> IoVec:
-    """Turn staging offsets into addresses."""
-    placed = local.copy()
-    placed[:, 0] += staging.address
-    return placed

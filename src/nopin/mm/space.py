@@ -25,9 +25,12 @@ class Staging:
 
     The address is looked up once because it is needed on every copy. The array must not be resized or freed
     while the staging object lives.
+
+    Attributes:
+        origin: (2,) uint64; added to a scatter list it turns offsets into addresses.
     """
 
-    __slots__ = ("address", "array", "view")
+    __slots__ = ("address", "array", "origin", "view")
 
     def __init__(self, array: Bytes) -> None:
         assert array.dtype == np.uint8
@@ -35,6 +38,7 @@ class Staging:
         assert array.flags.c_contiguous
         self.array = array
         self.address: int = array.ctypes.data
+        self.origin: NDArray[np.uint64] = np.array([self.address, 0], np.uint64)
         self.view = array.data
 
     @classmethod

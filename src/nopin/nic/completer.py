@@ -412,4 +412,4 @@ def _well_sized(qp: QueuePair, work: SendWork, packets: Packets, at: int, stop: 
     if not ends or n_full < stop - at - 1:
         return n_full
     last = work.length - (work.n_psn - 1) * qp.mtu
-    return n_full + (int(packets.payload[stop - 1]) == last and int(packets.pad[stop - 1]) == (-last & 3))
+    return n_full + (int(packets.payload[stop - 1]) == last and packets.pad(stop - 1) == (-last & 3))

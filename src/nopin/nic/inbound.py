@@ -18,7 +18,7 @@ from nopin.nic.rights import REMOTE_WRITE
 from nopin.nic.scatter import prepare_pieces, scatter
 from nopin.nic.wire.aeth import MSN_MASK, Nak
 from nopin.nic.wire.headers import Reth, parse_u32
-from nopin.nic.wire.opcodes import BTH_BYTES, ENDS_MESSAGE, HAS_IETH, HAS_IMM, IS_SEND, IS_WRITE, Opcode
+from nopin.nic.wire.opcodes import BTH_BYTES, ENDS_MESSAGE, HAS_IETH, HAS_IMM, IMM_BYTES, IS_SEND, IS_WRITE, Opcode
 from nopin.nic.wire.psn import psn_add
 from nopin.nic.work import slice_pieces
 
@@ -51,6 +51,8 @@ def take_message(core: Core, qp: QueuePair, packets: Packets, at: int, end: int)
     return stop
 
 
+_SEND_MIDDLE = int(Opcode.SEND_MIDDLE)  # plain numbers: numpy asks an enumeration for its arrays first, slowly
+_WRITE_MIDDLE = int(Opcode.WRITE_MIDDLE)
 _STARTS = frozenset(
     {
         Opcode.SEND_FIRST,
@@ -95,17 +97,16 @@ def _begin(core: Core, qp: QueuePair, packets: Packets, at: int) -> Inbound:
 
 def _message_end(packets: Packets, at: int, end: int) -> int:
     """Return the index after the last packet here that can belong to the message at `at`."""
-    opcode = packets.opcode
-    if ENDS_MESSAGE[opcode[at]]:
+    first = int(packets.opcode[at])
+    if ENDS_MESSAGE[first]:
         return at + 1
-    middle = Opcode.SEND_MIDDLE if IS_SEND[opcode[at]] else Opcode.WRITE_MIDDLE
-    other = first_true(opcode[at + 1 : end] != middle)
+    middle, family = (_SEND_MIDDLE, IS_SEND) if IS_SEND[first] else (_WRITE_MIDDLE, IS_WRITE)
+    other = first_true(packets.opcode[at + 1 : end] != middle)
     if other < 0:
         return end
     stop = at + 1 + other
-    family = IS_SEND if middle == Opcode.SEND_MIDDLE else IS_WRITE
-    closes = ENDS_MESSAGE[opcode[stop]] and family[opcode[stop]] and int(opcode[stop]) not in _STARTS
-    return stop + 1 if closes else stop
+    last = int(packets.opcode[stop])
+    return stop + 1 if ENDS_MESSAGE[last] and family[last] and last not in _STARTS else stop
 
 
 def _well_sized(qp: QueuePair, inbound: Inbound, packets: Packets, at: int, stop: int, *, ends: bool) -> int:
@@ -126,7 +127,7 @@ def _well_sized(qp: QueuePair, inbound: Inbound, packets: Packets, at: int, stop
         return n_full
     last = int(packets.payload[stop - 1])
     only = int(packets.opcode[stop - 1]) in _STARTS
-    fits = (0 if only else 1) <= last <= qp.mtu and int(packets.pad[stop - 1]) == (-last & 3)
+    fits = (0 if only else 1) <= last <= qp.mtu and packets.pad(stop - 1) == (-last & 3)
     exact = total + last <= limit if inbound.recv is not None else total + last == limit
     return n_full + 1 if fits and exact else n_full
 
@@ -145,7 +146,8 @@ def _place(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at: in
     """
     side = qp.recv
     if stop > at:
-        total = int(packets.payload[at:stop].sum())
+        # `_well_sized` has seen that all but perhaps the last are full.
+        total = (stop - at - 1) * qp.mtu + int(packets.places[stop - 1, 1])
         if total:
             _copy(core, qp, inbound, packets, at, stop, total)
         _advance_over(qp, inbound, packets, at, stop, total)
@@ -156,8 +158,7 @@ def _advance_over(qp: QueuePair, inbound: Inbound, packets: Packets, at: int, st
     side = qp.recv
     side.epsn = psn_add(side.epsn, stop - at)
     inbound.received += n_bytes
-    if packets.ack_req[at:stop].any():
-        side.ack_due = True
+    side.ack_due |= packets.asks_ack(at, stop)
 
 
 def _copy(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at: int, stop: int, total: int) -> None:
@@ -187,7 +188,7 @@ def _copy_out(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at:
             return 0
         va = inbound.va + inbound.received
         if stop - at == 1:
-            offset = int(packets.offsets[at] + packets.header[at])
+            offset = int(packets.places[at, 0])
             return core.iommu.write(region.pasid, va, total, staging, offset, region.meter, waiter_for(region, waiter))
         remote = np.array([[va, total]], np.uint64)
         local = packets.payload_iov(at, stop)
@@ -204,7 +205,7 @@ def _complete(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at:
     recv = inbound.recv
     imm, flags = 0, WcFlags.NONE
     if HAS_IMM[opcode] or HAS_IETH[opcode]:
-        imm = parse_u32(packets.staging.view, int(packets.offsets[at] + packets.header[at]) - 4)
+        imm = parse_u32(packets.staging.view, int(packets.places[at, 0]) - IMM_BYTES)
         flags = WcFlags.WITH_IMM if HAS_IMM[opcode] else WcFlags.WITH_INV
     if flags is WcFlags.WITH_INV and not core.regions.invalidate(imm, qp.pd):
         # The sequence has passed the packet; the NAK must name it.
@@ -228,5 +229,5 @@ def _complete(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at:
         byte_len=inbound.received,
         imm=imm,
         flags=flags,
-        solicited=bool(packets.solicited[at]),
+        solicited=packets.solicited(at),
     )

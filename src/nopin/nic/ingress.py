@@ -38,9 +38,9 @@ class Ingress:
 
     def sort(self, batch: PacketBatch) -> Iterator[Group]:
         """Yield the packets of a batch that are to be taken, by queue pair and direction, in order of arrival."""
-        long_enough = batch.lengths >= MIN_PACKET_BYTES
         offsets, lengths = batch.offsets, batch.lengths
-        if not long_enough.all():
+        if lengths.min(initial=MIN_PACKET_BYTES) < MIN_PACKET_BYTES:
+            long_enough = lengths >= MIN_PACKET_BYTES
             self._core.counters.malformed_drop += int((~long_enough).sum())
             offsets, lengths = offsets[long_enough], lengths[long_enough]
         if len(offsets):
@@ -48,18 +48,8 @@ class Ingress:
 
     def _sort_many(self, batch: PacketBatch, offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[Group]:
         bth = parse_bth(batch.buffer, offsets)
-        packets = describe(
-            self._staging_of(batch.buffer),
-            offsets,
-            lengths,
-            bth.opcode,
-            bth.psn,
-            bth.ack_req,
-            bth.solicited,
-            bth.pad,
-        )
-        intact = None if batch.icrc_checked else icrc.verify(batch.buffer, offsets, lengths, batch.path)
-        if _of_one_stream(bth) and (intact is None or intact.all()):
+        packets = describe(self._staging_of(batch.buffer), offsets, lengths, bth)
+        if _of_one_stream(bth) and (batch.icrc_checked or icrc.all_intact(batch.buffer, offsets, lengths, batch.path)):
             qp = self._admit(int(bth.qpn[0]), batch.path, len(bth), request=bool(IS_REQUEST[bth.opcode[0]]))
             if qp is not None:
                 yield qp, packets
@@ -67,7 +57,8 @@ class Ingress:
         good = _well_formed(bth)
         counters = self._core.counters
         counters.malformed_drop += int((~good).sum())
-        if intact is not None:
+        if not batch.icrc_checked:
+            intact = icrc.verify(batch.buffer, offsets, lengths, batch.path)
             counters.icrc_drop += int((good & ~intact).sum())
             good &= intact
         yield from self._groups(packets, bth.qpn, good, batch.path)
@@ -133,9 +124,9 @@ class Ingress:
 
 
 def _of_one_stream(bth: BthBatch) -> bool:
-    """Tell whether all packets are well formed, for one queue pair and of one direction: a long message, mostly."""
+    """Tell whether all packets are well formed, unmarked, of one queue pair and direction: a long message, mostly."""
     opcodes = set(bth.opcode.tobytes())
-    if not (opcodes <= _REQUESTS or opcodes <= _RESPONSES) or not bth.of_one_flow():
+    if not (opcodes <= _REQUESTS or opcodes <= _RESPONSES) or not bth.of_one_flow() or bth.first_mark:
         return False
     return not int(bth.flags[0]) & VERSION_MASK and int(bth.pkey[0]) & PKEY_MASK == PKEY_MASK
 

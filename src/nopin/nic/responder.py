@@ -20,8 +20,6 @@ from __future__ import annotations
 
 from collections import deque
 
-import numpy as np
-
 from nopin.iommu.access import PARKED
 from nopin.nic import atomics
 from nopin.nic.abi import AsyncEventType, QpState
@@ -62,12 +60,8 @@ def receive(core: Core, qp: QueuePair, packets: Packets, now: int) -> None:
     if qp.state is QpState.RTR and not qp.established:
         qp.established = True
         core.event(AsyncEventType.COMM_EST, qp)
-    edges = [len(packets)]
-    if len(packets) > 1:
-        steps = (packets.psn[1:] - packets.psn[:-1]) & np.uint32(0xFFFFFF)
-        edges = [*((steps != 1).nonzero()[0] + 1).tolist(), len(packets)]
     at = 0
-    for edge in edges:
+    for edge in packets.breaks():
         while at < edge and qp.may_receive():
             if len(side.replies) >= UNSENT_REPLIES_MAX:
                 core.counters.unsent_drop += len(packets) - at

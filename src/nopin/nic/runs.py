@@ -28,6 +28,7 @@ RUN_MIN = 4
 """From this many in a row it pays to handle them together."""
 
 _SIGNALED = np.uint8(SendFlags.SIGNALED)
+_WRITE = int(WrOpcode.RDMA_WRITE)
 
 
 @dataclass(slots=True, eq=False)
@@ -114,7 +115,7 @@ def decode_writes(entries: Bytes, regions: RegionTable, pd: Pd, mtu: int) -> Wri
     if region is None or region.discipline is Discipline.SHORT_TERM:
         return None
     length = posts["local_length"]
-    good = (posts["opcode"] == WrOpcode.RDMA_WRITE) & (posts["num_sge"] == 1) & (posts["local_lkey"] == lkey)
+    good = (posts["opcode"] == _WRITE) & (posts["num_sge"] == 1) & (posts["local_lkey"] == lkey)
     good &= (posts["flags"] & ~_SIGNALED) == 0  # nothing inline, no fence
     good &= (length > 0) & (length <= mtu)
     good &= region.hold_each(posts["local_address"], length)

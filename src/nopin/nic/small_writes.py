@@ -24,6 +24,8 @@ from nopin.nic.wire.opcodes import BTH_BYTES, Opcode
 from nopin.nic.wire.psn import psn_add
 from nopin.units import U64_MAX
 
+_WRITE_ONLY = int(Opcode.WRITE_ONLY)
+
 _MANY = 4
 """From this many in a row it pays to handle them together."""
 
@@ -34,7 +36,7 @@ def small_writes(core: Core, qp: QueuePair, packets: Packets, at: int, end: int)
     0 means: handle the first one the ordinary way, which finds what is special about it.
     """
     # Without a payload there may be no whole RETH either.
-    other = first_true((packets.opcode[at:end] != Opcode.WRITE_ONLY) | (packets.payload[at:end] <= 0))
+    other = first_true((packets.opcode[at:end] != _WRITE_ONLY) | (packets.payload[at:end] <= 0))
     n = end - at if other < 0 else other
     if n < _MANY or not (qp.attr.access or 0) & REMOTE_WRITE:
         return 0
@@ -96,7 +98,7 @@ def _plain_writes(
         & (length > 0)
         & (length == run.payload)
         & (length <= qp.mtu)
-        & (run.pad == (-run.payload & 3))
+        & (run.pads == (-run.payload & 3))
         & region.hold_each(address, length)
     )
 
@@ -111,8 +113,7 @@ def _execute_small(core: Core, qp: QueuePair, run: Packets, region: Region, remo
     n_done = len(run) if done == total else int(np.searchsorted(np.cumsum(run.payload), done, "right"))
     side.epsn = psn_add(side.epsn, n_done)
     side.msn = (side.msn + n_done) & MSN_MASK
-    if run.ack_req[:n_done].any():
-        side.ack_due = True
+    side.ack_due |= run.asks_ack(0, n_done)
     if n_done < len(run):
         raise no_access()
     return n_done

@@ -37,8 +37,9 @@ BTH_DTYPE = np.dtype([("opcode", "u1"), ("flags", "u1"), ("pkey", ">u2"), ("qpn"
 assert BTH_DTYPE.itemsize == BTH_BYTES
 
 
-_FLOW_BITS = np.frombuffer(bytes.fromhex("000f7fff00ffffff"), np.uint64)[0]
-"""Of a header's first eight bytes, what packets of one flow have in common: version, P_Key but its bit 15, QPN."""
+_FLOW_BITS = np.frombuffer(bytes.fromhex("000f7fffffffffff"), np.uint64)[0]
+"""Of a header's first eight bytes, what packets of one flow have in common: version, P_Key but its bit 15, the byte
+with the congestion bits, QPN."""
 
 
 class Bth(NamedTuple):
@@ -119,9 +120,14 @@ class BthBatch:
         return qpn
 
     def of_one_flow(self) -> bool:
-        """Tell whether all have the version, partition and destination of the first, in one comparison."""
+        """Tell whether all have the version, partition, congestion bits and destination of the first, in one look."""
         heads = np.ndarray((len(self.opcode),), np.uint64, self._records, strides=self._records.strides)
         return not ((heads ^ heads[0]) & _FLOW_BITS).any()
+
+    @property
+    def first_mark(self) -> int:
+        """What the first has in the byte with the congestion bits, which no ICRC covers."""
+        return int(self._records["qpn"][0]) >> 24
 
     @property
     def solicited(self) -> NDArray[np.bool_]:

@@ -112,7 +112,7 @@ def seal(
     """
     if len(offsets) == 0:
         return
-    crcs = _crcs(buffer, offsets, lengths, ICRC_BYTES, (path.local, path.remote), fragment_words)
+    crcs = np.array(_crcs(buffer, offsets, lengths, ICRC_BYTES, (path.local, path.remote), fragment_words), np.uint32)
     _allow_for_marks(crcs, buffer, offsets, lengths - ICRC_BYTES)
     scatter(buffer, offsets + (lengths - ICRC_BYTES), crcs.astype("<u4", copy=False))
 
@@ -140,10 +140,19 @@ def verify(
         return good
     if len(offsets) == 0:
         return np.zeros(0, np.bool_)
-    crcs = _crcs(buffer, offsets, lengths, 0, (path.remote, path.local), fragment_words)
+    crcs = np.array(_crcs(buffer, offsets, lengths, 0, (path.remote, path.local), fragment_words), np.uint32)
     _allow_for_marks(crcs, buffer, offsets, lengths)
     right: NDArray[np.bool_] = crcs == RESIDUE
     return right
+
+
+def all_intact(buffer: Bytes, offsets: Offsets, lengths: NDArray[np.int64], path: Path) -> bool:
+    """Tell whether `verify` would say True of all packets, the usual case, with less ado.
+
+    Requires: each is at least MIN_PACKET_BYTES long, and its masked byte holds zero.
+    """
+    found = _crcs(buffer, offsets, lengths, 0, (path.remote, path.local), None)
+    return found.count(RESIDUE) == len(found)
 
 
 def seal_one(view: memoryview, offset: int, length: int, path: Path) -> None:
@@ -168,8 +177,8 @@ def _crcs(
     n_left_out: int,
     ends: tuple[Endpoint, Endpoint],
     fragment_words: NDArray[np.uint32] | None,
-) -> NDArray[np.uint32]:
-    """The CRC of each packet but its last n_left_out bytes, headers included, (n,) uint32.
+) -> list[int]:
+    """The CRC of each packet but its last n_left_out bytes, headers included.
 
     The loop is the price of a packet: 0.1 us of CRC at 4 KiB and as much of Python. So packets of one size that follow
     one another, which is nearly all there is in a long message, go without a seed of their own.
@@ -182,11 +191,11 @@ def _crcs(
             length = int(lengths[first])
             n_bytes, register = length - n_left_out, seed(*ends, length)
             found += [crc32(view[at : at + n_bytes], register) for at in starts[first:after]]
-        return np.array(found, np.uint32)
+        return found
     sizes = lengths.tolist()
     for at, size, register in zip(starts, sizes, _seeds(sizes, ends, fragment_words), strict=True):
         found.append(crc32(view[at : at + size - n_left_out], register))
-    return np.array(found, np.uint32)
+    return found
 
 
 def _seeds(sizes: list[int], ends: tuple[Endpoint, Endpoint], fragment_words: NDArray[np.uint32] | None) -> list[int]:
