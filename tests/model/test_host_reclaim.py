@@ -271,3 +271,18 @@ def test_advice_about_use_reaches_reclaim() -> None:
     run(host, process.madvise(va, 3 * PAGE, Advice.WILLNEED))
     assert None not in frames_of(process, va, 3)
     host.check()
+
+
+def test_frames_are_reclaimed_in_the_background_before_somebody_waits_for_one() -> None:
+    host = host_of(12)
+    host.reclaim_in_background(4, 6)
+    process = host.spawn_process()
+    va = run(host, process.mmap(20))
+    for page in range(20):
+        run(host, process.store(va + page * PAGE, bytes([page])))
+        host.scheduler.run()
+        assert host.frames.n_free >= 4
+    assert host.swap.n_used
+    for page in range(20):
+        assert run(host, process.load(va + page * PAGE, 1)) == bytes([page])
+    host.check()

@@ -23,7 +23,7 @@ from pathlib import Path
 from nopin.errors import UsageError
 from nopin.model.explore.world import World
 
-MODULES = ("host", "file", "huge", "arena", "nic", "takeover")
+MODULES = ("host", "file", "huge", "pressure", "arena", "nic", "takeover")
 """Modules of `nopin.model.explore.scenarios` that define some."""
 
 Build = Callable[[World], None]

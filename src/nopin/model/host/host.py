@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from nopin.model.effects import Gate, Lock, Pause, Procedure
 from nopin.model.host import file_changes, huge, merge, migrate, reclaim
+from nopin.model.host.background import BackgroundReclaim
 from nopin.model.host.costs import HostCosts, Steps
 from nopin.model.host.device_memory import DeviceMemory
 from nopin.model.host.errors import NoMemory
@@ -68,6 +69,7 @@ class Host:
     Attributes:
         lru: pages in use, in the order in which reclaim looks at them.
         processes: alive and dying, by process id.
+        background: who reclaims when few frames are free, if anybody does.
         zero_page: what untouched memory reads as; its mappings are not recorded and its frame is never freed.
     """
 
@@ -104,7 +106,14 @@ class Host:
         self.fires = fires
         self.processes: dict[int, Process] = {}
         self.zero_page = Page(self._boot_frame())
+        self.background: BackgroundReclaim | None = None
         self._last_pid = 0
+
+    def reclaim_in_background(self, low: int, high: int) -> None:
+        """Have frames reclaimed whenever fewer than `low` are free, until `high` are (kswapd)."""
+        assert self.background is None
+        assert low < high
+        self.background = BackgroundReclaim(self, low, high)
 
     def spawn_process(self) -> Process:
         """Make a process with nothing mapped."""
@@ -219,7 +228,10 @@ class Host:
     def _free_frame(self, memory: DeviceMemory | None) -> int | None:
         """Allocate a frame if one is free; None if one of the host's own is to be reclaimed first."""
         if memory is None:
-            return None if self.fires("frame") else self.frames.allocate()
+            frame = None if self.fires("frame") else self.frames.allocate()
+            if self.background is not None:
+                self.background.look()
+            return frame
         frame = self.frames.allocate_from(memory.pool)
         if frame is None:
             raise NoMemory(f"{self.name}: the memory of {memory.name} is full")

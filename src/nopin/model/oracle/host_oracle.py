@@ -227,6 +227,14 @@ class HostOracle(HostObserver):
         """See `HostObserver`."""
         self.space(process).memory.discard_ends(where)
 
+    def give_up_begins(self, process: Process, where: Range) -> None:
+        """See `HostObserver`."""
+        self.space(process).memory.give_up_begins(where)
+
+    def give_up_ends(self, process: Process, where: Range) -> None:
+        """See `HostObserver`."""
+        self.space(process).memory.give_up_ends(where)
+
     def protected(self, process: Process, where: Range, *, read: bool, write: bool) -> None:
         """See `HostObserver`."""
         space = self.space(process)

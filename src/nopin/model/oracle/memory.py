@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from struct import Struct
 
 from nopin.ranges import Range, subtract
+from nopin.units import PAGE_SHIFT
 
 WORD_BYTES = 8
 
@@ -27,6 +28,8 @@ class Memory:
     def __init__(self) -> None:
         self._words: dict[int, Values] = {}
         self._discards: list[tuple[Range, set[int]]] = []  # with the words stored to since it began
+        self._given_up: set[int] = set()  # pages that may become zeros at any moment, until something is stored there
+        self._giving_up: list[Range] = []  # where that is just beginning
         self._moves: list[tuple[Range, Range]] = []
         self._windows: list[tuple[Range, Memory, int]] = []  # parts that are other memory, from that address on
 
@@ -37,6 +40,8 @@ class Memory:
         values[0] = value
         if len(values) > 1:
             del values[1:]
+        if home._given_up:
+            home._take_again(at, values)
         for where, stored in home._discards:
             if where.start <= at < where.end:
                 stored.add(at)
@@ -87,10 +92,31 @@ class Memory:
             if va not in stored:
                 values[:] = [0]
 
+    def give_up_begins(self, where: Range) -> None:
+        """What is there may become zeros from here on, a page at a time; what is stored meanwhile, too."""
+        self._giving_up.append(where)
+        self._given_up.update(_pages(where))
+        for _, values in self._within(where):
+            if 0 not in values:
+                values.append(0)
+
+    def give_up_ends(self, where: Range) -> None:
+        """What is stored from here on stays, with its whole page as that is by then."""
+        self._giving_up.remove(where)
+
+    def _take_again(self, va: int, values: Values) -> None:
+        """Something was stored in a page that may have been given up."""
+        if not any(where.start <= va < where.end for where in self._giving_up):
+            self._given_up.discard(va >> PAGE_SHIFT)
+        elif 0 not in values:
+            values.append(0)
+
     def move_begins(self, source: Range, target: Range) -> None:
         """The same words are at both places from here on."""
         self._forget(target)
         self._moves.append((source, target))
+        shift = (target.start - source.start) >> PAGE_SHIFT
+        self._given_up |= {page + shift for page in self._given_up.intersection(_pages(source))}
         for va, values in self._within(source):
             self._words[va - source.start + target.start] = values
 
@@ -104,6 +130,7 @@ class Memory:
         twin = Memory()
         twin._words = {va: list(values) for va, values in self._words.items()}
         twin._windows = list(self._windows)
+        twin._given_up = set(self._given_up)
         return twin
 
     def also(self, va: int, value: int) -> None:
@@ -144,12 +171,20 @@ class Memory:
         return values
 
     def _discarding(self, va: int) -> bool:
+        if self._given_up and va >> PAGE_SHIFT in self._given_up:
+            return True
         return bool(self._discards) and any(where.start <= va < where.end for where, _ in self._discards)
 
     def _forget(self, where: Range) -> None:
         start, end = where.start, where.end
+        if self._given_up:
+            self._given_up = {page for page in self._given_up if not start <= page << PAGE_SHIFT < end}
         for va in [va for va in self._words if start <= va < end]:
             del self._words[va]
+
+
+def _pages(where: Range) -> range:
+    return range(where.start >> PAGE_SHIFT, where.end >> PAGE_SHIFT)
 
 
 class _Words(dict[int, Callable[[bytes], tuple[int, ...]]]):

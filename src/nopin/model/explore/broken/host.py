@@ -11,11 +11,12 @@ from nopin.mm.effects import Quiesce
 from nopin.model.effects import Procedure
 from nopin.model.explore.mutants import Patch, mutant
 from nopin.model.host import advice, cow, files, fork, huge, mapping, protect, reclaim
+from nopin.model.host.background import BackgroundReclaim
 from nopin.model.host.fork import _again
 from nopin.model.host.host import Host
 from nopin.model.host.page import Page
 from nopin.model.host.process import Process
-from nopin.model.host.table import Entry, Swapped, Table
+from nopin.model.host.table import Entry, Present, Swapped, Table
 from nopin.model.host.vma import Prot, Vma
 from nopin.ranges import Range, coalesce
 
@@ -160,3 +161,23 @@ def pages_of_files_are_written_in_place(patch: Patch) -> None:
         return page is not process.host.zero_page and len(page.mappings) <= 1 and page.slot is None
 
     patch.setattr(cow, "alone", alone)
+
+
+@mutant("store_vs_give_up", "write_access_vs_give_up")
+def given_up_pages_are_dropped_though_written(patch: Patch) -> None:
+    """A page that was given up (MADV_FREE) and is written since, by whomever, stays."""
+    original = reclaim._unmap_one
+
+    def unmap_one(process: Process, number: int, page: Page) -> bool:
+        entry = process.table.get(number)
+        if page.discardable and isinstance(entry, Present):
+            page.dirty = entry.dirty = False
+        return original(process, number, page)
+
+    patch.setattr(reclaim, "_unmap_one", unmap_one)
+
+
+@mutant("pressure_vs_store")
+def nobody_reclaims_in_the_background(patch: Patch) -> None:
+    """When few frames are free somebody begins to reclaim before the last one is wanted."""
+    patch.setattr(BackgroundReclaim, "look", lambda _reclaimer: None)

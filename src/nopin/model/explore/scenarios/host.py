@@ -161,6 +161,11 @@ class Machine:
         yield from self.process.madvise(self.va, N_PAGES * PAGE_BYTES, Advice.MERGEABLE)
         yield from self.host.merge_identical()
 
+    def gives_up(self) -> Steps:
+        """Let the first two pages be dropped until they are written (MADV_FREE), and have the host want frames."""
+        yield from self.process.madvise(self.va, TWO_PAGES, Advice.FREE)
+        yield from self.host.reclaim(2)
+
     def prefetches(self) -> Steps:
         """Bring all pages into the cold mirror."""
         yield from self.cold.prefetch(self.process, self.va >> PAGE_SHIFT, N_PAGES, write=True)
@@ -247,6 +252,7 @@ ACTORS: dict[str, Actor] = {
     "protect_twice": lambda m, data: m.protects_and_allows(data),
     "dereg": lambda m, _: m.detaches(),
     "exit": lambda m, _: m.process.exit(),
+    "give_up": lambda m, _: m.gives_up(),
     "atomic": lambda m, data: m.exchanges(data[:WORD_BYTES]),
 }
 
