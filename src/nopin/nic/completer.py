@@ -27,6 +27,7 @@ from nopin.nic.wire.psn import psn_add, psn_diff
 from nopin.nic.work import ATOMIC_BYTES, IS_ATOMIC, NEEDS_ANSWER, SendWork
 
 _ALIVE = (QpState.RTS, QpState.SQD)
+_SQD = QpState.SQD
 
 _RETRY_FOR_EVER = 7
 """rnr_retry 7 never runs out."""
@@ -129,7 +130,7 @@ def settle(core: Core, qp: QueuePair) -> None:
     side = qp.send
     if side.halted is not None and side.una == side.sent and side.works and side.works[0] is side.halted:
         finish_with_error(core, qp, side.halted.status)
-    elif qp.state is QpState.SQD and not qp.drained and side.una == side.high:
+    elif qp.state is _SQD and not qp.drained and side.una == side.high:
         qp.drained = True
         core.event(AsyncEventType.SQ_DRAINED, qp)
 

@@ -17,11 +17,13 @@ from nopin.nic.qp import QueuePair, ReceiveSide, SendSide
 from nopin.nic.rings import WorkConsumer
 from nopin.nic.runs import WriteRun
 from nopin.nic.wire.batch import Endpoint
-from nopin.nic.work import RecvWork, SendWork, decode_recv, decode_send
+from nopin.nic.work import WC_OPCODE, RecvWork, SendWork, decode_recv, decode_send
 
 Waiter = tuple[int, str]
 
 _SIGNALED = int(SendFlags.SIGNALED)
+_PINNED = Discipline.PINNED
+_NO_FLAGS = WcFlags.NONE
 
 
 @dataclass(slots=True)
@@ -53,7 +55,7 @@ class Core:
 
 def waiter_for(region: Region, waiter: Waiter | None) -> Waiter | None:
     """Return who waits when a page of the region is out: nobody if it is pinned, where none ever is."""
-    return None if region.discipline is Discipline.PINNED else waiter
+    return None if region.discipline is _PINNED else waiter
 
 
 def available(core: Core, qp: QueuePair, ring: WorkConsumer) -> int:
@@ -87,14 +89,14 @@ def _push(
     core: Core,
     qp: QueuePair,
     cq: Cq,
-    *,
     wr_id: int,
     status: WcStatus,
     opcode: WcOpcode,
     byte_len: int,
+    *,
     imm: int = 0,
     src_qp: int = 0,
-    flags: WcFlags = WcFlags.NONE,
+    flags: WcFlags = _NO_FLAGS,
     solicited: bool = False,
 ) -> None:
     if cq.broken:
@@ -116,8 +118,7 @@ def send_done(core: Core, qp: QueuePair, work: SendWork, status: WcStatus) -> No
     """Retire the oldest send work: give its slot back, complete it if it asked or failed."""
     qp.send_ring.release()
     if status or qp.sq_sig_all or work.flags & _SIGNALED:
-        byte_len = 0 if status else work.length
-        _push(core, qp, qp.send_cq, wr_id=work.wr_id, status=status, opcode=work.wc_opcode, byte_len=byte_len)
+        _push(core, qp, qp.send_cq, work.wr_id, status, WC_OPCODE[work.opcode], 0 if status else work.length)
 
 
 def run_done(core: Core, qp: QueuePair, run: WriteRun, n: int) -> None:
@@ -155,10 +156,10 @@ def recv_done(
         core,
         qp,
         qp.recv_cq,
-        wr_id=recv.wr_id,
-        status=status,
-        opcode=opcode,
-        byte_len=byte_len,
+        recv.wr_id,
+        status,
+        opcode,
+        byte_len,
         imm=imm,
         src_qp=qp.attr.dest_qpn or 0,
         flags=flags,

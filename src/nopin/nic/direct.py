@@ -40,6 +40,10 @@ from nopin.nic.work import (
     SendWork,
 )
 
+_READ, _WRITE = WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE
+_SENDING = (QpState.RTS, QpState.SQD)
+_SHORT_TERM = Discipline.SHORT_TERM
+_SUCCESS = WcStatus.SUCCESS
 _SOLICITED = int(SendFlags.SOLICITED)
 
 TURN_BYTES = 4 << 20
@@ -50,7 +54,7 @@ TURN_WORKS = 128
 def advance(core: Core, qp: QueuePair, now: int) -> None:
     """Carry out posted work in order, as far as it goes this turn."""
     side = qp.send
-    if qp.state not in (QpState.RTS, QpState.SQD) or side.parked or side.wait_until is not None:
+    if qp.state not in _SENDING or side.parked or side.wait_until is not None:
         return
     if qp.may_send():
         fetch(core, qp)
@@ -80,8 +84,8 @@ def advance(core: Core, qp: QueuePair, now: int) -> None:
 
 def find_peer(core: Core, qp: QueuePair) -> QueuePair | None:
     """Return the queue pair that would answer ours."""
-    peer = core.qps.get(qp.dest_qpn)
-    if peer is None or not peer.direct or peer.dest_qpn != qp.qpn or not peer.may_receive():
+    peer = core.qps.get(qp.attr.dest_qpn or 0)
+    if peer is None or not peer.direct or peer.attr.dest_qpn != qp.qpn or not peer.may_receive():
         return None
     return peer
 
@@ -98,20 +102,17 @@ def _copied_at_once(core: Core, peer: QueuePair, work: SendWork) -> bool:
 
     False leaves it to the general way, which finds out what is. This is what latency is made of: a third of its time.
     """
-    if work.opcode is WrOpcode.RDMA_READ:
-        if not peer.attr.max_dest_rd_atomic:
-            return False
-        need, read = REMOTE_READ, True
-    elif work.opcode is WrOpcode.RDMA_WRITE:
-        need, read = REMOTE_WRITE, False
-    else:
+    attr, length, read = peer.attr, work.length, work.opcode is _READ
+    if not read and work.opcode is not _WRITE:
         return False
-    length = work.length
-    if len(work.pieces) != 1 or length > SHORT_BYTES or work.done_bytes or need & ~(peer.attr.access or 0):
+    if length > SHORT_BYTES or work.done_bytes or len(work.pieces) != 1:
+        return False
+    need = REMOTE_READ if read else REMOTE_WRITE
+    if need & ~(attr.access or 0) or (read and not attr.max_dest_rd_atomic):
         return False
     (local,) = work.pieces
     ours, theirs = local.region, core.regions.check(work.rkey, peer.pd, work.remote_address, length, need)
-    if theirs is None or not ours.alive or Discipline.SHORT_TERM in (ours.discipline, theirs.discipline):
+    if theirs is None or not ours.alive or ours.discipline is _SHORT_TERM or theirs.discipline is _SHORT_TERM:
         return False
     their_va = work.remote_address - theirs.iova + theirs.start
     if read:
@@ -154,9 +155,10 @@ def _complete(core: Core, qp: QueuePair, work: SendWork) -> None:
     side.deadline = None
     side.retries_left = side.n_retries
     side.rnr_left = qp.attr.rnr_retry or 0
-    core.counters.direct_messages += 1
-    core.counters.direct_bytes += work.length
-    send_done(core, qp, work, WcStatus.SUCCESS)
+    counters = core.counters
+    counters.direct_messages += 1
+    counters.direct_bytes += work.length
+    send_done(core, qp, work, _SUCCESS)
 
 
 def _establish(core: Core, peer: QueuePair) -> None:

@@ -35,6 +35,7 @@ _N_QPNS = (1 << 24) - 3
 """QPN 0 and 1 are management queue pairs, 0xffffff is multicast."""
 
 _NEVER = 1 << 63
+_RTS, _ERR = QpState.RTS, QpState.ERR
 
 
 class Nic:
@@ -215,11 +216,11 @@ class Nic:
         found = False
         core = self._core
         for qp in core.qps.values():
-            if qp.state is QpState.RTS:
+            if qp.state is _RTS:
                 if qp.send_ring.has_work and qp not in core.ready and requester.can_fetch(qp):
                     core.ready[qp] = None
                     found = True
-            elif qp.state is QpState.ERR and (qp.send_ring.has_work or qp.recv_ring.has_work):
+            elif qp.state is _ERR and (qp.send_ring.has_work or qp.recv_ring.has_work):
                 flush(core, qp)
                 found = True
         return found

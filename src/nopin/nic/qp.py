@@ -23,6 +23,9 @@ from nopin.nic.wire.batch import Path
 from nopin.nic.wire.psn import psn_add
 from nopin.nic.work import RecvWork, SendWork
 
+_RECEIVING = (QpState.RTR, QpState.RTS, QpState.SQD)
+_RTS = QpState.RTS
+
 WINDOW_PACKETS_MAX = 2048
 """Four batches: two are received, as one, while the next two are built."""
 WINDOW_PACKETS_MIN = 16
@@ -271,8 +274,8 @@ class QueuePair:
 
     def may_receive(self) -> bool:
         """Packets are taken from RTR on."""
-        return self.state in (QpState.RTR, QpState.RTS, QpState.SQD)
+        return self.state in _RECEIVING
 
     def may_send(self) -> bool:
         """New requests go out in RTS; SQD only finishes what is under way."""
-        return self.state is QpState.RTS
+        return self.state is _RTS

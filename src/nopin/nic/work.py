@@ -19,7 +19,7 @@ ATOMIC_BYTES = 8
 
 _INLINE = int(SendFlags.INLINE)
 
-_WC_OPCODE = {
+WC_OPCODE = {
     WrOpcode.SEND: WcOpcode.SEND,
     WrOpcode.SEND_WITH_IMM: WcOpcode.SEND,
     WrOpcode.SEND_WITH_INV: WcOpcode.SEND,
@@ -29,6 +29,7 @@ _WC_OPCODE = {
     WrOpcode.ATOMIC_CMP_AND_SWP: WcOpcode.COMP_SWAP,
     WrOpcode.ATOMIC_FETCH_AND_ADD: WcOpcode.FETCH_ADD,
 }
+"""What a completion says its work was."""
 _BY_VALUE = {int(opcode): opcode for opcode in WrOpcode}
 
 IS_SEND = frozenset({WrOpcode.SEND, WrOpcode.SEND_WITH_IMM, WrOpcode.SEND_WITH_INV})
@@ -73,11 +74,6 @@ class SendWork:
     first_psn: int = 0
     n_psn: int = 1
     done_bytes: int = 0
-
-    @property
-    def wc_opcode(self) -> WcOpcode:
-        """What its completion says it was."""
-        return _WC_OPCODE[self.opcode]
 
     def slice(self, offset: int, length: int) -> Iterator[Piece]:
         """Yield the local ranges of [offset, offset + length) of the message."""
@@ -126,7 +122,7 @@ def resolve(entry: bytes, n_sge: int, regions: RegionTable, pd: Pd, need: int) -
         region = regions.check(lkey, pd, address, length, need)
         if region is None:
             return None
-        pieces.append(Piece(region, region.va(address), length))
+        pieces.append(Piece(region, address - region.iova + region.start, length))
         total += length
     return pieces, total
 
