@@ -253,6 +253,11 @@ class Iommu:
         self._requests.settle(waiter)
         self._managed.settle(waiter)
 
+    @property
+    def stirs(self) -> bool:
+        """True if there is anything for `take_requests`, `take_faults` or `take_wakeups` to do this turn."""
+        return self._requests.stirs or self._managed.has_tickets
+
     def take_requests(self) -> list[PageRequest]:
         """Page requests for plain memory, for whoever runs faults; each is to be answered by `respond`."""
         return self._requests.take()

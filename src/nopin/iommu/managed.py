@@ -307,6 +307,11 @@ class ManagedAccess:
             for waiter in waiters:
                 self._tickets.spend(waiter)
 
+    @property
+    def has_tickets(self) -> bool:
+        """True if pages are held for waiters, which `turn` is to count turns for."""
+        return bool(self._tickets)
+
     # Faults
 
     def came_at_once(self, waiters: Collection[Hashable | None]) -> bool:

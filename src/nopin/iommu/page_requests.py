@@ -117,6 +117,11 @@ class PageRequests:
                 self._await_one_more(waiter)
 
     @property
+    def stirs(self) -> bool:
+        """True if there are requests to take, or waiters to wake."""
+        return bool(self._fresh or self._wakeups)
+
+    @property
     def any_resumed(self) -> bool:
         """True if anybody was resumed and has not accessed anything since."""
         return bool(self._n_parks)

@@ -46,7 +46,7 @@ _SHORT_TERM = Discipline.SHORT_TERM
 _SUCCESS = WcStatus.SUCCESS
 _SOLICITED = int(SendFlags.SOLICITED)
 
-TURN_BYTES = 4 << 20
+TURN_BYTES = 8 << 20
 TURN_WORKS = 128
 """What one queue pair may do before the others get their turn."""
 

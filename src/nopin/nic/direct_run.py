@@ -24,7 +24,7 @@ from nopin.nic.work import SendWork
 LONG_BYTES = 64 << 10
 """Shorter messages gain nothing from company."""
 
-RUN_BYTES = 4 << 20
+RUN_BYTES = 8 << 20
 
 _FENCE = int(SendFlags.FENCE)
 

@@ -230,6 +230,12 @@ class Nic:
         """True while `transmit` has something to try."""
         return bool(self._core.ready)
 
+    @property
+    def has_news(self) -> bool:
+        """True if there are notices, events or corrupt objects to take."""
+        core = self._core
+        return bool(core.dirty or core.events or core.corrupt)
+
     def receive(self, batch: PacketBatch, now: int) -> None:
         """Take packets that arrived along one path."""
         core = self._core

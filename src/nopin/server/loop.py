@@ -65,19 +65,25 @@ class Loop:
                 os.sched_yield()  # on a small machine the work we look for may need this CPU to come about
 
     def _turn(self, now: int) -> bool:
-        """Do what there is to do now; tell whether there was anything."""
-        core = self._core
+        """Do what there is to do now; tell whether there was anything.
+
+        Most turns only look. So each part is asked first whether it has anything: that is half of an idle turn.
+        """
+        core, nic = self._core, self._core.nic
         self._in_burst = False
         worked = self._woken or core.poller.poll(0) > 0  # what woke us has been served
         self._woken = False
         worked |= self._receive(now)
-        worked |= core.nic.poll_rings(now)
+        worked |= nic.poll_rings(now)
         self._meet_deadlines(now)
-        self._transmit(now)
-        worked |= self._page_requests(now)
-        self._tell_clients()
+        if nic.busy:
+            self._transmit(now)
+        if core.iommu.stirs:
+            worked |= self._page_requests(now)
+        if nic.has_news:
+            self._tell_clients()
         core.arenas.turn()
-        return worked or core.nic.busy or core.arenas.busy
+        return worked or nic.busy or core.arenas.busy
 
     def _receive(self, now: int) -> bool:
         """Take what arrived; tell whether there was reason to look."""

@@ -42,6 +42,8 @@ class Timers:
 
     def run(self, now: int) -> None:
         """Run what is due."""
+        if not self._heap or self._heap[0][0] > now:
+            return  # asked in each turn of the loop
         while (deadline := self.next_deadline()) is not None and deadline <= now:
             callback = heapq.heappop(self._heap)[2].callback
             assert callback is not None

@@ -26,6 +26,7 @@ _SGE = struct.Struct("<QII")
 _ONE_SGE = struct.Struct("<QBBHIQIIQQ16xQII")
 assert _HEADER.size == WQE_HEADER_BYTES
 
+_INLINE = int(SendFlags.INLINE)
 _INLINE_ALLOWED = frozenset(
     {
         WrOpcode.RDMA_WRITE,
@@ -107,7 +108,7 @@ def encode_send(wr: SendWr, *, max_sge: int, max_inline: int) -> bytes:
     Raises:
         UsageError: too many scatter entries, too many inline bytes, or a number that does not fit its field.
     """
-    if wr.inline is not None or wr.flags & SendFlags.INLINE:
+    if wr.inline is not None or int(wr.flags) & _INLINE:  # the operator of flags costs ten times as much
         return _encode_inline(wr, max_inline)
     sges = wr.sges
     n_sges = len(sges)
