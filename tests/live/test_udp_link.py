@@ -108,6 +108,21 @@ def test_packets_arrive_whole_in_order_with_good_icrc(open_link: OpenLink, addre
     psns, packets, _ = collect(far, len(sizes))
     assert psns == list(range(len(sizes)))
     assert b"".join(packets) == sent_bytes(batch)
+
+
+def test_a_shape_that_comes_again_sends_what_lies_there_now(open_link: OpenLink) -> None:
+    near, far = open_link(), open_link()
+    path = Path(near.endpoint, far.endpoint)
+    batches = [make_batch(path, sizes) for sizes in ([4112] * 30, [1040] * 50 + [20], [4112] * 30)]
+    for batch in batches:
+        batch.segments = tuple(batch.segments)
+    batches[2].segments = batches[0].segments
+    for batch in (batches[0], batches[0], batches[1], batches[0], batches[2]):
+        near.send(batch, 0)
+        n_packets = sum(-(-segment.length // segment.stride) for segment in batch.segments)
+        assert b"".join(collect(far, n_packets)[1]) == sent_bytes(batch)
+    assert near.statistics()["packets_sent"] == 4 * 30 + 51
+    assert near.statistics()["bytes_sent"] == far.statistics()["bytes_received"]
     assert near.statistics()["packets_sent"] == far.statistics()["packets_received"] == len(sizes)
     assert near.statistics()["bytes_sent"] == far.statistics()["bytes_received"] == sum(sizes)
 

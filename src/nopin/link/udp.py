@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -32,6 +32,7 @@ from nopin.linux.udp import (
 )
 from nopin.nic.wire.batch import ROCE_PORT, Endpoint, PacketBatch, Path, Segment, TxBatch
 from nopin.nic.wire.gid import V4_PREFIX, address_of, gid_of, is_ipv4
+from nopin.nic.wire.icrc import Runs, runs_of
 
 RECEIVE_SLOTS = 80
 """Four MiB of 1 MiB messages per system call (their ends come in datagrams of their own), two batches of the sender's:
@@ -47,7 +48,8 @@ _LOOPBACK_TRIES = 64
 _REFUSED_SEGMENTATION = {errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT}
 _OUR_BUGS = {errno.EBADF, errno.EFAULT, errno.ENOTSOCK}
 
-SplitArrays = tuple[NDArray[np.int64], NDArray[np.int64]]
+Split = tuple[NDArray[np.int64], NDArray[np.int64], Runs]
+"""Offsets and lengths of packets, and their runs."""
 
 
 @lru_cache(maxsize=512)
@@ -78,18 +80,19 @@ def _path_from(local: Endpoint, source: tuple[Any, ...]) -> Path:
 
 
 @lru_cache(maxsize=256)
-def _split_one(length: int, segment_bytes: int) -> SplitArrays:
+def _split_one(length: int, segment_bytes: int) -> Split:
     """`_split` for slot 0 alone."""
     return _split(np.uint32(length).tobytes(), np.uint32(segment_bytes).tobytes())
 
 
 @lru_cache(maxsize=256)
-def _split(lengths: bytes, segment_bytes: bytes) -> SplitArrays:
+def _split(lengths: bytes, segment_bytes: bytes) -> Split:
     """`split_slots`, remembered: in steady state every receive has one shape. The arrays are read-only."""
-    split = split_slots(np.frombuffer(lengths, np.uint32), np.frombuffer(segment_bytes, np.uint32), MAX_DATAGRAM_BYTES)
-    for array in split:
+    slots = np.frombuffer(lengths, np.uint32), np.frombuffer(segment_bytes, np.uint32)
+    offsets, sizes = split_slots(*slots, MAX_DATAGRAM_BYTES)
+    for array in (offsets, sizes):
         array.flags.writeable = False
-    return split
+    return offsets, sizes, runs_of(offsets, sizes) if len(offsets) else []
 
 
 class SendHalf:
@@ -110,6 +113,9 @@ class SendHalf:
             return
         self._sender.aim(sockaddr_of(batch.path.remote, self._scope))
         segments = batch.segments if self._sender.uses_segmentation else _singly(batch.segments)
+        if len(segments) <= BatchSender.MAX_MESSAGES:
+            self._send_messages(batch.staging.address, segments)
+            return
         for start in range(0, len(segments), BatchSender.MAX_MESSAGES):
             self._send_messages(batch.staging.address, segments[start : start + BatchSender.MAX_MESSAGES])
 
@@ -126,7 +132,7 @@ class SendHalf:
         self.bytes_sent += length
         return True
 
-    def _send_messages(self, base: int, segments: list[Segment]) -> None:
+    def _send_messages(self, base: int, segments: Sequence[Segment]) -> None:
         self._sender.load(base, segments)
         at, waited = 0, False
         while at < len(segments):
@@ -143,9 +149,9 @@ class SendHalf:
                     return
                 at += 1
             else:
-                for segment in segments[at : at + n_sent]:
-                    self.packets_sent += _n_packets(segment)
-                    self.bytes_sent += segment.length
+                n_packets, n_bytes = self._sender.sent(at, at + n_sent)
+                self.packets_sent += n_packets
+                self.bytes_sent += n_bytes
                 at, waited = at + n_sent, False
 
     def _can_send_singly(self, segment: Segment, error: OSError) -> bool:
@@ -157,7 +163,7 @@ class SendHalf:
         self.send_errors += 1
         return False
 
-    def _send_singly(self, base: int, segments: list[Segment]) -> None:
+    def _send_singly(self, base: int, segments: Sequence[Segment]) -> None:
         before = self.packets_sent
         single = _singly(segments)
         for start in range(0, len(single), BatchSender.MAX_MESSAGES):
@@ -179,7 +185,7 @@ def _n_packets(segment: Segment) -> int:
     return -(-segment.length // segment.stride)
 
 
-def _singly(segments: list[Segment]) -> list[Segment]:
+def _singly(segments: Sequence[Segment]) -> list[Segment]:
     return [Segment(offset, length, length) for offset, length in packets_of(segments)]
 
 
@@ -236,25 +242,26 @@ class UdpLink:
         if datagram is None:
             return
         length, segment_bytes, source = datagram
-        offsets, lengths = _split_one(length, segment_bytes)
+        offsets, lengths, runs = _split_one(length, segment_bytes)
         n = len(offsets)
         self._n_lone = self._n_lone + 1 if n == 1 else 0
         self._packets_received += n
         self._bytes_received += length
-        yield PacketBatch(_path_from(self.endpoint, source), self._receiver.buffer, offsets, lengths)
+        yield PacketBatch(_path_from(self.endpoint, source), self._receiver.buffer, offsets, lengths, runs=runs)
 
     def _batches(self, n: int) -> Iterator[PacketBatch]:
         sources = self._receiver.sources(n)
         lengths, sizes = self._receiver.lengths[:n], self._receiver.segment_bytes[:n]
         self._bytes_received += int(lengths.sum())
         for start, end in _runs(sources, n):
-            offsets, packet_lengths = _split(lengths[start:end].tobytes(), sizes[start:end].tobytes())
+            offsets, packet_lengths, found = _split(lengths[start:end].tobytes(), sizes[start:end].tobytes())
+            runs: Runs | None = found
             if start:
-                offsets = offsets + start * MAX_DATAGRAM_BYTES
+                offsets, runs = offsets + start * MAX_DATAGRAM_BYTES, None
             source = sources[start * ADDRESS_BYTES : (start + 1) * ADDRESS_BYTES]
             self._packets_received += len(offsets)
             path = Path(self.endpoint, endpoint_of(source))
-            yield PacketBatch(path, self._receiver.buffer, offsets, packet_lengths)
+            yield PacketBatch(path, self._receiver.buffer, offsets, packet_lengths, runs=runs)
 
     def filenos(self) -> list[int]:
         """The socket."""

@@ -247,6 +247,10 @@ class BatchSender:
         self._address = self._headers.ctypes.data
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
+        self._loaded: tuple[tuple[int, int, int], ...] | None = None
+        self._base = 0
+        self._n_packets: list[int] = [0]
+        self._n_bytes: list[int] = [0]
 
     def aim(self, sockaddr: bytes) -> None:
         """Set the destination of the following messages."""
@@ -255,10 +259,18 @@ class BatchSender:
         self._headers["namelen"] = 16 if is_ipv4 else ADDRESS_BYTES
 
     def load(self, base: int, messages: Sequence[tuple[int, int, int]]) -> None:
-        """Set up messages (offset from base, length, segment size), at most `MAX_MESSAGES`, for `send`."""
+        """Set up messages (offset from base, length, segment size), at most `MAX_MESSAGES`, for `send`.
+
+        The same tuple as last time stays loaded: long messages go out in one shape.
+        """
+        if messages is self._loaded and base == self._base:
+            return
+        self._loaded, self._base = messages if isinstance(messages, tuple) else None, base
         table = np.array(messages, np.int64)
         n = len(table)
         lengths, sizes = table[:, 1], table[:, 2]
+        self._n_packets = np.cumsum([0, *(-(-lengths // sizes)).tolist()]).tolist()
+        self._n_bytes = np.cumsum([0, *lengths.tolist()]).tolist()
         self._iov["base"][:n] = table[:, 0] + base
         self._iov["length"][:n] = lengths
         self._control["value"][:n] = sizes
@@ -276,6 +288,10 @@ class BatchSender:
             return int(n)
         number = ctypes.get_errno()
         raise OSError(number, f"sendmmsg: {os.strerror(number)}")
+
+    def sent(self, start: int, end: int) -> tuple[int, int]:
+        """Return packets and bytes of loaded messages [start, end)."""
+        return self._n_packets[end] - self._n_packets[start], self._n_bytes[end] - self._n_bytes[start]
 
     def wait_writable(self, timeout_ms: int) -> bool:
         """Wait until the socket takes more; False when it did not in time."""

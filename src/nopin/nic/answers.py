@@ -161,7 +161,7 @@ def _gather(core: Core, qp: QueuePair, plan: Plan, stream: ReadStream, first: in
     if total == 0:
         return n
     if n == 1:
-        done = _read(core, qp, stream, total, int(plan.offsets[first] + plan.header[first]))
+        done = _read(core, qp, stream, total, plan.payload_at(first))
     else:
         done = _read_v(core, qp, stream, total, plan.payload_iov(first, first + n))
     if done == total:

@@ -64,7 +64,7 @@ def write_headers(qp: QueuePair, plan: Plan, chunks: list[Chunk]) -> None:
             Reth(work.remote_address, work.rkey, work.length).emit(view, at)
         if work.opcode in WITH_WORD and chunk.nth + chunk.n_psn == work.n_psn:
             last = chunk.at + chunk.n_packets - 1
-            emit_u32(view, int(plan.offsets[last] + plan.header[last]) - IMM_BYTES, work.imm)
+            emit_u32(view, plan.payload_at(last) - IMM_BYTES, work.imm)
 
 
 def emit_request(packet: memoryview, work: SendWork, start: int, length: int) -> None:
@@ -166,7 +166,7 @@ def _gather_one(core: Core, qp: QueuePair, plan: Plan, piece: Piece, chunk: Chun
     region = piece.region
     if not region.alive:
         return 0
-    offset = int(plan.offsets[chunk.at] + plan.header[chunk.at])
+    offset = plan.payload_at(chunk.at)
     length = int(plan.payload[chunk.at])
     va = piece.va + chunk.nth * qp.mtu
     waiter = waiter_for(region, qp.requester_waiter)
@@ -200,7 +200,7 @@ def _copy_inline(plan: Plan, chunk: Chunk, inline: bytes, mtu: int) -> None:
     at = chunk.nth * mtu
     for k in range(chunk.at, chunk.at + chunk.n_packets):
         n_bytes = int(plan.payload[k])
-        start = int(plan.offsets[k] + plan.header[k])
+        start = plan.payload_at(k)
         plan.staging.view[start : start + n_bytes] = inline[at : at + n_bytes]
         at += n_bytes
 

@@ -42,14 +42,16 @@ class Ingress:
         if lengths.min(initial=MIN_PACKET_BYTES) < MIN_PACKET_BYTES:
             long_enough = lengths >= MIN_PACKET_BYTES
             self._core.counters.malformed_drop += int((~long_enough).sum())
-            offsets, lengths = offsets[long_enough], lengths[long_enough]
+            offsets, lengths, batch.runs = offsets[long_enough], lengths[long_enough], None
         if len(offsets):
             yield from self._sort_many(batch, offsets, lengths)
 
     def _sort_many(self, batch: PacketBatch, offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[Group]:
         bth = parse_bth(batch.buffer, offsets)
         packets = describe(self._staging_of(batch.buffer), offsets, lengths, bth)
-        if _of_one_stream(bth) and (batch.icrc_checked or icrc.all_intact(batch.buffer, offsets, lengths, batch.path)):
+        if _of_one_stream(bth) and (
+            batch.icrc_checked or icrc.all_intact(batch.buffer, offsets, lengths, batch.path, batch.runs)
+        ):
             qp = self._admit(int(bth.qpn[0]), batch.path, len(bth), request=bool(IS_REQUEST[bth.opcode[0]]))
             if qp is not None:
                 yield qp, packets

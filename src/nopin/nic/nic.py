@@ -356,8 +356,7 @@ class Nic:
     def _counted(self, batch: TxBatch) -> TxBatch:
         counters = self._core.counters
         counters.sent_pkts += self._core.plan.n
-        for segment in batch.segments:
-            counters.sent_bytes += segment.length
+        counters.sent_bytes += self._core.plan.n_bytes
         return batch
 
     def _after(self, qp: QueuePair) -> None:

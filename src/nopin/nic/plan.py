@@ -8,6 +8,8 @@ A lone packet, which is what latency is made of, needs none of them: `start_one`
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -38,10 +40,56 @@ class Family(NamedTuple):
     last: Opcode
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where packets lie, back to back from the start of a buffer, and how they are cut; read-only.
+
+    Attributes:
+        offsets, sizes: (n,) int64, each packet's start and bytes, ICRC included.
+        places: (n, 2) uint64, where its payload starts, and its bytes.
+        pad: (n,) uint8, its pad bytes; 0 where none has any.
+        before_icrc: (k,) int64, where the ICRCs of those that have pad bytes start.
+        n_bytes: of all.
+    """
+
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    places: NDArray[np.uint64]
+    pad: NDArray[np.uint8] | int
+    before_icrc: NDArray[np.int64]
+    segments: tuple[Segment, ...]
+    runs: icrc.Runs
+    n_bytes: int
+
+
+@lru_cache(maxsize=256)
+def _layout_of(opcodes: bytes, payloads: bytes) -> Layout:
+    """Lay out packets: opcodes as uint8, bytes of payload as int64. Remembered: long messages repeat their shape."""
+    payload = np.frombuffer(payloads, np.int64)
+    header = HEADER_BYTES[np.frombuffer(opcodes, np.uint8)]
+    pad = -payload & 3
+    sizes = header + payload + pad + ICRC_BYTES
+    ends = np.cumsum(sizes)
+    offsets = ends - sizes
+    places = np.stack((offsets + header, payload), axis=1).astype(np.uint64)
+    for array in (offsets, sizes, places):
+        array.flags.writeable = False
+    return Layout(
+        offsets,
+        sizes,
+        places,
+        pad.astype(np.uint8) if pad.any() else 0,
+        ends[pad != 0] - ICRC_BYTES,
+        tuple(segments_of(offsets, sizes)),
+        icrc.runs_of(offsets, sizes),
+        int(ends[-1]),
+    )
+
+
 class Plan:
     """Up to `packets_max` packets for one queue pair.
 
-    After `layout`: `offsets` (of each BTH), `header`, `payload` and `sizes` are (n,) int64 arrays.
+    After `layout`: `offsets` says where each BTH goes, (n,) int64, `payload_at` where each payload.
     """
 
     def __init__(self, packets_max: int = PACKETS_MAX) -> None:
@@ -56,8 +104,8 @@ class Plan:
         self._solicited = np.zeros(packets_max, np.bool_)
         self._count = np.arange(packets_max, dtype=np.uint32)
         self.offsets: NDArray[np.int64] = self._payload[:0]
-        self.header: NDArray[np.int64] = self._payload[:0]
-        self.sizes: NDArray[np.int64] = self._payload[:0]
+        self._solicits = False
+        self._layout: Layout | None = None  # None for a lone packet
 
     @property
     def payload(self) -> NDArray[np.int64]:
@@ -73,7 +121,9 @@ class Plan:
         """Begin a new plan."""
         self.n = 0
         self._ack_req[:] = False
-        self._solicited[:] = False
+        if self._solicits:
+            self._solicits = False
+            self._solicited[:] = False
 
     def add_one(self, opcode: int, psn: int, payload: int, *, ack_req: bool, solicited: bool = False) -> None:
         """Add one packet."""
@@ -84,7 +134,7 @@ class Plan:
         if ack_req:
             self._ack_req[at] = True
         if solicited:
-            self._solicited[at] = True
+            self.solicit(at)
         self.n = at + 1
 
     def add_run(
@@ -117,51 +167,60 @@ class Plan:
         self._ack_req[at] = True
 
     def solicit(self, at: int) -> None:
-        """Set the solicited event bit of a packet already added."""
+        """Set the solicited event bit of a packet."""
+        self._solicits = True
         self._solicited[at] = True
 
     def cut(self, n: int) -> None:
-        """Keep only the first n packets; legal before and after `layout`."""
+        """Keep only the first n packets, after `layout`: their places stay."""
         self.n = n
-        self.offsets, self.header, self.sizes = self.offsets[:n], self.header[:n], self.sizes[:n]
+        if n:
+            self.layout()
 
     def layout(self) -> None:
         """Give every packet its place, back to back, and zero the pad bytes (payloads come later)."""
-        payload = self.payload
-        self.header = HEADER_BYTES[self._opcode[: self.n]]
-        padded = (payload + 3) & ~3
-        self.sizes = self.header + padded + ICRC_BYTES
-        ends = np.cumsum(self.sizes)
-        self.offsets = ends - self.sizes
-        odd = padded != payload
-        if odd.any():
+        n = self.n
+        self._layout = layout = _layout_of(self._opcode[:n].tobytes(), self._payload[:n].tobytes())
+        self.offsets = layout.offsets
+        if len(layout.before_icrc):
             # A padded packet has at least four bytes of payload and pad, so these three never touch its headers.
-            icrc_at = ends[odd] - ICRC_BYTES
             for back in (1, 2, 3):
-                self.staging.array[icrc_at - back] = 0
+                self.staging.array[layout.before_icrc - back] = 0
+
+    @property
+    def _laid(self) -> Layout:
+        assert self._layout is not None, "a plan that was not laid out"
+        return self._layout
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all packets."""
+        return self._size if self._layout is None else self._layout.n_bytes
+
+    def payload_at(self, k: int) -> int:
+        """Return where the payload of a packet goes."""
+        return int(self._laid.places[k, 0])
 
     def payload_iov(self, start: int, end: int) -> IoVec:
-        """Return where the payloads of packets [start, end) go: (n, 2) uint64."""
-        iov = np.empty((end - start, 2), np.uint64)
-        iov[:, 0] = self.offsets[start:end] + self.header[start:end]
-        iov[:, 1] = self._payload[start:end]
-        return iov
+        """Return where the payloads of packets [start, end) go: (n, 2) uint64, read-only."""
+        return self._laid.places[start:end]
 
     def finish(self, path: Path, qpn: int, *, singly: bool) -> TxBatch:
         """Write base headers and ICRCs; returns the batch, valid until the next `start`."""
-        n = self.n
+        n, layout = self.n, self._laid
         emit_bth(
             self.staging.array,
-            self.offsets,
+            layout.offsets,
             opcode=self._opcode[:n],
             qpn=qpn,
             psn=self._psn[:n],
             ack_req=self._ack_req[:n],
-            solicited=self._solicited[:n],
-            pad=(-self._payload[:n]) & 3,
+            solicited=self._solicited[:n] if self._solicits else False,
+            pad=layout.pad,
         )
-        icrc.seal(self.staging.array, self.offsets, self.sizes, path)
-        return TxBatch(path, self.staging, segments_of(self.offsets, self.sizes, singly=singly))
+        icrc.seal(self.staging.array, layout.offsets, layout.sizes, path, runs=layout.runs)
+        segments = segments_of(layout.offsets, layout.sizes, singly=True) if singly else layout.segments
+        return TxBatch(path, self.staging, segments)
 
     def start_one(
         self, opcode: int, qpn: int, psn: int, payload: int, *, ack_req: bool, solicited: bool = False
@@ -176,7 +235,7 @@ class Plan:
         Bth(opcode, qpn, psn, ack_req, solicited, pad).emit(view)
         if pad:
             view[end : end + pad] = bytes(pad)
-        self.n = 1
+        self.n, self._layout = 1, None
         self._size = end + pad + ICRC_BYTES
         return header
 

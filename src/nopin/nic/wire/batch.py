@@ -5,6 +5,7 @@ A packet here is the UDP payload: BTH to ICRC. All packets of a batch lie in one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ class PacketBatch:
         offsets: (n,) int64, where each BTH starts.
         lengths: (n,) int64, bytes from BTH to ICRC inclusive; may be too short to be a packet at all.
         icrc_checked: the link has verified the ICRC against the real IP header (raw receive).
+        runs: `icrc.runs_of` the packets, where the link remembers them from a batch of the same shape.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class PacketBatch:
     offsets: NDArray[np.int64]
     lengths: NDArray[np.int64]
     icrc_checked: bool = False
+    runs: list[tuple[int, list[int]]] | None = None
 
 
 class Segment(NamedTuple):
@@ -72,7 +75,7 @@ class TxBatch:
 
     path: Path
     staging: Staging
-    segments: list[Segment]
+    segments: Sequence[Segment]
 
     def arrived(self) -> PacketBatch:
         """Return the packets as the other end of the path receives them: a copy. Requires: there are some."""

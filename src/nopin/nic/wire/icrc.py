@@ -50,6 +50,9 @@ _MASKED_BYTE = 4
 _FEW_RUNS = 16
 """Up to this many runs of packets of one size are taken run by run."""
 
+Runs = list[tuple[int, list[int]]]
+"""Packets of a batch by their size: neighbours of one size, and where each starts."""
+
 _POLYNOMIAL = 0xEDB88320
 """The CRC-32 polynomial, reflected."""
 
@@ -101,6 +104,7 @@ def seal(
     lengths: NDArray[np.int64],
     path: Path,
     fragment_words: NDArray[np.uint32] | None = None,
+    runs: Runs | None = None,
 ) -> None:
     """Write the ICRC into the last four bytes of each packet.
 
@@ -109,10 +113,12 @@ def seal(
         offsets, lengths: (n,) where each packet starts and its bytes, ICRC included; each at least 16.
         path: the packets go from `path.local` to `path.remote`.
         fragment_words: (n,) IPv4 identification and flags when they are not 0 and DF.
+        runs: `runs_of` them, where that is known.
     """
     if len(offsets) == 0:
         return
-    crcs = np.array(_crcs(buffer, offsets, lengths, ICRC_BYTES, (path.local, path.remote), fragment_words), np.uint32)
+    ends = path.local, path.remote
+    crcs = np.array(_crcs(buffer, offsets, lengths, ICRC_BYTES, ends, fragment_words, runs), np.uint32)
     _allow_for_marks(crcs, buffer, offsets, lengths - ICRC_BYTES)
     scatter(buffer, offsets + (lengths - ICRC_BYTES), crcs.astype("<u4", copy=False))
 
@@ -146,12 +152,14 @@ def verify(
     return right
 
 
-def all_intact(buffer: Bytes, offsets: Offsets, lengths: NDArray[np.int64], path: Path) -> bool:
+def all_intact(
+    buffer: Bytes, offsets: Offsets, lengths: NDArray[np.int64], path: Path, runs: Runs | None = None
+) -> bool:
     """Tell whether `verify` would say True of all packets, the usual case, with less ado.
 
     Requires: each is at least MIN_PACKET_BYTES long, and its masked byte holds zero.
     """
-    found = _crcs(buffer, offsets, lengths, 0, (path.remote, path.local), None)
+    found = _crcs(buffer, offsets, lengths, 0, (path.remote, path.local), None, runs)
     return found.count(RESIDUE) == len(found)
 
 
@@ -177,25 +185,33 @@ def _crcs(
     n_left_out: int,
     ends: tuple[Endpoint, Endpoint],
     fragment_words: NDArray[np.uint32] | None,
+    runs: Runs | None = None,
 ) -> list[int]:
     """The CRC of each packet but its last n_left_out bytes, headers included.
 
     The loop is the price of a packet: 0.1 us of CRC at 4 KiB and as much of Python. So packets of one size that follow
     one another, which is nearly all there is in a long message, go without a seed of their own.
     """
-    view, starts = buffer.data, offsets.tolist()
-    edges = [0, *((lengths[1:] != lengths[:-1]).nonzero()[0] + 1).tolist(), len(lengths)]
+    view = buffer.data
     found: list[int] = []
-    if fragment_words is None and len(edges) <= _FEW_RUNS:
-        for first, after in itertools.pairwise(edges):
-            length = int(lengths[first])
-            n_bytes, register = length - n_left_out, seed(*ends, length)
-            found += [crc32(view[at : at + n_bytes], register) for at in starts[first:after]]
-        return found
+    if fragment_words is None:
+        runs = runs or runs_of(offsets, lengths)
+        if len(runs) <= _FEW_RUNS:
+            for length, starts in runs:
+                n_bytes, register = length - n_left_out, seed(*ends, length)
+                found += [crc32(view[at : at + n_bytes], register) for at in starts]
+            return found
     sizes = lengths.tolist()
-    for at, size, register in zip(starts, sizes, _seeds(sizes, ends, fragment_words), strict=True):
+    for at, size, register in zip(offsets.tolist(), sizes, _seeds(sizes, ends, fragment_words), strict=True):
         found.append(crc32(view[at : at + size - n_left_out], register))
     return found
+
+
+def runs_of(offsets: Offsets, lengths: NDArray[np.int64]) -> Runs:
+    """Return the runs of packets of one size that follow one another. Requires: there is a packet."""
+    starts = offsets.tolist()
+    edges = [0, *((lengths[1:] != lengths[:-1]).nonzero()[0] + 1).tolist(), len(lengths)]
+    return [(int(lengths[first]), starts[first:after]) for first, after in itertools.pairwise(edges)]
 
 
 def _seeds(sizes: list[int], ends: tuple[Endpoint, Endpoint], fragment_words: NDArray[np.uint32] | None) -> list[int]:
