@@ -80,6 +80,10 @@ class FifoPager:
     def settled(self, pages: PageRun, *, write: bool) -> bool:
         return all(page in self.resident and page not in self.busy for page in range(pages.first, pages.end))
 
+    def settle(self, pages: PageRun, *, write: bool) -> Procedure[bool]:
+        yield from ()
+        return False
+
     def prefetch(self, pages: PageRun, *, write: bool) -> Procedure[FaultPages]:
         return self.device_fault(pages, write=write)
 

@@ -139,6 +139,12 @@ class Faults:
         """Nothing comes at once."""
         return False
 
+    def settle(self, pages: PageRun, *, write: bool) -> Procedure[bool]:
+        """Nor here."""
+        del pages, write
+        yield from ()
+        return False
+
     def release(self, pages: PageRun) -> None:
         """Nothing is held."""
 

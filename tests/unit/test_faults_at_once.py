@@ -6,9 +6,9 @@ import numpy as np
 
 from nopin.iommu.access import PARKED, Access, Span
 from nopin.iommu.iommu import Iommu
-from nopin.iommu.managed import Fault
 from nopin.iommu.page_requests import Meter
-from nopin.mm.effects import ReadSwap
+from nopin.iommu.windows import DeviceArena
+from nopin.mm.effects import PageRun, Procedure, ReadSwap
 from nopin.mm.space import Staging
 from nopin.ranges import Range
 from nopin.testing.memory_space import MemorySpace
@@ -35,14 +35,14 @@ class Rig:
         self.iommu.map_window(self.pasid, WINDOW, self.arena.device, 0)
         self.meter = Meter()
         self.staging = Staging.of_size(N_PAGES * PAGE)
-        self.suspended: list[Fault] = []
+        self.suspended: list[Procedure[None]] = []
         self.evicts: tuple[int, ...] = ()
 
-    def run(self, fault: Fault) -> None:
+    def run(self, _arena: DeviceArena, procedure: Procedure[None]) -> None:
         """Carry a fault out as far as it goes; bringing pages in may cost others their place."""
-        for effect in fault.procedure:
+        for effect in procedure:
             if isinstance(effect, ReadSwap):
-                self.suspended.append(fault)
+                self.suspended.append(procedure)
                 return
         if self.evicts:
             self.arena.evict_now(*self.evicts)
@@ -73,13 +73,25 @@ def test_pages_in_memory_are_taken_in_without_a_fault() -> None:
     assert rig.read(IN, 8) == PARKED, "it has gone from the mirror, too"
 
 
+def test_a_few_pages_that_nobody_touched_are_brought_without_a_request() -> None:
+    rig = Rig()
+    rig.arena.discard(PageRun(0, 3))
+    assert rig.read(IN + PAGE - 4, 8) == 8
+    assert rig.arena.n_faults == 0
+    assert not rig.staging.array[:8].any()
+    assert rig.meter == Meter(page_faults=2, page_faults_handled=1)
+    rig.arena.discard(PageRun(0, 3))
+    assert rig.read(IN, 3 * PAGE) == 3 * PAGE
+    assert rig.arena.n_faults == 1, "more are better brought together"
+
+
 def test_a_fault_that_waits_for_the_medium_parks() -> None:
     rig = Rig()
     rig.arena.evict_now()
     assert rig.read(IN, 8) == PARKED
     assert rig.iommu.take_faults() == [], "it runs already"
     assert rig.iommu.take_wakeups() == []
-    run_through(rig.suspended.pop().procedure)
+    run_through(rig.suspended.pop())
     assert rig.iommu.take_wakeups() == ["qp"]
     assert rig.read(IN, 8) == 8
 
@@ -140,6 +152,6 @@ def test_of_two_sides_one_that_waits_keeps_both_back() -> None:
     ]
     assert not rig.iommu.admit_all(looks)
     assert rig.iommu.take_wakeups() == ["source"]
-    run_through(rig.suspended.pop().procedure)
+    run_through(rig.suspended.pop())
     assert rig.iommu.take_wakeups() == ["target"]
     assert rig.iommu.admit_all(looks)

@@ -60,6 +60,15 @@ class Manager:
         self.writable |= numbers if write else set()
         return True
 
+    def settle(self, pages: PageRun, *, write: bool) -> Procedure[bool]:
+        if self.notifiers.running(Range(pages.first, pages.end)):
+            return False
+        yield STEP  # the pages come after it
+        numbers = set(range(pages.first, pages.end))
+        self.present |= numbers
+        self.writable |= numbers if write else set()
+        return True
+
     def release(self, pages: PageRun) -> None:
         self.held -= pages.n
 
@@ -78,6 +87,11 @@ class Manager:
 
     def take_in(self, page: int, n: int = 1, *, write: bool = False) -> Steps:
         self.mirror.fill_present(PageRun(page, n), write=write)
+        yield CHANGED
+        return None
+
+    def bring(self, page: int, n: int = 1, *, write: bool = False) -> Steps:
+        yield from self.mirror.fill_at_once(PageRun(page, n), write=write)
         yield CHANGED
         return None
 
@@ -183,6 +197,16 @@ CASES: dict[str, Case] = {
         m.take_in(0, write=True),
         m.protect(Range(0, 1)),
         m.access(0, write=True),
+    ],
+    "pages brought at once, and accessed, against reclaim": lambda m: [
+        m.bring(0, 2),
+        m.take_away(Range(1, 2), Cause.RECLAIM),
+        m.access(1, write=False),
+    ],
+    "pages brought at once against protection and release": lambda m: [
+        m.bring(0, write=True),
+        m.protect(Range(0, 1)),
+        m.take_away(BOTH, Cause.UNMAP),
     ],
     "pages taken in at once against release": lambda m: [
         m.take_in(0, write=True),

@@ -38,8 +38,8 @@ class Iommu:
     Args:
         queue_limit: page requests outstanding at most.
         relay: how copies from space to space are carried out.
-        run: given each fault of managed memory when it is raised, and may carry it out: an access whose pages come
-            so quickly does not park. Without it they wait for `take_faults`.
+        run: given what answers each fault of managed memory when it is raised, and may carry it out: an access whose
+            pages come so quickly does not park. Without it they wait for `take_faults`.
     """
 
     def __init__(self, *, queue_limit: int = 4096, relay: Relay = relay_in_turn, run: RunFault | None = None) -> None:

@@ -5,6 +5,7 @@ lies in a window is a matter between us and the arena's mirror:
 
     held by the mirror?  copy between the frames and the buffer, no system call, nothing to wait for
     in memory?           the mirror takes it in, and that is all, where faults are carried out at once
+    quickly had?         a page of zeros, or one whose copy in swap is cached, is brought and taken in likewise
     not there?           a page request for the pages of this part, filed under the arena: carried out at once where
                          that can be, else the access parks
     never to be had?     the access ends here, short, as at an unmapped address
@@ -23,7 +24,6 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import NamedTuple
 
 from nopin.iommu.access import PARKED, Span
-from nopin.iommu.mirror import Mirror
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
 from nopin.iommu.relay import Relayed
 from nopin.iommu.tickets import Tickets
@@ -46,8 +46,11 @@ class Fault(NamedTuple):
     request: PageRequest
 
 
-RunFault = Callable[[Fault], None]
-"""Carries a fault out, now as far as it goes without waiting."""
+RunFault = Callable[[DeviceArena, Procedure[None]], None]
+"""Carries what answers a fault in an arena out, now as far as it goes without waiting."""
+
+_FEW_PAGES = 2
+"""So many are brought one by one where that can be at once; more are better read together."""
 
 
 class ManagedAccess:
@@ -133,7 +136,7 @@ class ManagedAccess:
             n = ((at + length - 1) >> PAGE_SHIFT) - first + 1
             mirror = window.arena.mirror
             if mirror.use(first, n, write=write) or (
-                self._fills(mirror, first, n, meter, write=write) and mirror.use(first, n, write=write)
+                self._fills(window.arena, first, n, meter, write=write) and mirror.use(first, n, write=write)
             ):
                 memory = window.arena.memory.view
                 if write:
@@ -225,18 +228,27 @@ class ManagedAccess:
         if window is not None and length > 0:
             first, n = page_run(window.at(span.address), length)
             mirror = window.arena.mirror
-            if mirror.holds(first, n, write=write) or self._fills(mirror, first, n, span.meter, write=write):
+            if mirror.holds(first, n, write=write) or self._fills(window.arena, first, n, span.meter, write=write):
                 return length
             return self._held_bytes(Part(span.address, length, window), span, write=write)
         if not space:
             return length if self._look_at_plain(space.plain, span, length, write) else PARKED
         return self._look(space, span, ((span.address, length),), write=write)
 
-    def _fills(self, mirror: Mirror, first: int, n: int, meter: Meter, *, write: bool) -> bool:
-        """Have the mirror take in pages that are in memory, if all are. Counts as a fault."""
+    def _fills(self, arena: DeviceArena, first: int, n: int, meter: Meter, *, write: bool) -> bool:
+        """Have the mirror take in pages that are in memory, or a few that need not be waited for. Counts as a fault.
+
+        None is evicted for it, so what was looked at before is as it was.
+        """
         if self._run is None:
             return False
-        n_missing = mirror.fill_present(PageRun(first, n), write=write)
+        mirror, pages = arena.mirror, PageRun(first, n)
+        n_missing = mirror.fill_present(pages, write=write)
+        if not n_missing and n <= _FEW_PAGES:
+            n_missing = mirror.n_missing(first, n, write=write)
+            self._run(arena, mirror.fill_at_once(pages, write=write))
+            if not mirror.holds(first, n, write=write):
+                return False
         meter.page_faults += n_missing
         meter.page_faults_handled += n_missing > 0
         return n_missing > 0
@@ -319,7 +331,7 @@ class ManagedAccess:
         if self._run is None:
             return False
         for fault in self.take_faults():
-            self._run(fault)
+            self._run(fault.arena, fault.procedure)
         return self._requests.take_back(waiters)
 
     def take_faults(self) -> list[Fault]:

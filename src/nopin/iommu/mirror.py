@@ -21,7 +21,8 @@ about exactly these pages, so traffic elsewhere never makes a fill repeat. Repea
 `ATTEMPTS` times ends with BUSY, and whoever wanted the pages asks again later, behind others.
 
 **At once.** Pages that are in memory need nobody brought and nothing waited for: `fill_present` asks the pager and
-installs in one step. There is no moment in between to remember; only an invalidation that runs forbids it.
+installs in one step. There is no moment in between to remember; only an invalidation that runs forbids it. Where pages
+are brought by no more than that, `fill_at_once` installs them in the step in which they came.
 
 **How does it go?** The notifiers tell (`mm/notifier.py`). For eviction, unmapping and all else that takes a page away
 its entry is dropped and its bits are handed over: *dirty* tells the pager that its copy in swap is out of date,
@@ -267,6 +268,17 @@ class Mirror(Subscriber):
         self._install(*pages, write=write)
         self._statistics.fills += 1
         return n_missing
+
+    def fill_at_once(self, pages: PageRun, *, write: bool) -> Procedure[None]:
+        """Bring pages for which nothing has to be waited for, and install them in the step in which they are there.
+
+        All or none are installed; they are not held. Who asked looks whether they are there now.
+        """
+        if self._released or not (yield from self._pager.settle(pages, write=write)):
+            return
+        if not self._released and not self._notifiers.running(Range(pages.first, pages.end)):
+            self._install(*pages, write=write)
+            self._statistics.fills += 1
 
     def unhold(self, pages: PageRun, came: FaultPages) -> None:
         """Give back the hold that `fill` of `pages` returned with. The entries stay until they are invalidated."""

@@ -20,7 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nopin.mm.arena_pages import ArenaPages
-from nopin.mm.effects import Backoff, Effect, Fill, Mapper, Open, Outcome, PageRun, Pause, ReadCached, ReadSwap, Zero
+from nopin.mm.effects import (
+    SERVER,
+    Backoff,
+    Effect,
+    Fill,
+    Mapper,
+    Open,
+    Outcome,
+    PageRun,
+    Pause,
+    ReadCached,
+    ReadSwap,
+    Zero,
+)
 from nopin.mm.eviction import batch_pages, evict
 from nopin.mm.page_table import PageState
 from nopin.mm.space import Bytes, Reason
@@ -49,6 +62,8 @@ class Effort(Enum):
 
 
 _NOTHING = np.empty(0, np.uint8)
+_NOT_DONE = Outcome(0, 0)
+_EMPTY, _SWAPPED = int(PageState.EMPTY), int(PageState.SWAPPED)  # plain integers compare quicker
 _FIRST_WAIT_NS = 200 * US_NS
 _LAST_WAIT_NS = 20_000 * US_NS
 _HOLDING_NS = 1_000 * US_NS
@@ -124,6 +139,41 @@ def _placed(arena: ArenaPages, run: PageRun, outcome: Outcome) -> Generator[Effe
     yield from evict(arena, batch_pages(arena.budget.limit))
     yield Backoff(_LAST_WAIT_NS)
     return Came(0)
+
+
+def bring_at_once(arena: ArenaPages, page: int, *, write: bool) -> Generator[Effect, Any, bool]:
+    """Make a page resident for a device, if nothing has to be waited for, or to leave for it; tell whether it is.
+
+    Two effects, both of them carried out at once, so nothing comes between and the page need not be marked. Whatever is
+    special about it (no room, no frame, a damaged copy, a page nobody knew of) leaves all as it was, for
+    `bring_zeros` or `bring_swapped` to find again and to deal with.
+    """
+    code = arena.state[page]
+    if code not in (_EMPTY, _SWAPPED) or not arena.budget.take():
+        return False
+    one, counts = PageRun(page, 1), arena.counts
+    outcome = _NOT_DONE
+    if code == _EMPTY:
+        outcome = yield Zero(one, SERVER)
+    else:
+        table = arena.table
+        stored = int(table.stored[page])
+        length = n_units(stored) * UNIT_BYTES
+        found = yield ReadCached(table.unit[page] * UNIT_BYTES, length)
+        data = found if stored == PAGE_BYTES else np.empty(PAGE_BYTES, np.uint8)
+        if found is not None and decode(found, stored, int(table.crcs[page]), data):
+            outcome = yield Fill(one, data, SERVER, not write)
+            counts.swapped_in += outcome.n_done
+            counts.swap_read_bytes += length
+    if not outcome.n_done:
+        arena.budget.charge(-1)
+        return False
+    counts.faults_device += 1
+    arena.n_short_in_a_row = 0
+    arena.arrived_one(page)
+    if write:
+        arena.dirtied(one)
+    return True
 
 
 def bring_swapped(

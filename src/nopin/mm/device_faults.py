@@ -31,6 +31,13 @@ class DeviceFaults(Protocol):
         """Tell whether all pages are in the file and none is on its way; if so, with `write` they count as dirty."""
         ...
 
+    def settle(self, pages: PageRun, *, write: bool) -> Procedure[bool]:
+        """Make pages settled, as far as nothing has to be waited for; True if all are now, in the step it ends in.
+
+        With `write` they count as dirty then. They are not held; none is evicted for others.
+        """
+        ...
+
     def release(self, pages: PageRun) -> None:
         """End one hold of pages, those that `device_fault` said were done. Holds are counted."""
         ...

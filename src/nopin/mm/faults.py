@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from nopin.mm.arena_pages import ArenaPages
-from nopin.mm.bring import Came, Effort, bring_swapped, bring_zeros
+from nopin.mm.bring import Came, Effort, bring_at_once, bring_swapped, bring_zeros
 from nopin.mm.device_faults import FaultPages
 from nopin.mm.effects import (
     SERVER,
@@ -210,6 +210,17 @@ def settled(arena: ArenaPages, pages: PageRun, *, write: bool) -> bool:
         return False
     if write:
         arena.dirtied(pages)
+    return True
+
+
+def settle(arena: ArenaPages, pages: PageRun, *, write: bool) -> Procedure[bool]:
+    """Make pages such that a device can have them, as far as nothing is waited for; see `DeviceFaults`."""
+    for page in range(pages.first, pages.end):
+        if arena.state[page] != _RESIDENT:
+            if not (yield from bring_at_once(arena, page, write=write)):
+                return False
+        elif write:
+            arena.dirtied(PageRun(page, 1))
     return True
 
 

@@ -86,6 +86,10 @@ class Pager:
         """Tell whether pages are there, and so need no `device_fault`; see `DeviceFaults`."""
         return faults.settled(self._arena, pages, write=write)
 
+    def settle(self, pages: PageRun, *, write: bool) -> Procedure[bool]:
+        """Make them so as far as nothing has to be waited for; see `DeviceFaults`."""
+        return faults.settle(self._arena, pages, write=write)
+
     def release(self, pages: PageRun) -> None:
         """End one hold of pages."""
         self._arena.residency.unhold(pages)

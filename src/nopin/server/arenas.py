@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 
 from nopin.errors import UsageError
-from nopin.iommu.managed import Fault
 from nopin.iommu.windows import DeviceArena
+from nopin.mm.effects import Procedure
 from nopin.mm.residency import BATCH_PAGES
 from nopin.server.arena import Arena
 from nopin.server.arena_maker import ArenaParts
@@ -88,9 +88,9 @@ class Arenas:
         for _ in range(len(self._soon)):
             self._soon.popleft()()
 
-    def run(self, fault: Fault) -> None:
-        """Run the answer to a device's page request."""
-        self._of_device[fault.arena].runner.start(fault.procedure)
+    def run(self, arena: DeviceArena, procedure: Procedure[None]) -> None:
+        """Run what answers a device's fault."""
+        self._of_device[arena].runner.start(procedure)
 
     @property
     def busy(self) -> bool:

@@ -114,7 +114,7 @@ class Loop:
             if space is not None:  # otherwise it was unbound meanwhile, and its waiters are awake
                 core.workers.submit(request, space)
         for fault in core.iommu.take_faults():
-            core.arenas.run(fault)
+            core.arenas.run(fault.arena, fault.procedure)
         woken = core.iommu.take_wakeups()
         core.nic.resume(woken, now)
         return bool(woken)

@@ -96,6 +96,16 @@ class PagedArena:
             self.dirty.update(run)
         return True
 
+    def settle(self, pages: PageRun, *, write: bool) -> Procedure[bool]:
+        """See `DeviceFaults`. Pages in swap wait for the medium."""
+        run = range(pages.first, pages.end)
+        if any(page in self.lost or (page in self.swap and page not in self.resident) for page in run):
+            return False
+        for page in run:
+            self._bring(page)
+        yield from ()
+        return self.settled(pages, write=write)
+
     def release(self, pages: PageRun) -> None:
         """See `DeviceFaults`."""
         for page in range(pages.first, pages.end):

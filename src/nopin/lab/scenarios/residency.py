@@ -55,6 +55,12 @@ class _Memory:
         del pages, write
         return False
 
+    def settle(self, pages: PageRun, *, write: bool) -> Procedure[bool]:
+        """See `DeviceFaults`: nor is anything made so."""
+        del pages, write
+        yield from ()
+        return False
+
     def release(self, pages: PageRun) -> None:
         """End one hold."""
         self.residency.unhold(pages)

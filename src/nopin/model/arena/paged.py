@@ -117,11 +117,15 @@ class PagedArena:
         """Store a value to each page of a run as the device, or read them. On the server's lane.
 
         Args:
-            at_once: take pages that are in memory into the mirror without a fault.
+            at_once: take pages that are in memory, or come without waiting, into the mirror without a fault.
         """
         while not self.mirror.use(run.first, run.n, write=value is not None):
-            if at_once and self.mirror.fill_present(run, write=value is not None):
-                continue
+            if at_once:
+                if self.mirror.fill_present(run, write=value is not None):
+                    continue
+                yield from self.mirror.fill_at_once(run, write=value is not None)
+                if self.mirror.holds(run.first, run.n, write=value is not None):
+                    continue
             came = yield from self.mirror.fill(run, write=value is not None)
             if came.reason is not None and came.reason is not Reason.BUSY:
                 self.mirror.unhold(run, came)

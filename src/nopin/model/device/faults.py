@@ -66,6 +66,12 @@ class ProcessFaults:
         del pages, write
         return False
 
+    def settle(self, pages: PageRun, *, write: bool) -> Procedure[bool]:
+        """Never, either."""
+        del pages, write
+        yield from ()
+        return False
+
     def release(self, pages: PageRun) -> None:
         """Nothing is held."""
 

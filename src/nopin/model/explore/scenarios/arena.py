@@ -86,11 +86,11 @@ class Arena(PagedArena):
 
     def device_reads(self, who: str, run: PageRun) -> None:
         """Have the device read pages."""
-        self.serve(f"{who}: device reads", self.device(run, None))
+        self.serve(f"{who}: device reads", self.device(run, None, at_once=True))
 
     def device_stores(self, who: str, run: PageRun) -> None:
         """Have the device store to pages."""
-        self.serve(f"{who}: device stores", self.device(run, self.cells.fresh()))
+        self.serve(f"{who}: device stores", self.device(run, self.cells.fresh(), at_once=True))
 
     def serve(self, name: str, procedure: Procedure[Any]) -> None:
         """Have the server do something, which must end unless it is killed."""
