@@ -16,10 +16,11 @@ import functools
 import gc
 import hashlib
 import itertools
+import marshal
 import types
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from operator import attrgetter, itemgetter
+from collections.abc import Callable
+from operator import attrgetter
 from random import Random
 from typing import Any
 
@@ -94,177 +95,167 @@ _ITERATORS: tuple[type, ...] = (
     filter,
 )
 
-_SPARSE = 32
-"""From this length lists of mostly None are written by what else is in them."""
+_Tokens = list[Any]
+"""What a digest is of: numbers, words, bytes and None as they are met, and between them tuples that tell the structure.
 
-_Note = Callable[["_Walk", Any], None]
+Objects are written before their members, with how many those are, so that no two states are written alike. `marshal`
+turns it into bytes, in a version that looks at nothing but values.
+"""
+
+_Note = Callable[[_Tokens, list[Any], Any], None]
+"""Writes (tokens, members still to be written, object): a token or some, and the members onto the end of those."""
 
 
 def digest_of(world: World) -> bytes:
     """Return 16 bytes that tell the state of a world between two steps."""
-    walk = _Walk()
-    walk.visit(world)
-    walk.visit_scheduler(world.scheduler)
-    return hashlib.blake2b("\x1f".join(walk.out).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    tokens: _Tokens = []
+    _write(tokens, [_agenda(world.scheduler), world])
+    return hashlib.blake2b(marshal.dumps(tokens, 2), digest_size=16).digest()
 
 
-class _Walk:
-    """Writes what it sees as text; an object seen before as its number."""
-
-    def __init__(self) -> None:
-        self.out: list[str] = []
-        self._seen: dict[int, int] = {}
-        self._kept: list[Any] = []  # so that no number is given to two objects
-
-    def visit(self, what: Any) -> None:
-        """Write an object and all it leads to."""
-        kind = type(what)
-        if kind in _ATOMS:
-            self.out.append(repr(what))
-            return
-        number = self._seen.get(id(what))
-        if number is not None:
-            self.out.append(f"@{number}")
-            return
-        self._seen[id(what)] = len(self._seen)
-        self._kept.append(what)
-        note = _NOTES.get(kind)
-        if note is None:
-            note = _NOTES[kind] = _choose_note(kind)
-        note(self, what)
-
-    def visit_all(self, members: Iterable[Any]) -> None:
-        """Write objects one after the other."""
-        append, visit = self.out.append, self.visit
-        for each in members:
-            if type(each) in _ATOMS:  # without a call: most are
-                append(repr(each))
-            else:
-                visit(each)
-
-    def visit_scheduler(self, scheduler: Scheduler) -> None:
-        """Write what is to be done: what is ready now as a set, the rest in order of time."""
-        ready = [what for what in scheduler._ready if not _is_void(what)]
-        later = [(at_ns - scheduler.now_ns, what) for at_ns, _, what in sorted(scheduler._heap) if not _is_void(what)]
-        ready.sort(key=attrgetter("name"))
-        for delay_ns, what in (*((0, what) for what in ready), *later):
-            self.out.append(f"step {delay_ns}")
-            self.visit(what)
+def _agenda(scheduler: Scheduler) -> list[Any]:
+    """Return what is to be done: what is ready now as a set, the rest in order of time."""
+    ready = [what for what in scheduler._ready if not _is_void(what)]
+    ready.sort(key=attrgetter("name"))
+    later = [(at_ns - scheduler.now_ns, what) for at_ns, _, what in sorted(scheduler._heap) if not _is_void(what)]
+    return [ready, later]
 
 
 def _is_void(what: Any) -> bool:
     return what.ended if isinstance(what, Task) else what.callback is None
 
 
-def _note_sequence(walk: _Walk, what: Any) -> None:
-    walk.out.append(f"{type(what).__name__}{len(what)}")
-    walk.visit_all(what)
+def _write(tokens: _Tokens, left: list[Any]) -> None:
+    """Write objects, the last of `left` first, and all they lead to; one that was seen before as its number."""
+    seen: dict[int, int] = {}
+    kept: list[Any] = []  # so that no number is given to two objects
+    append, pop = tokens.append, left.pop
+    while left:
+        what = pop()
+        kind = type(what)
+        if kind in _PLAIN:
+            append(what)
+            continue
+        number = seen.get(id(what))
+        if number is not None:
+            append((number,))
+            continue
+        note = _NOTES.get(kind)
+        if note is None:
+            note = _NOTES[kind] = _choose_note(kind)
+        if note is not _note_scalar:
+            seen[id(what)] = len(seen)
+            kept.append(what)
+        note(tokens, left, what)
 
 
-def _note_list(walk: _Walk, what: list[Any]) -> None:
-    if len(what) > _SPARSE and what.count(None) > len(what) // 2:  # the leaf of a page table, say
-        walk.out.append(f"sparse{len(what)}")
-        for at, each in enumerate(what):
-            if each is not None:
-                walk.out.append(str(at))
-                walk.visit(each)
-        return
-    _note_sequence(walk, what)
+def _note_scalar(tokens: _Tokens, left: list[Any], what: Any) -> None:
+    del left
+    tokens.append((repr(what),))
 
 
-def _note_dict(walk: _Walk, what: Any) -> None:
-    walk.out.append(f"dict{len(what)}")
-    walk.visit_all(what)
-    walk.visit_all(what.values())
+def _note_sequence(tokens: _Tokens, left: list[Any], what: Any) -> None:
+    tokens.append((type(what).__name__, len(what)))
+    left.extend(what)
 
 
-def _note_table(walk: _Walk, what: Table) -> None:
-    walk.out.append(f"table{len(what)}")
-    for page, entry in sorted(what._entries.items(), key=itemgetter(0)):  # in whatever order they were made
-        walk.out.append(str(page))
-        walk.visit(entry)
-    walk.visit(what._huge)
+def _note_dict(tokens: _Tokens, left: list[Any], what: Any) -> None:
+    tokens.append(("dict", len(what)))
+    left.extend(what)
+    left.extend(what.values())
 
 
-def _note_set(walk: _Walk, what: Any) -> None:
-    walk.out.append(f"set{len(what)}")
+def _note_table(tokens: _Tokens, left: list[Any], what: Table) -> None:
+    numbers = sorted(what._entries)  # in whatever order they were made
+    tokens.append(("table", *numbers))
+    left.append(what._huge)
+    left.extend([what._entries[number] for number in numbers])
+
+
+def _note_set(tokens: _Tokens, left: list[Any], what: Any) -> None:
+    tokens.append(("set", len(what)))
     try:
-        members = sorted(what)
+        left.extend(sorted(what))
     except TypeError:  # objects, whose order in the set is by address: count them as their kinds
-        members = sorted(type(each).__name__ for each in what)
-    for each in members:
-        walk.visit(each)
+        left.extend(sorted(type(each).__name__ for each in what))
 
 
-def _note_bytes(walk: _Walk, what: Any) -> None:
-    walk.out.append(bytes(what).hex() if len(what) < 64 else hashlib.blake2b(what, digest_size=16).hexdigest())
+def _note_bytes(tokens: _Tokens, left: list[Any], what: Any) -> None:
+    del left
+    tokens.append((type(what).__name__, bytes(what)))
 
 
-def _note_array(walk: _Walk, what: np.ndarray[Any, Any]) -> None:
-    walk.out.append(f"{what.dtype}{what.shape}")
-    _note_bytes(walk, what.tobytes())
+def _note_array(tokens: _Tokens, left: list[Any], what: np.ndarray[Any, Any]) -> None:
+    del left
+    tokens.append((_name_of(what.dtype), what.shape, what.tobytes()))
 
 
-def _note_memoryview(walk: _Walk, what: memoryview) -> None:
-    _note_bytes(walk, what.tobytes())
+_name_of = functools.cache(str)
+"""The name of a type of array elements."""
 
 
-def _note_generator(walk: _Walk, what: types.GeneratorType[Any, Any, Any]) -> None:
+def _note_memoryview(tokens: _Tokens, left: list[Any], what: memoryview) -> None:
+    del left
+    tokens.append(("memoryview", what.tobytes()))
+
+
+def _note_generator(tokens: _Tokens, left: list[Any], what: types.GeneratorType[Any, Any, Any]) -> None:
     frame = what.gi_frame
-    walk.out.append(what.__qualname__)
     if frame is None:
-        walk.out.append("over")
+        tokens.append((what.__qualname__, "over"))
         return
     known = frame.f_locals
-    walk.out.append(f"{frame.f_lasti} {','.join(known)}")
     code, left_out = what.gi_code, known.get(_UNINITIALISED.get(what.__qualname__, ""))
+    n_before = len(left)
     for each in gc.get_referents(what):
         kind = type(each)
         if kind is types.CodeType or kind is types.FrameType or each is known:
             continue
         own = kind is types.FunctionType and each.__code__ is code
         if not own and (each is not left_out or each is None):
-            walk.visit(each)
+            left.append(each)
+    tokens.append((what.__qualname__, frame.f_lasti, len(left) - n_before, *known))
 
 
-def _note_function(walk: _Walk, what: types.FunctionType) -> None:
-    walk.out.append(what.__qualname__)
-    for cell in what.__closure__ or ():
-        walk.visit(cell)
-    for default in what.__defaults__ or ():
-        walk.visit(default)
+def _note_function(tokens: _Tokens, left: list[Any], what: types.FunctionType) -> None:
+    cells, defaults = what.__closure__ or (), what.__defaults__ or ()
+    tokens.append((what.__qualname__, len(cells), len(defaults)))
+    left.extend(cells)
+    left.extend(defaults)
 
 
-def _note_cell(walk: _Walk, what: types.CellType) -> None:
+def _note_cell(tokens: _Tokens, left: list[Any], what: types.CellType) -> None:
     try:
-        walk.visit(what.cell_contents)
+        left.append(what.cell_contents)
+        tokens.append(("cell",))
     except ValueError:
-        walk.out.append("empty cell")
+        tokens.append(("empty cell",))
 
 
-def _note_method(walk: _Walk, what: types.MethodType) -> None:
-    walk.out.append(what.__func__.__qualname__)
-    walk.visit(what.__self__)
+def _note_method(tokens: _Tokens, left: list[Any], what: types.MethodType) -> None:
+    tokens.append((what.__func__.__qualname__,))
+    left.append(what.__self__)
 
 
-def _note_partial(walk: _Walk, what: functools.partial[Any]) -> None:
-    walk.out.append("partial")
-    walk.visit(what.func)
-    walk.visit(what.args)
+def _note_partial(tokens: _Tokens, left: list[Any], what: functools.partial[Any]) -> None:
+    tokens.append(("partial",))
+    left.extend((what.func, what.args))
 
 
-def _note_reduced(walk: _Walk, what: Any) -> None:
-    walk.out.append(type(what).__name__)
-    for each in what.__reduce__()[1:]:
-        walk.visit(each)
+def _note_reduced(tokens: _Tokens, left: list[Any], what: Any) -> None:
+    parts = what.__reduce__()[1:]
+    tokens.append((type(what).__name__, len(parts)))
+    left.extend(parts)
 
 
-def _note_random(walk: _Walk, what: Random) -> None:
-    walk.out.append(repr(what.getstate()))
+def _note_random(tokens: _Tokens, left: list[Any], what: Random) -> None:
+    del left
+    tokens.append(("Random", what.getstate()))
 
 
-def _note_opaque(walk: _Walk, what: Any) -> None:
-    walk.out.append(getattr(what, "__qualname__", type(what).__qualname__))
+def _note_opaque(tokens: _Tokens, left: list[Any], what: Any) -> None:
+    del left
+    tokens.append((getattr(what, "__qualname__", type(what).__qualname__),))
 
 
 def _note_fields(kind: type) -> _Note:
@@ -272,17 +263,21 @@ def _note_fields(kind: type) -> _Note:
     ignored = frozenset().union(*(_IGNORED.get(base, frozenset()) for base in kind.__mro__))
     slots = [name for base in kind.__mro__ for name in _slots_of(base)]
     names = tuple(name for name in slots if name not in ignored and not name.startswith("__"))
-    title = kind.__qualname__
+    fields_of = attrgetter(*names) if len(names) > 1 else lambda what: [getattr(what, name) for name in names]
+    title, is_dict = (kind.__qualname__,), issubclass(kind, dict)
 
-    def note(walk: _Walk, what: Any) -> None:
-        walk.out.append(title)
-        walk.visit_all([getattr(what, name, None) for name in names])
+    def note(tokens: _Tokens, left: list[Any], what: Any) -> None:
+        tokens.append(title)
+        try:
+            left.extend(fields_of(what))
+        except AttributeError:  # a slot that nothing was put in yet
+            left.extend([getattr(what, name, None) for name in names])
         own = getattr(what, "__dict__", None)
         if own:
-            walk.out.append(",".join(own))
-            walk.visit_all([value for name, value in own.items() if name not in ignored])
-        if isinstance(what, dict):
-            _note_dict(walk, what)
+            tokens.append((",".join(own),))
+            left.extend([value for name, value in own.items() if name not in ignored])
+        if is_dict:
+            _note_dict(tokens, left, what)
 
     return note
 
@@ -302,10 +297,15 @@ def _choose_note(kind: type) -> _Note:
     return _note_fields(kind)
 
 
-_ATOMS = frozenset({int, str, bool, float, type(None), bytes, np.bool_, np.int64, np.uint8, np.uint64, range})
+_PLAIN = frozenset({int, str, bool, float, type(None), bytes})
 
 _NOTES: dict[type, _Note] = {
-    list: _note_list,
+    np.bool_: _note_scalar,
+    np.int64: _note_scalar,
+    np.uint8: _note_scalar,
+    np.uint64: _note_scalar,
+    range: _note_scalar,
+    list: _note_sequence,
     tuple: _note_sequence,
     deque: _note_sequence,
     dict: _note_dict,
