@@ -86,3 +86,15 @@ def settle_now(storm: Storm, page: int) -> bool:
     except StopIteration as end:
         return bool(end.value)
     raise AssertionError("it asked for something")
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_process_gets_a_cached_page_by_two_effects(write: bool) -> None:
+    storm = storm_with_swapped(3, 9)
+    n_effects, before = storm.machine.n_effects, storm.pager.statistics()
+    storm.machine.run(storm.pager.cpu_fault(1, 3, write=write, minor=False, protected=False))
+    assert storm.machine.n_effects == n_effects + 2
+    assert storm.machine.present[3]
+    after = storm.pager.statistics()
+    assert (after.swapped_in, after.faults_swap) == (1, before.faults_swap + 1)
+    assert (after.swapped_bytes < before.swapped_bytes) == write, "it stays clean until it is stored to"

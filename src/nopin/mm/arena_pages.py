@@ -237,12 +237,14 @@ class ArenaPages:
 
     def dirtied(self, run: PageRun) -> None:
         """Resident pages are being written: their copies in swap are out of date."""
-        units = self.table.units[run.first : run.end]
-        if run.n == 1:
-            if units[0]:
-                self.drop_copies(np.array([run.first]))
-        elif units.any():
-            self.drop_copies(run.first + np.flatnonzero(units))
+        first, n = run
+        if n == 1:
+            if self.table.unit[first]:
+                self._drop_copy(first)
+            return
+        units = self.table.units[first : first + n]
+        if units.any():
+            self.drop_copies(first + np.flatnonzero(units))
 
     def drop_copies(self, pages: Pages) -> None:
         """Give up the copies in swap of pages that have one: first the entries, then the space."""
@@ -252,6 +254,13 @@ class ArenaPages:
         for unit, n in copies:
             self.swap.free(unit, n)
         self.swap_is_full = self.swap_is_full and not copies
+
+    def _drop_copy(self, page: int) -> None:
+        """Do the same for one page: by far the most common, and without arrays in a tenth of the time."""
+        unit, n = self.table.unit[page], n_units(int(self.table.stored[page]))
+        self.table.forget(page)
+        self.swap.free(unit, n)
+        self.swap_is_full = False
 
     def drop_spare_copies(self) -> bool:
         """Give up the copies in swap of resident pages, which are spare as long as there is room; True if any were.

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from nopin.mm.arena_pages import ArenaPages
 from nopin.mm.effects import (
-    SERVER,
     Backoff,
     Effect,
     Fill,
@@ -141,8 +140,8 @@ def _placed(arena: ArenaPages, run: PageRun, outcome: Outcome) -> Generator[Effe
     return Came(0)
 
 
-def bring_at_once(arena: ArenaPages, page: int, *, write: bool) -> Generator[Effect, Any, bool]:
-    """Make a page resident for a device, if nothing has to be waited for, or to leave for it; tell whether it is.
+def bring_at_once(arena: ArenaPages, page: int, mapper: Mapper, *, write: bool) -> Generator[Effect, Any, bool]:
+    """Make a page resident and map it, if nothing has to be waited for, or to leave for it; tell whether it is so.
 
     Two effects, both of them carried out at once, so nothing comes between and the page need not be marked. Whatever is
     special about it (no room, no frame, a damaged copy, a page nobody knew of) leaves all as it was, for
@@ -154,7 +153,7 @@ def bring_at_once(arena: ArenaPages, page: int, *, write: bool) -> Generator[Eff
     one, counts = PageRun(page, 1), arena.counts
     outcome = _NOT_DONE
     if code == _EMPTY:
-        outcome = yield Zero(one, SERVER)
+        outcome = yield Zero(one, mapper)
     else:
         table = arena.table
         stored = int(table.stored[page])
@@ -162,13 +161,12 @@ def bring_at_once(arena: ArenaPages, page: int, *, write: bool) -> Generator[Eff
         found = yield ReadCached(table.unit[page] * UNIT_BYTES, length)
         data = found if stored == PAGE_BYTES else np.empty(PAGE_BYTES, np.uint8)
         if found is not None and decode(found, stored, int(table.crcs[page]), data):
-            outcome = yield Fill(one, data, SERVER, not write)
+            outcome = yield Fill(one, data, mapper, not write)
             counts.swapped_in += outcome.n_done
             counts.swap_read_bytes += length
     if not outcome.n_done:
         arena.budget.charge(-1)
         return False
-    counts.faults_device += 1
     arena.n_short_in_a_row = 0
     arena.arrived_one(page)
     if write:

@@ -41,7 +41,7 @@ from nopin.mm.effects import (
     Wake,
 )
 from nopin.mm.page_table import BUSY, PageState
-from nopin.mm.readahead import Ahead
+from nopin.mm.readahead import JUST_THIS, Ahead
 from nopin.mm.residency import BATCH_PAGES, runs_of
 from nopin.mm.space import Reason
 
@@ -72,6 +72,10 @@ def cpu_fault(
             return
         elif code == _LOST:
             yield from _refuse(arena, mapper, page)
+            return
+        elif ahead is JUST_THIS and (yield from bring_at_once(arena, page, mapper, write=write)):
+            arena.counts.faults_zero += code == _EMPTY
+            arena.counts.faults_swap += code != _EMPTY
             return
         else:
             came = yield from _bring_ahead(arena, mapper, page, ahead, write=write)
@@ -217,8 +221,9 @@ def settle(arena: ArenaPages, pages: PageRun, *, write: bool) -> Procedure[bool]
     """Make pages such that a device can have them, as far as nothing is waited for; see `DeviceFaults`."""
     for page in range(pages.first, pages.end):
         if arena.state[page] != _RESIDENT:
-            if not (yield from bring_at_once(arena, page, write=write)):
+            if not (yield from bring_at_once(arena, page, SERVER, write=write)):
                 return False
+            arena.counts.faults_device += 1
         elif write:
             arena.dirtied(PageRun(page, 1))
     return True

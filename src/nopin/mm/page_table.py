@@ -96,8 +96,8 @@ class PageTable:
         self._doomed[pages] = True
         self._shared_units[pages] = 0
 
-    def forget(self, pages: NDArray[np.int64]) -> None:
-        """Drop the entries of pages."""
+    def forget(self, pages: NDArray[np.int64] | int) -> None:
+        """Drop the entries of pages, or of one."""
         self.units[pages] = 0
         self._shared_units[pages] = 0
         self._doomed[pages] = False
