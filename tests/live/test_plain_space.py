@@ -187,3 +187,28 @@ def test_swapped_pages_park_come_back_whole_and_pin_nothing(owner: Owner, space:
         assert (staging.array == data).all()
         assert (meter.page_faults, meter.page_faults_handled) == (64, 1)
         assert memory_use(owner.pid).vm_pin == 0
+
+
+def test_a_short_copy_in_one_step_is_made_only_where_all_of_it_is_present(owner: Owner, space: PlainSpace) -> None:
+    address, staging = owner.do("map", 4 * PAGE), Staging(np.full(2 * PAGE, 0xA5, np.uint8))
+    owner.do("put", address, b"abcd")
+    assert not space.read_present(address + PAGE - 2, 4, staging, 0), "the second page was never touched"
+    assert not space.write_present(address + PAGE - 2, 4, staging, 0)
+    assert space.absent(address + PAGE, address + 2 * PAGE) == Absent(1, slow=False), "nothing was brought"
+    owner.do("put", address + PAGE, b"efgh")
+    assert space.write_present(address + PAGE - 2, 4, staging, 0)
+    assert owner.do("get", address + PAGE - 2, 6) == b"\xa5\xa5\xa5\xa5gh"
+    assert space.read_present(address, 4, staging, 8)
+    assert bytes(staging.array[8:12]) == b"abcd"
+
+
+def test_a_short_copy_in_one_step_obeys_rights_and_ends_with_its_owner(owner: Owner, space: PlainSpace) -> None:
+    address, staging = owner.do("map", PAGE), Staging.of_size(PAGE)
+    owner.do("put", address, b"abcd")
+    owner.do("protect", address, PAGE, PROT_NONE)
+    assert not space.read_present(address, 4, staging, 0)
+    assert not space.write_present(address, 4, staging, 0)
+    for nowhere in (0, 1 << 47, 1 << 63, U64_MAX - 3):
+        assert not space.read_present(nowhere, 4, staging, 0)
+    owner.kill()
+    assert not space.read_present(address, 4, staging, 0)

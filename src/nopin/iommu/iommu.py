@@ -195,12 +195,10 @@ class Iommu:
         source_space, target_space = self._plain.get(source_pasid), self._plain.get(target_pasid)
         if source_space is None or target_space is None or self._requests.any_resumed:
             return False
-        if source_space.absent(source, source + length) or target_space.absent(target, target + length, write=True):
-            return False
         at = start_of(source, target, staging.address) if length > PAGE_BYTES else 0
-        if source_space.read(source, length, staging, at) < length:
+        if not source_space.read_present(source, length, staging, at):
             return False
-        return target_space.write(target, length, staging, at) == length
+        return target_space.write_present(target, length, staging, at)
 
     def relay_run(self, spans: Iterable[tuple[Span, Span, int]], staging: Staging, grain: int) -> int:
         """Copy several (source, target, length) one after the other, as far as they need not wait for pages.

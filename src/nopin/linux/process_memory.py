@@ -4,6 +4,10 @@ Copies go by process number, because that is the only way the kernel offers, and
 every access first asks the pidfd: while it says "running", the number is still its own. Numbers are handed
 out round robin, so the instant between question and copy cannot see one come back.
 
+A page table that can be read has memory that somebody uses. While one is read from, the number can have changed hands
+only if its process has ended and a child of vfork has that memory still; the server sees such an end, too, before its
+next turn.
+
 A process that runs another program (execve) keeps its number and gets other memory. The page table we hold open is
 still that of the old memory and says that it is gone; as it is asked about residency just before each copy, that
 costs nothing.
@@ -107,6 +111,17 @@ class ProcessMemory:
         n_pages = sum(run.where.length for run in runs) // PAGE_BYTES
         held = self._may_hold_back and any(self._is_held(run) for run in runs)
         return Absent(n_pages, held or any(run.swapped or self._has_file(run) for run in runs), held)
+
+    def read_present(self, address: int, length: int, local: int) -> bool:
+        """Copy a short range to our address `local` if its pages are present; True if it was copied.
+
+        The page table itself says that the process's memory still lives, so the process is not asked for.
+        """
+        return self._pagemap.has_all(address, length) and self._vm.read(address, length, local) == length
+
+    def write_present(self, address: int, length: int, local: int) -> bool:
+        """Copy from our address `local` to a short range if its pages are present; True if it was copied."""
+        return self._pagemap.has_all(address, length) and self._vm.write(address, length, local) == length
 
     def touch(self, start: int, end: int) -> int | None:
         """Read one byte of each page of [start, end); the address of the first that cannot be, or None."""

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from nopin.mm.space import Absent, FaultResult, IoVec, Reason, Staging
+from nopin.mm.space import Absent, FaultResult, IoVec, LooksThenCopies, Reason, Staging
 from nopin.ranges import Range
 
 
@@ -36,7 +36,7 @@ class FramePort(Protocol):
         ...
 
 
-class PinnedSpace:
+class PinnedSpace(LooksThenCopies):
     """An `AddressSpace` of one registered range: addresses outside it do not exist."""
 
     def __init__(self, port: FramePort, where: Range) -> None:

@@ -43,6 +43,14 @@ class MemoryPort(Protocol):
         """Pages not present in the page-aligned [start, end); None if all are."""
         ...
 
+    def read_present(self, address: int, length: int, local: int) -> bool:
+        """Copy a short range to our address `local` if its pages are present; True if it was copied."""
+        ...
+
+    def write_present(self, address: int, length: int, local: int) -> bool:
+        """Copy from our address `local` to a short range if its pages are present; True if it was copied."""
+        ...
+
     def touch(self, start: int, end: int) -> int | None:
         """Bring the page-aligned [start, end) in, changing no byte; the first page that cannot, or None."""
         ...
@@ -110,6 +118,14 @@ class PlainSpace:
             return None
         last = end - 1 | PAGE_MASK  # page_floor and page_ceil, written out: this is asked before every copy
         return self._port.absent(start & ~PAGE_MASK, min(last + 1, _LAST_PAGE))
+
+    def read_present(self, address: int, length: int, staging: Staging, offset: int) -> bool:
+        """Copy a short range that is present to staging; see `AddressSpace`."""
+        return not self._gone and self._port.read_present(address, length, staging.address + offset)
+
+    def write_present(self, address: int, length: int, staging: Staging, offset: int) -> bool:
+        """Copy staging to a short range that is present; see `AddressSpace`."""
+        return not self._gone and self._port.write_present(address, length, staging.address + offset)
 
     def fault(self, start: int, end: int, *, write: bool) -> FaultResult:
         """Make the pages of [start, end) present.

@@ -7,6 +7,7 @@ of the process. None of them asks about residency; that is `absent`, so that the
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -150,6 +151,17 @@ class AddressSpace(Protocol):
         """
         ...
 
+    def read_present(self, address: int, length: int, staging: Staging, offset: int) -> bool:
+        """Copy a short range that is present to staging; False: it is not, or not all of it can be read.
+
+        It is `absent` and `read` in one step, for where each costs more than the copy. Requires: `length` > 0.
+        """
+        ...
+
+    def write_present(self, address: int, length: int, staging: Staging, offset: int) -> bool:
+        """Copy staging to a short range that is present; False: it is not, or not all of it can be written."""
+        ...
+
     def fault(self, start: int, end: int, *, write: bool) -> FaultResult:
         """Make the pages of [start, end) present. Waits: call it only where waiting hurts nobody."""
         ...
@@ -157,3 +169,31 @@ class AddressSpace(Protocol):
     def close(self) -> None:
         """Let go of everything held for this space. Twice is fine."""
         ...
+
+
+class LooksThenCopies(ABC):
+    """The part of an `AddressSpace` that looks and copies in one step, where there is no quicker way."""
+
+    def read_present(self, address: int, length: int, staging: Staging, offset: int) -> bool:
+        """Copy a short range that is present to staging; see `AddressSpace`."""
+        if self.absent(address, address + length) is not None:
+            return False
+        return self.read(address, length, staging, offset) == length
+
+    def write_present(self, address: int, length: int, staging: Staging, offset: int) -> bool:
+        """Copy staging to a short range that is present; see `AddressSpace`."""
+        if self.absent(address, address + length, write=True) is not None:
+            return False
+        return self.write(address, length, staging, offset) == length
+
+    @abstractmethod
+    def absent(self, start: int, end: int, *, write: bool = False) -> Absent | None:
+        """See `AddressSpace`."""
+
+    @abstractmethod
+    def read(self, address: int, length: int, staging: Staging, offset: int) -> int:
+        """See `AddressSpace`."""
+
+    @abstractmethod
+    def write(self, address: int, length: int, staging: Staging, offset: int) -> int:
+        """See `AddressSpace`."""

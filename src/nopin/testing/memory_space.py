@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from nopin.mm.space import Absent, FaultResult, IoVec, Reason, Staging
+from nopin.mm.space import Absent, FaultResult, IoVec, LooksThenCopies, Reason, Staging
 from nopin.units import PAGE_BYTES
 
 
-class MemorySpace:
+class MemorySpace(LooksThenCopies):
     """One mapping of `n_pages` at `base`; implements `nopin.mm.space.AddressSpace`.
 
     Attributes:

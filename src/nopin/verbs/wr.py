@@ -114,19 +114,13 @@ def encode_send(wr: SendWr, *, max_sge: int, max_inline: int) -> bytes:
     n_sges = len(sges)
     if n_sges > max_sge:
         raise UsageError(f"{n_sges} scatter entries; this queue pair takes {max_sge} (QpCaps.max_send_sge)")
+    key, there = wr.rkey, wr.remote_address
     try:
-        header = _HEADER.pack(
-            wr.wr_id,
-            wr.opcode,
-            wr.flags,
-            n_sges,
-            wr.imm,
-            wr.remote_address,
-            wr.rkey,
-            0,
-            wr.compare_add,
-            wr.swap,
-        )
+        if n_sges == 1:  # nearly always
+            return _ONE_SGE.pack(
+                wr.wr_id, wr.opcode, wr.flags, 1, wr.imm, there, key, 0, wr.compare_add, wr.swap, *sges[0]
+            )
+        header = _HEADER.pack(wr.wr_id, wr.opcode, wr.flags, n_sges, wr.imm, there, key, 0, wr.compare_add, wr.swap)
         return header + b"".join([_SGE.pack(*sge) for sge in sges])
     except (struct.error, TypeError) as problem:
         raise UsageError(f"a field of {wr} does not fit: {problem}") from None

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from nopin.mm.device_faults import FaultPages
 from nopin.mm.effects import PageRun
-from nopin.mm.space import Absent, FaultResult, IoVec, Reason, Staging
+from nopin.mm.space import Absent, FaultResult, IoVec, LooksThenCopies, Reason, Staging
 from nopin.model.device.observer import DeviceObserver
 from nopin.model.effects import Procedure
 from nopin.model.host.fault import fault_pages, lookup
@@ -23,7 +23,7 @@ Move = Callable[[int, int, int], None]
 """Moves bytes of one page: (frame, first byte in it, length)."""
 
 
-class WalkedSpace:
+class WalkedSpace(LooksThenCopies):
     """See above; an `AddressSpace`.
 
     Args:

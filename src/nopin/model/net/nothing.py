@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nopin.mm.space import Absent, FaultResult, IoVec, Reason, Staging
+from nopin.mm.space import Absent, FaultResult, IoVec, LooksThenCopies, Reason, Staging
 
 
-class NothingMapped:
+class NothingMapped(LooksThenCopies):
     """An `AddressSpace` in which no address exists. Windows lie over all that a device may reach."""
 
     gone = False
