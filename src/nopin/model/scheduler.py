@@ -397,10 +397,7 @@ class Scheduler:
         lock.queue.append((task, effect.shared))
 
     def _release(self, task: Task, effect: Release) -> None:
-        self._let_go(effect.lock, task)
-        self._ready.append(task)
-
-    def _let_go(self, lock: Lock, task: Task) -> None:
+        lock = effect.lock
         if lock.writer is task:
             lock.writer = None
         else:
@@ -410,9 +407,10 @@ class Scheduler:
             following, shared = lock.queue[0]
             if not following.ended:
                 if not _grant(lock, following, shared=shared):
-                    return
+                    break
                 self.resume(following)
             lock.queue.popleft()
+        self._ready.append(task)
 
 
 def _grant(lock: Lock, task: Task, *, shared: bool) -> bool:

@@ -90,21 +90,23 @@ def resolve(process: Process, number: int, *, write: bool, memory: DeviceMemory 
         ModelFault: what an access there fails with.
     """
     vma, host = process.vmas.find(number), process.host
+    entry = process.table.get(number)
     allowed = vma is not None and vma.allows(write=write)
-    if allowed and _is_resolved(process.table.get(number), write, memory):
+    if allowed and _is_resolved(entry, write, memory):
         return
     host.observer.fault_raised(process, number, write=write)
     try:
         if vma is None or not allowed:
             raise Segv(f"{process}: {'write' if write else 'read'} at {number << PAGE_SHIFT:#x}: {_refusal(vma)}")
+        process.check_alive()
         while True:
+            yield host.steps.fault
+            if process.table.get(number) is entry:
+                yield from _bring_nearer(process, vma, number, entry, write=write)
             process.check_alive()
             entry = process.table.get(number)
             if _is_resolved(entry, write, memory):
                 return
-            yield host.steps.fault
-            if process.table.get(number) is entry:
-                yield from _bring_nearer(process, vma, number, entry, write=write)
     finally:
         host.observer.fault_answered(process, number, write=write)
 

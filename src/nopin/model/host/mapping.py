@@ -73,19 +73,14 @@ def unmap(process: Process, first: int, end: int) -> Procedure[None]:
         observer.unmap_ends(process, bytes_of(vma.first, vma.end))
 
 
-def _any(number: int) -> bool:
-    del number
-    return True
-
-
 def zap(
-    process: Process, ranges: Sequence[Range], cause: Cause, *, only: Callable[[int], bool] = _any
+    process: Process, ranges: Sequence[Range], cause: Cause, *, only: Callable[[int], bool] | None = None
 ) -> Procedure[None]:
     """Take pages away for good, with those who hold translations told before, and the frames freed after.
 
     Args:
         only: asked for each page in the step in which it would go; for who does not hold the mmap lock, and so may
-            find something else there than it announced.
+            find something else there than it announced. None: all go.
     """
     bracket = process.begin(ranges, cause)
     yield process.host.steps.notify
@@ -111,10 +106,10 @@ def free_range(process: Process, first: int, end: int) -> Procedure[None]:
 
 
 def _clear(
-    process: Process, first: int, end: int, gone: list[Entry], only: Callable[[int], bool] = _any
+    process: Process, first: int, end: int, gone: list[Entry], only: Callable[[int], bool] | None = None
 ) -> Procedure[None]:
     for number, _ in process.table.entries(first, end):
-        if not only(number):
+        if only is not None and not only(number):
             continue
         entry = process.take_out(number)
         assert entry is not None

@@ -37,7 +37,7 @@ class Process:
         pid: unique on its host, from 1. name: the same in words.
         vmas, table: its mappings, and where their pages are.
         notifiers: of this address space, in page numbers (va >> 12).
-        mmap_lock: see `host.py`. share_mmap_lock, release_mmap_lock: the effects, made once.
+        mmap_lock: see `host.py`. share_mmap_lock, own_mmap_lock, release_mmap_lock: the effects, made once.
         alive: False once it exits or is killed.
         memlock_limit_bytes: how much may be pinned; None: any amount.
         pinned: its pinned pages, each once however often it is pinned, with how often that is.
@@ -52,6 +52,7 @@ class Process:
         self.notifiers = Notifiers()
         self.mmap_lock = Lock(f"mmap {pid}")
         self.share_mmap_lock = Acquire(self.mmap_lock, shared=True)
+        self.own_mmap_lock = Acquire(self.mmap_lock)
         self.release_mmap_lock = Release(self.mmap_lock)
         self.alive = True
         self.memlock_limit_bytes: int | None = None
@@ -141,7 +142,7 @@ class Process:
     def _call(self, procedure: Procedure[T], *, shared: bool = False) -> Procedure[T]:
         """Run the body of a system call under the mmap lock, unless the process has been killed."""
         yield self.host.steps.syscall
-        yield Acquire(self.mmap_lock, shared)
+        yield self.share_mmap_lock if shared else self.own_mmap_lock
         try:
             self.check_alive()
             result = yield from procedure

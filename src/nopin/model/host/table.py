@@ -124,7 +124,8 @@ class Table:
     def set(self, page: int, entry: Entry) -> None:
         """Make or replace an entry; a huge page there is huge no more."""
         self._entries[page] = entry
-        self.split(page)
+        if self._huge:
+            self.split(page)
 
     def replace(self, page: int, entry: Entry) -> None:
         """Replace an entry; a huge page there is huge no more. Requires: there is an entry."""
@@ -138,7 +139,8 @@ class Table:
 
     def clear(self, page: int) -> Entry | None:
         """Take an entry out; returns what was there."""
-        self.split(page)
+        if self._huge:
+            self.split(page)
         return self._entries.pop(page, None)
 
     def entries(self, first: int, end: int) -> Iterator[tuple[int, Entry]]:
@@ -170,8 +172,7 @@ class Table:
 
     def split(self, page: int) -> None:
         """Say that the 512 pages around this one are pages of their own from here on."""
-        if self._huge:
-            self._huge.discard(page >> LEAF_SHIFT)
+        self._huge.discard(page >> LEAF_SHIFT)
 
     def check_huge(self) -> None:
         """Assert that what is called huge is: 512 pages in consecutive frames, all with the same right to write."""

@@ -339,7 +339,7 @@ class DeviceOracle(DeviceObserver):
     def __init__(self, host: HostOracle) -> None:
         self._host = host
         self._seen: dict[tuple[str, int], _Seen] = {}  # by device and process
-        self._open: list[tuple[str, int, PageRun, bool]] = []
+        self._open: dict[tuple[str, int, PageRun], list[bool]] = {}  # faults, by who lacks what: for writing?
 
     def device_read(self, device: str, process: Process, va: int, frame: int, data: bytes) -> None:
         """See `DeviceObserver`."""
@@ -367,22 +367,26 @@ class DeviceOracle(DeviceObserver):
 
     def fault_raised(self, device: str, process: Process, pages: PageRun, *, write: bool) -> None:
         """See `DeviceObserver`."""
-        self._open.append((device, process.pid, pages, write))
+        self._open.setdefault((device, process.pid, pages), []).append(write)
 
     def fault_answered(self, device: str, process: Process, pages: PageRun, reason: Reason | None) -> None:
         """See `DeviceObserver`."""
-        mine = [each for each in self._open if each[:3] == (device, process.pid, pages)]
-        assert mine, "an answer to a fault that was not raised"
-        write = any(each[3] for each in mine)  # which of several it is, is not told
-        self._open.remove(min(mine))
-        seen = self._seen.setdefault((device, process.pid), _Seen())
+        writes = self._open.get((device, process.pid, pages))
+        assert writes, "an answer to a fault that was not raised"
+        write = any(writes)  # which of several it is, is not told
+        writes.remove(min(writes))
+        if not writes:
+            del self._open[device, process.pid, pages]
+        seen = self._seen.get((device, process.pid))
+        if seen is None:
+            seen = self._seen[device, process.pid] = _Seen()
         for asked in seen.asked[: 1 + write]:
             asked.update(range(pages.first, pages.end))
 
     def check_idle(self) -> None:
         """Check that every fault was answered."""
         if self._open:
-            device, pid, pages, _ = self._open[0]
+            device, pid, pages = next(iter(self._open))
             violate("unanswered_fault", f"{device} asked for page {pages.first} of process {pid} and was not answered")
 
     def _check_access(self, device: str, process: Process, va: int, frame: int, *, write: bool) -> None:
