@@ -10,7 +10,7 @@ means seven (IBTA), not for ever.
 
 from __future__ import annotations
 
-import numpy as np
+from bisect import bisect_right
 
 from nopin.iommu.access import PARKED
 from nopin.nic.abi import AsyncEventType, QpState, WcStatus, WrOpcode
@@ -46,13 +46,14 @@ def receive(core: Core, qp: QueuePair, packets: Packets, now: int) -> None:
         _hold(core, qp, packets)
         return
     at, n = 0, len(packets)
+    ends = _run_ends(packets)
     while at < n and qp.state in _ALIVE:
         opcode = int(packets.opcode[at])
         if packets.payload[at] < 0:
             core.counters.malformed_drop += 1
             at += 1
         elif IS_READ_RESPONSE[opcode]:
-            at = _read_responses(core, qp, packets, at, now)
+            at = _read_responses(core, qp, packets, at, ends[bisect_right(ends, at)], now)
         else:
             _acknowledge(core, qp, packets.one(at), now)
             at += not side.parked
@@ -350,14 +351,17 @@ def _take_whole_answer(core: Core, qp: QueuePair, work: SendWork, packet: Packet
         _progress(core, qp, psn_add(packet.psn, 1), now)
 
 
-def _read_responses(core: Core, qp: QueuePair, packets: Packets, at: int, now: int) -> int:
-    """Take a run of READ responses; returns the index after it (the same when it parked)."""
+def _read_responses(core: Core, qp: QueuePair, packets: Packets, at: int, end: int, now: int) -> int:
+    """Take READ responses that follow one another up to `end`; returns the index after them (the same when it parked).
+
+    Those of one READ, that is: the others are the next call's.
+    """
     psn = int(packets.psn[at])
     work = _answering(core, qp, psn, now)
     if work is None or work.opcode is not WrOpcode.RDMA_READ:
         return at + 1
     index = psn_diff(psn, work.first_psn)
-    stop = _run_end(packets, at, work.n_psn - index)
+    stop = min(end, at + work.n_psn - index)
     n_good = _well_sized(qp, work, packets, at, stop, index)
     if n_good == 0:
         finish_with_error(core, qp, WcStatus.BAD_RESP_ERR)
@@ -394,16 +398,15 @@ def _local_error(core: Core, qp: QueuePair) -> None:
     finish_with_error(core, qp, WcStatus.LOC_PROT_ERR)
 
 
-def _run_end(packets: Packets, at: int, n_most: int) -> int:
-    """Return the index after the READ responses that follow one another from `at`."""
-    end = min(len(packets), at + n_most)
-    if end == at + 1:
-        return end
-    psn = packets.psn[at:end]
-    broken = ((psn[1:] - psn[:-1]) & np.uint32(0xFFFFFF)) != 1
-    broken |= ~IS_READ_RESPONSE[packets.opcode[at + 1 : end]]
-    other = first_true(broken)
-    return end if other < 0 else at + 1 + other
+def _run_ends(packets: Packets) -> list[int]:
+    """Return the indexes after runs of READ responses that follow one another; other packets are by themselves."""
+    is_read = IS_READ_RESPONSE[packets.opcode]
+    if first_true(~is_read) < 0:
+        return packets.breaks()
+    breaks = set(packets.breaks())
+    apart = ~is_read[1:] | ~is_read[:-1]
+    breaks.update((apart.nonzero()[0] + 1).tolist())
+    return sorted(breaks)
 
 
 def _well_sized(qp: QueuePair, work: SendWork, packets: Packets, at: int, stop: int, index: int) -> int:
