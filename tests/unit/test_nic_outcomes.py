@@ -283,3 +283,15 @@ def test_full_completion_queue_fails_its_queue_pair(path: str) -> None:
         pair.run()
     assert a.qp.state is QpState.ERR
     assert AsyncEventType.CQ_ERR in [e.kind for e in a.nic.take_events()]
+
+
+@both_paths
+@pytest.mark.parametrize("length", [0, 8, 100_000])
+def test_the_first_message_to_a_queue_pair_in_rtr_is_told_once(path: str, length: int) -> None:
+    pair, a, b = make(path)
+    b.qp.state = QpState.RTR
+    for _ in range(3):
+        a.post(WrOpcode.RDMA_WRITE, 0, length, to=b.region)
+    pair.run()
+    assert statuses(a) == [WcStatus.SUCCESS] * 3
+    assert [event.kind for event in b.nic.take_events()] == [AsyncEventType.COMM_EST]

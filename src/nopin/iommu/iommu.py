@@ -254,7 +254,7 @@ class Iommu:
     @property
     def stirs(self) -> bool:
         """True if there is anything for `take_requests`, `take_faults` or `take_wakeups` to do this turn."""
-        return self._requests.stirs or self._managed.has_tickets
+        return self._requests.stirs or self._managed.counts_turns
 
     def take_requests(self) -> list[PageRequest]:
         """Page requests for plain memory, for whoever runs faults; each is to be answered by `respond`."""

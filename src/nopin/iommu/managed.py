@@ -320,9 +320,9 @@ class ManagedAccess:
                 self._tickets.spend(waiter)
 
     @property
-    def has_tickets(self) -> bool:
-        """True if pages are held for waiters, which `turn` is to count turns for."""
-        return bool(self._tickets)
+    def counts_turns(self) -> bool:
+        """True while `turn` has something to count for."""
+        return self._tickets.counts_turns
 
     # Faults
 

@@ -56,6 +56,11 @@ class Tickets:
         """True while anybody has one: asked at every access, where counting is too much."""
         return bool(self._of)
 
+    @property
+    def counts_turns(self) -> bool:
+        """True while `turn` has something to count for."""
+        return bool(self._issued)
+
     def issue(self, waiters: Iterable[Hashable], arena: DeviceArena, pages: PageRun, came: FaultPages) -> None:
         """Give each waiter of an answered request a ticket. Without waiters the pages are let go at once."""
         hold = _Hold(arena, pages, came, 1)

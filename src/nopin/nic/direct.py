@@ -41,6 +41,7 @@ from nopin.nic.work import (
 )
 
 _READ, _WRITE = WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE
+_RTR, _RTS = QpState.RTR, QpState.RTS
 _SENDING = (QpState.RTS, QpState.SQD)
 _SHORT_TERM = Discipline.SHORT_TERM
 _SUCCESS = WcStatus.SUCCESS
@@ -56,7 +57,7 @@ def advance(core: Core, qp: QueuePair, now: int) -> None:
     side = qp.send
     if qp.state not in _SENDING or side.parked or side.wait_until is not None:
         return
-    if qp.may_send():
+    if qp.state is _RTS:
         fetch(core, qp)
     n_bytes, n_works = TURN_BYTES, TURN_WORKS
     while side.works and n_bytes > 0 and n_works > 0:
@@ -69,10 +70,11 @@ def advance(core: Core, qp: QueuePair, now: int) -> None:
         if peer is None:
             _no_answer(qp, now)
             return
+        if not peer.established and peer.state is _RTR:
+            peer.established = True
+            core.event(AsyncEventType.COMM_EST, peer)
         run = copy_run(core, qp, peer) if work.length >= LONG_BYTES else []
-        if run:
-            _establish(core, peer)
-        elif not _copied_at_once(core, peer, work) and not _carry_out(core, qp, peer, work, now):
+        if not run and not _copied_at_once(core, peer, work) and not _carry_out(core, qp, peer, work, now):
             return
         for done in run or [work]:
             _complete(core, qp, done)
@@ -123,7 +125,6 @@ def _copied_at_once(core: Core, peer: QueuePair, work: SendWork) -> bool:
 def _carry_out(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork, now: int) -> bool:
     """Do one work; False when it waits or failed."""
     side = qp.send
-    _establish(core, peer)
     try:
         _execute(core, qp, peer, work)
     except Parked:
@@ -159,12 +160,6 @@ def _complete(core: Core, qp: QueuePair, work: SendWork) -> None:
     counters.direct_messages += 1
     counters.direct_bytes += work.length
     send_done(core, qp, work, _SUCCESS)
-
-
-def _establish(core: Core, peer: QueuePair) -> None:
-    if peer.state is QpState.RTR and not peer.established:
-        peer.established = True
-        core.event(AsyncEventType.COMM_EST, peer)
 
 
 def _execute(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork) -> None:

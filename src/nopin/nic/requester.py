@@ -33,7 +33,7 @@ from nopin.nic.wire.batch import TxBatch
 from nopin.nic.wire.headers import Reth, emit_u32
 from nopin.nic.wire.opcodes import BTH_BYTES, IMM_BYTES, Opcode
 from nopin.nic.wire.psn import psn_add, psn_diff
-from nopin.nic.work import IS_ATOMIC, IS_WRITE, NEEDS_ANSWER, SendWork
+from nopin.nic.work import IS_WRITE, NEEDS_ANSWER, SendWork
 
 _SOLICITED = int(SendFlags.SOLICITED)
 _FENCE = int(SendFlags.FENCE)
@@ -72,8 +72,6 @@ def can_fetch(qp: QueuePair) -> bool:
 
 def fetch(core: Core, qp: QueuePair) -> None:
     """Take posted work from the ring and give it PSNs."""
-    if not qp.send_ring.has_work:
-        return
     _fetch_singly(core, qp, min(available(core, qp, qp.send_ring), WORKS_MAX - len(qp.send.works)))
 
 
@@ -107,7 +105,7 @@ def _fetch_singly(core: Core, qp: QueuePair, n_new: int) -> None:
             work.first_psn, work.n_psn = side.next_psn, 0
             return
         work.first_psn = side.next_psn
-        work.n_psn = 1 if work.opcode in IS_ATOMIC else max(1, -(-work.length // qp.mtu))
+        work.n_psn = 1 if work.length <= qp.mtu else -(-work.length // qp.mtu)
         side.next_psn = psn_add(side.next_psn, work.n_psn)
 
 

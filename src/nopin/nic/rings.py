@@ -75,9 +75,9 @@ class WorkProducer(_Ring):
         Raises:
             QueueFull: fewer slots are free than entries given; nothing was posted.
         """
-        if len(entries) > self.free:
-            raise QueueFull(f"{len(entries)} work requests for {self.free} free of {self.depth} entries")
         stride, mask, at = self._stride, self._mask, self._next
+        if at + len(entries) - self._index[_CONSUMER] > self.depth:
+            raise QueueFull(f"{len(entries)} work requests for {self.free} free of {self.depth} entries")
         for entry in entries:
             start = (at & mask) * stride
             self._bytes[start : start + len(entry)] = entry

@@ -82,8 +82,10 @@ class Loop:
             worked |= self._page_requests(now)
         if nic.has_news:
             self._tell_clients()
-        core.arenas.turn()
-        return worked or nic.busy or core.arenas.busy
+        if core.arenas.busy:
+            core.arenas.turn()
+            return True
+        return worked or nic.busy
 
     def _receive(self, now: int) -> bool:
         """Take what arrived; tell whether there was reason to look."""
