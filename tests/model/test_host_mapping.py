@@ -14,20 +14,20 @@ from nopin.model.host.frames import POISON, FrameObserver, Frames
 from nopin.model.host.vma import Prot
 
 
-def test_the_lowest_frame_that_was_given_back_is_handed_out_next_with_zeros() -> None:
+def test_the_frame_that_was_given_back_last_is_handed_out_next_with_zeros() -> None:
     frames = Frames(4)
     taken = [frames.allocate() for _ in range(4)]
     assert taken == [0, 1, 2, 3]
     assert frames.allocate() is None
-    frames.write(1, 8, b"old")
+    frames.write(2, 8, b"old")
+    frames.put(1)
     frames.put(2)
-    frames.put(1)
-    assert frames.read(1, 0, 4) == bytes([POISON]) * 4
-    assert frames.allocate() == 1
-    assert frames.read(1, 0, PAGE) == bytes(PAGE)
-    frames.get(1)
-    frames.put(1)
-    assert frames.n_references(1) == 1
+    assert frames.read(2, 0, 4) == bytes([POISON]) * 4
+    assert frames.allocate() == 2
+    assert frames.read(2, 0, PAGE) == bytes(PAGE)
+    frames.get(2)
+    frames.put(2)
+    assert frames.n_references(2) == 1
     assert frames.n_free == 1
 
 

@@ -6,6 +6,11 @@ fields, closures by their cells, suspended generators by where they stand, their
 grows a field is covered without being told. What is left out is told below, by class and field, and only what
 the future cannot depend on: traces, counts of steps, statistics.
 
+**Names.** The number of a frame is a name, in which nothing lies (`model/host/pool.py`): frames are numbered anew here,
+in the order in which they are met, and what is kept by frame is written at the end, in that order. So it is with tables
+that are only looked up, whose order of making says nothing. Two states that differ in such names only have the same
+futures, but for the names.
+
 Errors are on one side only: a state that differs in something irrelevant (a counter not told of) is explored twice.
 Times count from now, and steps that are ready count as a set.
 """
@@ -32,15 +37,21 @@ from nopin.mm.notifier import Notifiers
 from nopin.model.arena.machine import ArenaMachine
 from nopin.model.device.engine import Engine
 from nopin.model.device.faults import ProcessFaults
+from nopin.model.device.translations import Translations
 from nopin.model.explore.guide import Guide
 from nopin.model.explore.world import World
+from nopin.model.host.frames import Frames
+from nopin.model.host.pool import Frame
 from nopin.model.host.table import Table
 from nopin.model.net.link import Link
 from nopin.model.net.nic_host import NicHost
+from nopin.model.oracle.host_oracle import HostOracle, Space
+from nopin.model.oracle.memory import Memory
 from nopin.model.scheduler import Scheduler, Task
 from nopin.model.trace import Trace
 from nopin.nic.core import Core
 from nopin.nic.mr import Region
+from nopin.units import PAGE_BYTES
 
 _IGNORED: dict[type, frozenset[str]] = {
     World: frozenset({"trace", "guide"}),
@@ -54,9 +65,17 @@ _IGNORED: dict[type, frozenset[str]] = {
     NicHost: frozenset({"n_turns", "events", "_n_faults"}),
     Link: frozenset({"statistics"}),
     Region: frozenset({"meter"}),
+    HostOracle: frozenset({"in_use"}),  # the frames that `Frames` says are, or it complains
     Notifiers: frozenset({"_by_cause", "_n_vetoes", "_n_agains", "_n_fences"}),
 }
 """Fields that no future depends on."""
+
+_LOOKED_UP: dict[type, frozenset[str]] = {
+    Translations: frozenset({"_frame_of"}),
+    Memory: frozenset({"_words"}),
+    Space: frozenset({"rights", "bad_at"}),
+}
+"""Dictionaries by number of which nobody asks in which order they were made."""
 
 _UNINITIALISED = {"_read": "whole"}
 """Locals of procedures that hold whatever was in memory, until they are written: in `mm/bring.py`, with what is in swap
@@ -129,12 +148,16 @@ def _write(tokens: _Tokens, left: list[Any]) -> None:
     """Write objects, the last of `left` first, and all they lead to; one that was seen before as its number."""
     seen: dict[int, int] = {}
     kept: list[Any] = []  # so that no number is given to two objects
+    names: dict[int, int] = {}  # of frames, by number
     append, pop = tokens.append, left.pop
     while left:
         what = pop()
         kind = type(what)
         if kind in _PLAIN:
             append(what)
+            continue
+        if kind is Frame:  # whichever object has the name
+            append(("frame", names.setdefault(what, len(names))))
             continue
         number = seen.get(id(what))
         if number is not None:
@@ -147,6 +170,24 @@ def _write(tokens: _Tokens, left: list[Any]) -> None:
             seen[id(what)] = len(seen)
             kept.append(what)
         note(tokens, left, what)
+    for what in kept:
+        if type(what) is Frames:
+            _write_frames(tokens, what, names)
+
+
+def _write_frames(tokens: _Tokens, frames: Frames, names: dict[int, int]) -> None:
+    """Write what is in the frames of a host: of those that were met, those in use, those that come next.
+
+    A frame of a row of 512 has its number for name, in which there is something.
+    """
+    free = [pool.free_frames() for pool in frames.pools()]
+    for frame in (*frames.in_use(), *(frame for given_back, _ in free for frame in given_back)):
+        names.setdefault(frame, len(names))
+    for given_back, n_never in free:
+        tokens.append((*(names[frame] for frame in given_back), n_never))
+    for frame, name in names.items():
+        held = frames.read(frame, 0, PAGE_BYTES) if frames.has_bytes(frame) else b""  # else zeros, or poison
+        tokens.append((name, frame if type(frame) is not Frame else "", frames.n_references(frame), held))
 
 
 def _note_scalar(tokens: _Tokens, left: list[Any], what: Any) -> None:
@@ -163,6 +204,12 @@ def _note_dict(tokens: _Tokens, left: list[Any], what: Any) -> None:
     tokens.append(("dict", len(what)))
     left.extend(what)
     left.extend(what.values())
+
+
+def _note_looked_up(tokens: _Tokens, left: list[Any], what: dict[int, Any]) -> None:
+    numbers = sorted(what)
+    tokens.append(("by number", *numbers))
+    left.extend([what[number] for number in numbers])
 
 
 def _note_table(tokens: _Tokens, left: list[Any], what: Table) -> None:
@@ -214,7 +261,7 @@ def _note_generator(tokens: _Tokens, left: list[Any], what: types.GeneratorType[
         own = kind is types.FunctionType and each.__code__ is code
         if not own and (each is not left_out or each is None):
             left.append(each)
-    tokens.append((what.__qualname__, frame.f_lasti, len(left) - n_before, *known))
+    tokens.append((what.__qualname__, frame.f_lasti, len(left) - n_before, *sorted(known)))  # as old as who first asked
 
 
 def _note_function(tokens: _Tokens, left: list[Any], what: types.FunctionType) -> None:
@@ -260,7 +307,8 @@ def _note_opaque(tokens: _Tokens, left: list[Any], what: Any) -> None:
 
 def _note_fields(kind: type) -> _Note:
     """Return what writes the fields of a class: its slots, and its dictionary without what is ignored."""
-    ignored = frozenset().union(*(_IGNORED.get(base, frozenset()) for base in kind.__mro__))
+    looked_up = sorted(frozenset().union(*(_LOOKED_UP.get(base, frozenset()) for base in kind.__mro__)))
+    ignored = frozenset(looked_up).union(*(_IGNORED.get(base, frozenset()) for base in kind.__mro__))
     slots = [name for base in kind.__mro__ for name in _slots_of(base)]
     names = tuple(name for name in slots if name not in ignored and not name.startswith("__"))
     fields_of = attrgetter(*names) if len(names) > 1 else lambda what: [getattr(what, name) for name in names]
@@ -276,6 +324,8 @@ def _note_fields(kind: type) -> _Note:
         if own:
             tokens.append((",".join(own),))
             left.extend([value for name, value in own.items() if name not in ignored])
+        for name in looked_up:
+            _note_looked_up(tokens, left, getattr(what, name))
         if is_dict:
             _note_dict(tokens, left, what)
 
@@ -305,6 +355,7 @@ _NOTES: dict[type, _Note] = {
     np.uint8: _note_scalar,
     np.uint64: _note_scalar,
     range: _note_scalar,
+    Frames: _note_opaque,
     list: _note_sequence,
     tuple: _note_sequence,
     deque: _note_sequence,

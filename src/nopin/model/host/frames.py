@@ -2,8 +2,8 @@
 
 A frame is free, or in use with a count of references: one for each page table entry, one for the swap cache, one for
 the file cache, one for each pin, one for whoever is in the middle of something with it. At zero it is free *at once*:
-its bytes are poisoned, and the lowest free frame is handed out first, so that a translation that should be gone meets
-somebody else's bytes as soon as possible.
+its bytes are poisoned, and it is handed out next, so that a translation that should be gone meets somebody else's bytes
+as soon as possible.
 
 Memory of devices has numbers of the same kind, above the host's own: a translation is a frame number, wherever it is.
 
@@ -56,7 +56,7 @@ class Frames:
     # Taking and giving back
 
     def allocate(self) -> int | None:
-        """Take the lowest free frame, zeroed, with one reference; None when there is none."""
+        """Take the frame that was freed last, zeroed, with one reference; None when there is none."""
         frame = self._own.take()
         return None if frame is None else self._begin_use(frame)
 
@@ -75,7 +75,7 @@ class Frames:
         return self._devices[-1]
 
     def allocate_from(self, pool: Pool) -> int | None:
-        """Take the lowest free frame of a device's memory, like `allocate`."""
+        """Take a frame of a device's memory, like `allocate`."""
         frame = pool.take()
         return None if frame is None else self._begin_use(frame)
 
@@ -117,7 +117,15 @@ class Frames:
         self._observer.allocated(frame)
         return frame
 
+    def pools(self) -> list[Pool]:
+        """Return the host's own frames, and those of each device."""
+        return [self._own, *self._devices]
+
     # Bytes
+
+    def has_bytes(self, frame: int) -> bool:
+        """Tell whether a frame was written since it was last taken or given back."""
+        return frame in self._bytes
 
     def read(self, frame: int, at: int, length: int) -> bytes:
         """Return bytes of a frame, free or not, within the page."""

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def migrate(
     process: Process, numbers: Sequence[int], *, owner: object = None, to: DeviceMemory | None = None
 ) -> Procedure[int]:
-    """Move pages of a process to other frames, the lowest that are free; returns how many moved.
+    """Move pages of a process to other frames; returns how many moved.
 
     Args:
         owner: whose own devices are not told.
