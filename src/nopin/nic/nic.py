@@ -381,5 +381,7 @@ def _deadline(qp: QueuePair) -> int | None:
     send, recv = qp.send, qp.recv
     if send.deadline is None and send.wait_until is None and recv.parked_at is None and recv.stream_parked_at is None:
         return None  # by far the most often, and asked after each step
+    if recv.parked_at is None and recv.stream_parked_at is None:
+        return completer.deadline(qp)
     timers = responder.park_deadline(qp), answers.park_deadline(qp), completer.deadline(qp)
     return min((at for at in timers if at is not None), default=None)
