@@ -1,5 +1,8 @@
 """Faults of a GPU whose driver migrates pages: in batches, with and without the tree that brings more than was asked.
 
+The GPU runs until it lacks pages of as many blocks as it works on; the driver takes what lies in the fault buffer for
+one batch, brings it, and has the GPU go on. So the two take turns, each a task of the scheduler.
+
 A batch has faults of several blocks of 2 MiB. With prefetch a fault brings its 64 KiB, and in the binary tree over the
 block each subtree of which more than half is there, or comes with this batch, is brought whole.
 """
@@ -7,10 +10,13 @@ block each subtree of which more than half is there, or comes with this batch, i
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from dataclasses import dataclass
 from random import Random
 
 from nopin.model.costs import Costs
+from nopin.model.effects import Gate, Open, Pause, Procedure, Work
+from nopin.model.scheduler import Scheduler
 from nopin.model.streams import Streams
 from nopin.units import PAGE_BYTES
 
@@ -48,34 +54,67 @@ class Batches:
     total_ms: float
 
 
+class _Gpu:
+    """A GPU that multiplies matrices, and the driver that serves it."""
+
+    def __init__(self, sgemm: Sgemm) -> None:
+        costs = sgemm.costs
+        self.came = Batches(0, 0, 0.0, 0.0)
+        self._sgemm = sgemm
+        self._random = Streams(sgemm.seed)["faults"]
+        self._n_leaves = costs.gpu_block_bytes // costs.gpu_upgrade_bytes
+        self._leaf_pages = costs.gpu_upgrade_bytes // PAGE_BYTES
+        self._fresh = deque(range(sgemm.n_blocks))
+        self._active: dict[int, list[set[int]]] = {}  # pages that are there, by leaf
+        self._buffer: list[int] = []  # blocks with faults
+        self._faulted, self._replayed = Gate(), Gate()
+        self._is_done = False
+
+    def works(self) -> Procedure[None]:
+        """Touch blocks, so many at a time, until each has been there in full."""
+        while self._fresh or self._active:
+            n_wanted = _draw(self._random, self._sgemm.blocks_per_batch_permille)
+            while self._fresh and len(self._active) < n_wanted:
+                self._active[self._fresh.popleft()] = [set() for _ in range(self._n_leaves)]
+            self._buffer = sorted(self._active)[: max(1, n_wanted)]
+            self._replayed = Gate()
+            yield Open(self._faulted)
+            yield Pause(self._replayed)
+        self._is_done = True
+        yield Open(self._faulted)
+
+    def serves(self) -> Procedure[None]:
+        """Be the driver: take what is in the buffer for a batch, bring it, and replay the faults."""
+        costs, came = self._sgemm.costs, self.came
+        kib_ns = costs.gpu_batch_kib_ns if self._sgemm.prefetch else costs.gpu_batch_kib_scattered_ns
+        while True:
+            yield Pause(self._faulted)
+            if self._is_done:
+                return
+            self._faulted, batch_bytes = Gate(), 0
+            for block in self._buffer:
+                leaves = self._active[block]
+                if not any(leaves):
+                    yield Work("first use", self._sgemm.first_use_ns)
+                n, n_bytes = _serve(self._sgemm, self._random, leaves, self._leaf_pages)
+                came.n_faults, batch_bytes = came.n_faults + n, batch_bytes + n_bytes
+                if all(len(leaf) == self._leaf_pages for leaf in leaves):
+                    del self._active[block]
+            came.n_batches += 1
+            yield Work("batch", costs.gpu_batch_ns)
+            yield Work("move", batch_bytes * kib_ns // 1024)  # whole leaves, or pages
+            yield Open(self._replayed)
+
+
 def run_sgemm(sgemm: Sgemm) -> Batches:
-    """Bring all blocks, batch by batch."""
-    costs = sgemm.costs
-    random = Streams(sgemm.seed)["faults"]
-    n_leaves = costs.gpu_block_bytes // costs.gpu_upgrade_bytes
-    leaf_pages = costs.gpu_upgrade_bytes // PAGE_BYTES
-    fresh = list(range(sgemm.n_blocks))
-    active: dict[int, list[set[int]]] = {}  # pages that are there, by leaf
-    total_ns, n_batches, n_faults = 0, 0, 0
-    while fresh or active:
-        n_wanted = _draw(random, sgemm.blocks_per_batch_permille)
-        while fresh and len(active) < n_wanted:
-            active[fresh.pop(0)] = [set() for _ in range(n_leaves)]
-        batch_bytes = 0
-        for block in sorted(active)[: max(1, n_wanted)]:
-            leaves = active[block]
-            if not any(leaves):
-                total_ns += sgemm.first_use_ns
-            n, n_bytes = _serve(sgemm, random, leaves, leaf_pages)
-            n_faults, batch_bytes = n_faults + n, batch_bytes + n_bytes
-            if all(len(leaf) == leaf_pages for leaf in leaves):
-                del active[block]
-        n_batches += 1
-        kib_ns = (
-            costs.gpu_batch_kib_ns if sgemm.prefetch else costs.gpu_batch_kib_scattered_ns
-        )  # whole leaves, or pages
-        total_ns += costs.gpu_batch_ns + batch_bytes * kib_ns // 1024
-    return Batches(n_batches, n_faults, total_ns / n_batches / 1_000, total_ns / 1e6)
+    """Run until all blocks have been there."""
+    scheduler = Scheduler()
+    gpu = _Gpu(sgemm)
+    scheduler.spawn("driver", gpu.serves())
+    scheduler.spawn("gpu", gpu.works())
+    scheduler.run()
+    came, took_ns = gpu.came, scheduler.now_ns
+    return Batches(came.n_batches, came.n_faults, took_ns / came.n_batches / 1_000, took_ns / 1e6)
 
 
 def _draw(random: Random, permille: int) -> int:
