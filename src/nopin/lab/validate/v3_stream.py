@@ -7,19 +7,23 @@ stops, and the sender stops a window later. Nothing is lost.
 **Drop.** The entry at the head has no page, so whatever arrives until it has one is dropped: all that is under way.
 With nothing behind it to tell, only the sender's timer finds out (RFC 6298), and slow start follows.
 
-The stream is a recurrence over packets: one arrives when the link has carried it and the window allows it; it is shown
-when those before it have been, and its page is there. Between faults that are far apart nothing happens, and whole
-stretches are stepped over.
+The sender is a task of the scheduler, and so is each page on its way. A packet arrives when the link has carried it and
+the window allows it; it is shown when those before it have been, and its page is there. Between faults that are far
+apart nothing happens, and whole stretches are one step.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log
 from random import Random
 
 from nopin.model.costs import Costs
+from nopin.model.effects import Gate, Open, Pause, Procedure, Work
+from nopin.model.pool import Pool
+from nopin.model.scheduler import Scheduler
 from nopin.model.streams import Streams
 from nopin.units import S_NS
 
@@ -62,8 +66,10 @@ class Stream:
 
 def throughput(stream: Stream) -> float:
     """Return the payload throughput, in Gb/s."""
-    n_packets, took_ns = _with_backup(stream) if stream.backup else _with_drops(stream)
-    return n_packets * stream.payload_bytes * 8 / took_ns
+    sender = _BackupSender(stream) if stream.backup else _DropSender(stream)
+    sender.scheduler.spawn("sender", sender.sends())
+    sender.scheduler.run()
+    return sender.n_packets * stream.payload_bytes * 8 / sender.scheduler.now_ns
 
 
 def _gap(random: Random, frequency: float) -> int:
@@ -71,61 +77,134 @@ def _gap(random: Random, frequency: float) -> int:
     return 1 + int(log(1 - random.random()) / log(1 - frequency))
 
 
-def _with_backup(stream: Stream) -> tuple[int, int]:
-    random, frequency = Streams(stream.seed)["faults"], 2.0**-stream.exponent
-    window, packet_ns = stream.window, stream.packet_ns
-    shown_ns = deque([0] * window, maxlen=window)  # of the last packets, oldest first
-    servers_ns = [0] * (1 if stream.major else stream.costs.outstanding_faults)  # a disk does one thing at a time
-    arrived_ns, n_packets, n_calm = 0, 0, 0
-    for _ in range(stream.n_faults):
-        left = _gap(random, frequency)
-        while left:
-            if n_calm > 2 * window and left > 1:  # full speed, and nothing under way that is late
-                arrived_ns += (left - 1) * packet_ns
-                shown_ns.extend(arrived_ns - back * packet_ns for back in range(window - 1, -1, -1))
-                n_packets, left = n_packets + left - 1, 1
-                continue
-            late_ns = max(arrived_ns + packet_ns, shown_ns[0] + stream.rtt_ns)
-            n_calm = n_calm + 1 if late_ns == arrived_ns + packet_ns else 0
-            arrived_ns, left, n_packets = late_ns, left - 1, n_packets + 1
-            ready_ns = arrived_ns
-            if not left:
-                ready_ns = _serve(servers_ns, arrived_ns, stream.service_ns) + stream.copy_ns
-                n_calm = 0
-            shown_ns.append(max(shown_ns[-1], ready_ns))
-    return n_packets, max(arrived_ns, shown_ns[-1])
+class _Sender:
+    """What both have in common.
+
+    Attributes:
+        n_packets: that were sent, and not in vain.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self.scheduler = Scheduler()
+        self.n_packets = 0
+        self._stream = stream
+        self._random = Streams(stream.seed)["faults"]
+
+    def _gaps(self) -> Iterator[int]:
+        """Yield how many packets come up to and with each that faults."""
+        for _ in range(self._stream.n_faults):
+            yield _gap(self._random, 2.0**-self._stream.exponent)
 
 
-def _serve(servers_ns: list[int], at_ns: int, service_ns: int) -> int:
-    """Have the server that is free first serve; returns when it is done."""
-    index = servers_ns.index(min(servers_ns))
-    servers_ns[index] = max(servers_ns[index], at_ns) + service_ns
-    return servers_ns[index]
+class _Packet:
+    """One that has arrived.
+
+    Attributes:
+        ready: its page is there. shown: so were those before it, at `shown_ns`.
+    """
+
+    __slots__ = ("ready", "shown", "shown_ns")
+
+    def __init__(self) -> None:
+        self.ready = False
+        self.shown = Gate()
+        self.shown_ns = 0
 
 
-def _with_drops(stream: Stream) -> tuple[int, int]:
+class _BackupSender(_Sender):
+    """Nothing is lost; what is behind an open fault waits to be shown."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream)
+        # A disk does one thing at a time.
+        self._servers = Pool(1 if stream.major else stream.costs.outstanding_faults)
+        self._window: deque[_Packet] = deque(maxlen=stream.window)
+        self._unshown: deque[_Packet] = deque()
+        self._n_calm = 0
+        self._show_all()
+
+    def sends(self) -> Procedure[None]:
+        """Send, up to the last packet that faults."""
+        stream = self._stream
+        for gap in self._gaps():
+            left = gap
+            while left:
+                if self._n_calm > 2 * stream.window and left > 1:  # full speed, and nothing under way that is late
+                    yield Work("calm", (left - 1) * stream.packet_ns)
+                    self._show_all()
+                    self.n_packets, left = self.n_packets + left - 1, 1
+                yield from self._send()
+                self.n_packets, left = self.n_packets + 1, left - 1
+                packet = _Packet()
+                self._window.append(packet)
+                self._unshown.append(packet)
+                if left:
+                    self._is_ready(packet)
+                else:
+                    self._n_calm = 0
+                    self.scheduler.spawn("page", self._page(packet))
+
+    def _send(self) -> Procedure[None]:
+        """Have one packet arrive: after the one before, and a round trip after the one a window before was shown."""
+        stream, oldest, began_ns = self._stream, self._window[0], self.scheduler.now_ns
+        if not oldest.shown.is_open:
+            yield Pause(oldest.shown)
+        yield Work("window", max(0, oldest.shown_ns + stream.rtt_ns - stream.packet_ns - self.scheduler.now_ns))
+        self._n_calm = self._n_calm + 1 if self.scheduler.now_ns == began_ns else 0
+        yield Work("packet", stream.packet_ns)
+
+    def _page(self, packet: _Packet) -> Procedure[None]:
+        yield from self._servers.take()
+        yield Work("service", self._stream.service_ns)
+        yield from self._servers.give()
+        yield Work("copy", self._stream.copy_ns)
+        self._is_ready(packet)
+
+    def _is_ready(self, packet: _Packet) -> None:
+        packet.ready = True
+        while self._unshown and self._unshown[0].ready:
+            first = self._unshown.popleft()
+            first.shown_ns = self.scheduler.now_ns
+            self.scheduler.open(first.shown)
+
+    def _show_all(self) -> None:
+        """The last window of packets was shown one after the other, up to now."""
+        assert not self._unshown
+        for back in range(self._stream.window - 1, -1, -1):
+            packet = _Packet()
+            packet.ready = packet.shown.is_open = True
+            packet.shown_ns = max(0, self.scheduler.now_ns - back * self._stream.packet_ns)
+            self._window.append(packet)
+
+
+class _DropSender(_Sender):
     """Each fault costs all that is under way, a timeout, and a slow start to the window."""
-    random, frequency = Streams(stream.seed)["faults"], 2.0**-stream.exponent
-    costs, window = stream.costs, stream.window
-    now_ns, n_packets, n_faults, rto_ns = 0, 0, 0, costs.tcp_min_rto_ns
-    congestion, threshold = float(window), float(window)
-    while n_faults < stream.n_faults:
-        left = _gap(random, frequency)
-        n_faults += 1
-        while congestion < window and left > congestion:  # a round trip at a time
-            now_ns += max(stream.rtt_ns, int(congestion) * stream.packet_ns)
-            n_packets, left = n_packets + int(congestion), left - int(congestion)
-            congestion = min(window, congestion * 2 if congestion < threshold else congestion + 1)
-            rto_ns = costs.tcp_min_rto_ns
-        now_ns += (left - 1) * max(stream.packet_ns, stream.rtt_ns // int(congestion))
-        n_packets += left - 1
-        if left > 1:
-            rto_ns = costs.tcp_min_rto_ns
-        while True:  # the first packet sent again may find the page still absent
-            now_ns += rto_ns + stream.rtt_ns
-            resolved = rto_ns >= stream.service_ns
-            rto_ns = min(2 * rto_ns, costs.tcp_max_rto_ns)
-            if resolved:
-                break
-        threshold, congestion = max(2.0, congestion / 2), 1.0
-    return n_packets, now_ns
+
+    def sends(self) -> Procedure[None]:
+        """Send, up to the last packet that faults."""
+        stream, costs = self._stream, self._stream.costs
+        window, rto_ns = stream.window, costs.tcp_min_rto_ns
+        congestion, threshold = float(window), float(window)
+        for gap in self._gaps():
+            left = gap
+            while congestion < window and left > congestion:
+                yield Work("round trip", max(stream.rtt_ns, int(congestion) * stream.packet_ns))
+                self.n_packets, left = self.n_packets + int(congestion), left - int(congestion)
+                congestion = min(window, congestion * 2 if congestion < threshold else congestion + 1)
+                rto_ns = costs.tcp_min_rto_ns
+            yield Work("packets", (left - 1) * max(stream.packet_ns, stream.rtt_ns // int(congestion)))
+            self.n_packets += left - 1
+            if left > 1:
+                rto_ns = costs.tcp_min_rto_ns
+            page = Gate()
+            self.scheduler.spawn("page", self._page(page))
+            is_there = False
+            while not is_there:  # the first packet sent again may find it still absent
+                yield Work("timer", rto_ns)
+                rto_ns, is_there = min(2 * rto_ns, costs.tcp_max_rto_ns), page.is_open
+                yield Work("round trip", stream.rtt_ns)
+            threshold, congestion = max(2.0, congestion / 2), 1.0
+
+    def _page(self, page: Gate) -> Procedure[None]:
+        yield Work("service", self._stream.service_ns)
+        yield Open(page)
