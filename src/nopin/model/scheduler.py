@@ -280,8 +280,10 @@ class Scheduler:
 
     def _candidates(self) -> list[_Step]:
         """Forget what is void among the ready, and return who of the rest is not held up."""
-        self._ready = deque(what for what in self._ready if not _is_void(what))
-        return [what for what in self._ready if not _held_up(what)]
+        left = [what for what in self._ready if not _is_void(what)]
+        if len(left) < len(self._ready):
+            self._ready = deque(left)
+        return [what for what in left if not _held_up(what)]
 
     def _pass_time(self, until_ns: int | None) -> bool:
         """Go on to when something is due next, and make all ready that is; False if nothing is, until then."""
