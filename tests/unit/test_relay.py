@@ -10,7 +10,7 @@ import pytest
 from nopin.iommu.access import Span
 from nopin.iommu.iommu import Iommu
 from nopin.iommu.page_requests import PARKS_MAX, Meter
-from nopin.iommu.relay import SLOW_BYTES, Copy, Place, Relayed, after, relay_in_turn, start_of
+from nopin.iommu.relay import SLOW_BYTES, Copy, Place, Relayed, after, are_present, relay_in_turn, start_of
 from nopin.mm.space import Staging
 from nopin.nic.abi import SendFlags, WcStatus, WrOpcode
 from nopin.server.copier import TRIES, TRY_OTHER_EVERY, Speeds, chunk_bytes
@@ -97,6 +97,18 @@ def test_what_is_left_of_copies_begins_where_they_stopped() -> None:
     assert list(after(copies, 100)) == [copies[1]]
     assert list(after(copies, 120)) == [copy_of(source, target, 220, 30)]
     assert list(after(copies, 150)) == []
+
+
+@pytest.mark.parametrize("page", range(8))
+@pytest.mark.parametrize("side", [0, 1])
+def test_copies_looked_up_together_are_present_if_each_is(page: int, side: int) -> None:
+    """Copies that touch, overlap, lie apart, and go back."""
+    source, target = spaces()
+    pieces = [(0, PAGE), (PAGE, 2 * PAGE), (PAGE, PAGE), (5 * PAGE, PAGE), (4 * PAGE, 100)]
+    copies = [copy_of(source, target, offset, length) for offset, length in pieces]
+    assert are_present(copies)
+    (source, target)[side].slow.add(page)
+    assert are_present(copies) == (page not in {0, 1, 2, 4, 5})
 
 
 # --- through the iommu

@@ -9,12 +9,13 @@ Managed memory lies in windows over some addresses of a process and is reached t
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Sequence
+from itertools import takewhile
 
 from nopin.iommu.access import PARKED, Access, Span
 from nopin.iommu.managed import Fault, ManagedAccess, RunFault
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
 from nopin.iommu.pasid import PasidTable
-from nopin.iommu.relay import Copy, Place, Relay, Relayed, relay_in_turn, relay_once, start_of
+from nopin.iommu.relay import Copy, Place, Relay, Relayed, are_present, relay_in_turn, relay_once, start_of
 from nopin.iommu.windows import DeviceArena, Window
 from nopin.mm.space import Absent, AddressSpace, FaultResult, IoVec, Staging
 from nopin.ranges import Range, coalesce
@@ -207,10 +208,12 @@ class Iommu:
         """
         copies: list[Copy] = []
         for source, target, length in spans:
-            places = self._present(source, length, write=False), self._present(target, length, write=True)
-            if places[0] is None or places[1] is None:
+            source_space, target_space = self._plain.get(source.pasid), self._plain.get(target.pasid)
+            if source_space is None or target_space is None:
                 break
-            copies.append(Copy(places[0], places[1], length))
+            copies.append(Copy(Place(source_space, source.address), Place(target_space, target.address), length))
+        if not are_present(copies):
+            copies = list(takewhile(lambda copy: are_present((copy,)), copies))
         return self._relay(copies, staging, grain).n_written if copies else 0
 
     def admit_all(self, accesses: Sequence[Access]) -> bool:
@@ -278,13 +281,6 @@ class Iommu:
         """The waiter is gone: it will not be woken, and starts anew if it comes again."""
         self._requests.forget(waiter)
         self._managed.settle(waiter)
-
-    def _present(self, span: Span, length: int, *, write: bool) -> Place | None:
-        """Return the place of a span whose pages are all there."""
-        space = self._plain.get(span.pasid)
-        if space is None or space.absent(span.address, span.address + length, write=write) is not None:
-            return None
-        return Place(space, span.address)
 
     def _look(self, span: Span, length: int, write: bool) -> bool:
         """Decide whether one of several ranges may be copied now."""

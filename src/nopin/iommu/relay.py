@@ -10,7 +10,7 @@ in its page is a few bytes after that of the source (see `start_of`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from nopin.mm.space import AddressSpace, Staging
@@ -98,6 +98,30 @@ def relay_once(
     n_read = source.read(source_address, length, staging, at)
     n_whole = n_read if n_read == length else n_read - n_read % grain
     return Relayed(n_read, target.write(target_address, n_whole, staging, at))
+
+
+def are_present(copies: Sequence[Copy]) -> bool:
+    """Tell whether all pages of both sides are there. Neighbours are looked up together: long messages mostly are."""
+    sources = ((copy.source, copy.length) for copy in copies)
+    targets = ((copy.target, copy.length) for copy in copies)
+    return all(space.absent(start, end) is None for space, start, end in _stretches(sources)) and all(
+        space.absent(start, end, write=True) is None for space, start, end in _stretches(targets)
+    )
+
+
+def _stretches(ranges: Iterable[tuple[Place, int]]) -> Iterator[tuple[AddressSpace, int, int]]:
+    """Join ranges (where, length) that touch or cover the one before: (space, start, end)."""
+    space: AddressSpace | None = None
+    start = end = 0
+    for place, length in ranges:
+        if place.space is space and start <= place.address <= end:
+            end = max(end, place.address + length)
+            continue
+        if space is not None:
+            yield space, start, end
+        space, start, end = place.space, place.address, place.address + length
+    if space is not None:
+        yield space, start, end
 
 
 def start_of(source_address: int, target_address: int, buffer_address: int) -> int:

@@ -29,7 +29,7 @@ N_CHUNKS = 8
 HEAD_BYTES = 256 << 10
 """What the server copies by itself while a copier that sleeps wakes up."""
 
-TRY_OTHER_EVERY = 64
+TRY_OTHER_EVERY = 256
 """How often the slower way is tried, to see whether it still is."""
 
 TRIES = 3
