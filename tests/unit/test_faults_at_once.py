@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from nopin.iommu.access import PARKED, Access, Span
 from nopin.iommu.iommu import Iommu
@@ -141,6 +142,36 @@ def test_both_sides_of_a_copy_come_at_once() -> None:
     assert rig.plain.memory[:100].tobytes() == rig.arena.contents()[2 * PAGE :][:100]
     assert rig.iommu.take_wakeups() == []
     assert not rig.arena.held
+
+
+@pytest.mark.parametrize(("source", "target"), [(IN, BASE), (BASE, IN), (IN, IN + PAGE)], ids=["out", "in", "within"])
+def test_a_short_copy_goes_at_once_whichever_side_is_managed(source: int, target: int) -> None:
+    rig, meters = Rig(), (Meter(), Meter())
+    rig.plain.memory[:PAGE] = 7
+    assert rig.iommu.copy_present(rig.pasid, source + 5, rig.pasid, target + 9, 100, rig.staging, meters)
+    whole = rig.plain.memory[: 8 * PAGE].tobytes() + rig.arena.contents()
+    assert whole[target - BASE + 9 :][:100] == whole[source - BASE + 5 :][:100]
+    assert [meter.page_faults for meter in meters] == [int(source >= IN), int(target >= IN)]
+    assert rig.arena.n_faults == 0
+
+
+def test_a_short_copy_that_is_not_all_there_or_in_two_places_is_left_to_the_general_way() -> None:
+    rig, meters = Rig(), (Meter(), Meter())
+    rig.arena.evict_now(2)
+
+    def copies(source: int, target: int) -> bool:
+        return rig.iommu.copy_present(rig.pasid, source, rig.pasid, target, 16, rig.staging, meters)
+
+    assert not copies(IN + 2 * PAGE, BASE), "it is in swap"
+    assert not copies(BASE, IN + 2 * PAGE)
+    assert not copies(IN - 8, BASE), "it begins before the window"
+    assert not copies(BASE, IN - 8)
+    rig.plain.slow = {0}
+    assert not copies(IN, BASE), "the plain side is slow"
+    assert meters == (Meter(page_faults=1, page_faults_handled=1), Meter())
+    assert not rig.suspended
+    assert not rig.iommu.take_requests()
+    assert rig.iommu.take_wakeups() == [], "nobody waits"
 
 
 def test_of_two_sides_one_that_waits_keeps_both_back() -> None:

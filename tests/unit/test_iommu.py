@@ -11,6 +11,8 @@ from nopin.iommu.page_requests import PARKS_MAX, Meter
 from nopin.mm.space import Absent, FaultResult, IoVec, LooksThenCopies, Staging
 from nopin.units import PAGE_BYTES
 
+METERS = (Meter(), Meter())
+
 
 class ArraySpace(LooksThenCopies):
     """Memory [0, 16 pages) in an array. Pages in `swapped` are slow, in `untouched` absent but quick.
@@ -238,15 +240,15 @@ def test_a_freed_pasid_is_not_handed_out_next(space: ArraySpace) -> None:
 def test_a_copy_of_present_memory_is_all_or_left_to_the_general_way(space: ArraySpace) -> None:
     iommu, staging = Iommu(), Staging.of_size(64)
     pasid = iommu.bind(space)
-    assert iommu.copy_present(pasid, 0, pasid, 4090, 12, staging)
+    assert iommu.copy_present(pasid, 0, pasid, 4090, 12, staging, METERS)
     assert space.memory[4090:4102].tolist() == space.memory[:12].tolist()
     for pages in (space.untouched, space.swapped):
         pages.add(1)
-        assert not iommu.copy_present(pasid, 4090, pasid, 0, 12, staging), "the source is not all there"
-        assert not iommu.copy_present(pasid, 0, pasid, 4090, 12, staging), "nor is the target"
+        assert not iommu.copy_present(pasid, 4090, pasid, 0, 12, staging, METERS), "the source is not all there"
+        assert not iommu.copy_present(pasid, 0, pasid, 4090, 12, staging, METERS), "nor is the target"
         pages.clear()
-    assert not iommu.copy_present(pasid, len(space.memory) - 4, pasid, 0, 12, staging), "it ends early"
-    assert not iommu.copy_present(pasid + 1, 0, pasid, 0, 12, staging)
+    assert not iommu.copy_present(pasid, len(space.memory) - 4, pasid, 0, 12, staging, METERS), "it ends early"
+    assert not iommu.copy_present(pasid + 1, 0, pasid, 0, 12, staging, METERS)
     assert not iommu.take_requests(), "and nobody waits"
 
 
@@ -256,6 +258,6 @@ def test_who_was_resumed_is_left_to_the_general_way_which_knows_its_patience(spa
     space.swapped = {0}
     assert iommu.read(pasid, 0, 8, staging, 0, Meter(), "one") == PARKED
     service(iommu, space)
-    assert not iommu.copy_present(pasid, 4096, pasid, 8192, 8, staging)
+    assert not iommu.copy_present(pasid, 4096, pasid, 8192, 8, staging, METERS)
     assert iommu.read(pasid, 0, 8, staging, 0, Meter(), "one") == 8
-    assert iommu.copy_present(pasid, 4096, pasid, 8192, 8, staging)
+    assert iommu.copy_present(pasid, 4096, pasid, 8192, 8, staging, METERS)

@@ -186,16 +186,29 @@ class Iommu:
         return relay((copy,), staging, grain)
 
     def copy_present(
-        self, source_pasid: int, source: int, target_pasid: int, target: int, length: int, staging: Staging
+        self,
+        source_pasid: int,
+        source: int,
+        target_pasid: int,
+        target: int,
+        length: int,
+        staging: Staging,
+        meters: tuple[Meter, Meter],
     ) -> bool:
-        """Copy a short range from space to space, if all of it is there and lets itself be copied.
+        """Copy a short range from space to space, if all of it is there, or comes at once, and lets itself be copied.
 
-        False: nothing was decided or counted, and `relay`, which finds out why, may copy the same again.
+        Args:
+            meters: of the source and of the target, where what came at once is counted.
+
+        False: nothing else was decided or counted, and `relay`, which finds out why, may copy the same again.
         Requires: 0 < `length` <= `SHORT_BYTES`.
         """
         source_space, target_space = self._plain.get(source_pasid), self._plain.get(target_pasid)
-        if source_space is None or target_space is None or self._requests.any_resumed:
+        if self._requests.any_resumed:
             return False
+        if source_space is None or target_space is None:
+            ends = (source_pasid, source, source_space), (target_pasid, target, target_space)
+            return self._managed.copy_present(*ends, meters, length, staging)
         at = start_of(source, target, staging.address) if length > PAGE_BYTES else 0
         if not source_space.read_present(source, length, staging, at):
             return False

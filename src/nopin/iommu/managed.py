@@ -30,7 +30,7 @@ from nopin.iommu.tickets import Tickets
 from nopin.iommu.window_copy import Segments, copy_in_window, copy_packed, copy_parts, parts_of, relay
 from nopin.iommu.windows import DeviceArena, Part, Window, WindowedSpace, page_run
 from nopin.mm.effects import PageRun, Procedure
-from nopin.mm.space import AddressSpace, IoVec, Staging
+from nopin.mm.space import AddressSpace, ByteMemory, IoVec, Staging
 from nopin.ranges import Range
 from nopin.units import PAGE_SHIFT
 
@@ -45,6 +45,9 @@ class Fault(NamedTuple):
     procedure: Procedure[None]
     request: PageRequest
 
+
+_End = tuple[int, int, AddressSpace | None]
+"""PASID, address, and the space of a process without windows."""
 
 RunFault = Callable[[DeviceArena, Procedure[None]], None]
 """Carries what answers a fault in an arena out, now as far as it goes without waiting."""
@@ -175,6 +178,54 @@ class ManagedAccess:
         if limit == PARKED:
             return PARKED
         return copy_packed(space, segments, limit, staging, local, write=write)
+
+    def copy_present(
+        self, source: _End, target: _End, meters: tuple[Meter, Meter], length: int, staging: Staging
+    ) -> bool:
+        """Copy a short range from process to process, at least one of which has windows; see `Iommu.copy_present`."""
+        there = self._ready(*source, length, meters[0], write=False)
+        here = self._ready(*target, length, meters[1], write=True) if there is not None else None
+        if there is None or here is None:
+            return False
+        (memory, plain, at), (target_memory, target_plain, to) = there, here
+        if plain is not None:
+            if plain.read(at, length, staging, 0) < length:
+                return False
+            memory, at = staging, 0
+        assert memory is not None
+        if target_memory is not None:
+            target_memory.view[to : to + length] = memory.view[at : at + length]
+            return True
+        assert target_plain is not None
+        if not isinstance(memory, Staging):
+            staging.view[:length] = memory.view[at : at + length]
+            memory, at = staging, 0
+        return target_plain.write(to, length, memory, at) == length
+
+    def _ready(
+        self, pasid: int, address: int, plain: AddressSpace | None, length: int, meter: Meter, *, write: bool
+    ) -> tuple[ByteMemory | None, AddressSpace | None, int] | None:
+        """Return where a range can be copied now: in memory at an offset, or in plain memory at its address.
+
+        None: it cannot, or not yet, or lies partly here and partly there.
+        """
+        if plain is None:
+            space = self._spaces.get(pasid)
+            if space is None:
+                return None
+            window = space.find(address, length)
+            if window is not None:
+                at, arena = window.at(address), window.arena
+                first, n = page_run(at, length)
+                if arena.mirror.use(first, n, write=write) or (
+                    self._fills(arena, first, n, meter, write=write) and arena.mirror.use(first, n, write=write)
+                ):
+                    return arena.memory, None, at
+                return None
+            if not space.is_plain(address, length):
+                return None
+            plain = space.plain
+        return None if plain.absent(address, address + length, write=write) else (None, plain, address)
 
     def relay(
         self,

@@ -112,6 +112,13 @@ class WindowedSpace:
         window = self._windows[at - 1]
         return window if address + length <= window.end else None
 
+    def is_plain(self, address: int, length: int) -> bool:
+        """Tell whether no part of an access lies in a window."""
+        after = bisect_right(self._starts, address)
+        if after and address < self._windows[after - 1].end:
+            return False
+        return after == len(self._starts) or address + length <= self._starts[after]
+
     def parts(self, address: int, length: int) -> list[Part]:
         """Cut an access where windows begin and end."""
         if not self._windows:

@@ -117,9 +117,10 @@ def _copied_at_once(core: Core, peer: QueuePair, work: SendWork) -> bool:
     if theirs is None or not ours.alive or ours.discipline is _SHORT_TERM or theirs.discipline is _SHORT_TERM:
         return False
     their_va = work.remote_address - theirs.iova + theirs.start
+    copy, staging = core.iommu.copy_present, core.plan.staging
     if read:
-        return core.iommu.copy_present(theirs.pasid, their_va, ours.pasid, local.va, length, core.plan.staging)
-    return core.iommu.copy_present(ours.pasid, local.va, theirs.pasid, their_va, length, core.plan.staging)
+        return copy(theirs.pasid, their_va, ours.pasid, local.va, length, staging, (theirs.meter, ours.meter))
+    return copy(ours.pasid, local.va, theirs.pasid, their_va, length, staging, (ours.meter, theirs.meter))
 
 
 def _carry_out(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork, now: int) -> bool:
