@@ -68,6 +68,9 @@ class Pages:
     def protect(self, page: int, protection: int, n_pages: int = 1) -> None:
         _does.protect(self.at(page), n_pages * PAGE, protection)
 
+    def page_out(self, page: int, n_pages: int) -> None:
+        _does.page_out(self.at(page), n_pages * PAGE)
+
     def advise(self, page: int, advice: int, n_pages: int = 1) -> None:
         _does.advise(self.at(page), n_pages * PAGE, advice)
 

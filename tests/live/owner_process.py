@@ -22,7 +22,8 @@ from nopin.linux.userfaultfd import open_watch
 from nopin.ranges import Range
 
 PROT_NONE, PROT_READ, PROT_RW = 0, 1, 3
-MADV_DONTNEED, MADV_REMOVE, MADV_PAGEOUT = 4, 9, 21
+MADV_DONTNEED, MADV_REMOVE = 4, 9
+_MADV_PAGEOUT = 21
 _MAP_PRIVATE_ANONYMOUS, _MAP_FIXED = 0x22, 0x10
 _MREMAP_MAYMOVE_FIXED = 3
 
@@ -98,6 +99,17 @@ class Actions:
 
     def advise(self, address: int, length: int, advice: int) -> None:
         checked(LIBC.madvise(_pointer(address), _size(length), advice), "madvise")
+
+    def page_out(self, address: int, length: int) -> None:
+        """Have whole pages swapped out, wherever they were touched.
+
+        The kernel passes over pages that wait on another CPU to be put in its lists; each call puts those of its own.
+        """
+        cpus = os.sched_getaffinity(0)
+        for cpu in cpus:
+            os.sched_setaffinity(0, {cpu})
+            self.advise(address, length, _MADV_PAGEOUT)
+        os.sched_setaffinity(0, cpus)
 
     def move(self, address: int, length: int, to: int) -> None:
         size = _size(length)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from owner_process import MADV_DONTNEED, MADV_PAGEOUT, Owner
+from owner_process import MADV_DONTNEED, Owner
 from zram_swap import zram_swap
 
 from nopin.linux.pagemap import Pagemap
@@ -74,7 +74,7 @@ def test_swapped_pages_are_told_from_untouched_ones(owner: Owner, pagemap: Pagem
     with zram_swap():
         address = owner.do("map", N_PAGES * PAGE)
         owner.do("put", address, bytes(range(256)) * 16 * 8)
-        owner.do("advise", address, 8 * PAGE, MADV_PAGEOUT)
+        owner.do("page_out", address, 8 * PAGE)
         runs = pagemap.absent(address, address + 16 * PAGE)
         assert [(run.where.start - address, run.where.end - address, run.swapped) for run in runs] == [
             (0, 8 * PAGE, True),

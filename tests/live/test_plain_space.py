@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from owner_process import MADV_DONTNEED, MADV_PAGEOUT, PROT_NONE, Owner
+from owner_process import MADV_DONTNEED, PROT_NONE, Owner
 from zram_swap import zram_swap
 
 from nopin.iommu.access import PARKED
@@ -176,7 +176,7 @@ def test_swapped_pages_park_come_back_whole_and_pin_nothing(owner: Owner, space:
         pasid = iommu.bind(space)
         address = owner.do("map", len(data))
         owner.do("put", address, data.tobytes())
-        owner.do("advise", address, len(data), MADV_PAGEOUT)
+        owner.do("page_out", address, len(data))
         assert space.absent(address, address + len(data)) == Absent(64, slow=True)
         assert iommu.read(pasid, address, len(data), staging, 0, meter, "qp") == PARKED
         assert not staging.array.any()

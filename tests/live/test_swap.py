@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from own_memory import PAGE, Pages, anonymous, mapped_file
-from owner_process import MADV_PAGEOUT
 from slow_page import held_back_pages, slow_pages
 from verbs_pair import (
     ALL_RIGHTS,
@@ -215,7 +214,7 @@ def swapped() -> Iterator[Pages]:
     """Memory of this process in swap, random bytes that do not compress; `swap_data` is what it holds."""
     with zram_swap(), anonymous(SWAPPED_PAGES) as pages:
         pages.put(0, swap_data())
-        pages.advise(0, MADV_PAGEOUT, SWAPPED_PAGES)
+        pages.page_out(0, SWAPPED_PAGES)
         yield pages
 
 
