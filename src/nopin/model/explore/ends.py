@@ -18,7 +18,7 @@ from nopin.model.net.fates import Fate
 from nopin.model.net.network import Network
 from nopin.model.net.nic_host import NicHost
 from nopin.model.oracle.host_oracle import HostOracle
-from nopin.model.oracle.memory import words_of
+from nopin.model.oracle.memory import WORD_BYTES, words_of
 from nopin.model.oracle.violation import violate
 from nopin.ranges import Range
 from nopin.units import PAGE_BYTES
@@ -134,3 +134,19 @@ class Seen(DeviceObserver):
     def _check(self, device: str, va: int) -> None:
         if self.shut:
             violate("stale_access", f"{device} reaches {va:#x}, and {self.shut}")
+
+
+def check_moved(
+    read: set[tuple[int, int]], source: int, written: set[tuple[int, int]], target: int, length: int
+) -> None:
+    """Of a transfer that is done: each word was written where it belongs, as it was read at that place.
+
+    Args:
+        read: words that were read, as (address, value); `written` likewise.
+    """
+    for offset in range(0, length, WORD_BYTES):
+        there = {value for va, value in written if va == target + offset}
+        if not there:
+            violate("completion_without_bytes", f"done, and the word at {target + offset:#x} was not written")
+        if not there & {value for va, value in read if va == source + offset}:
+            violate("wrong_bytes", f"the word at {target + offset:#x} was never at {source + offset:#x}")

@@ -18,7 +18,7 @@ from nopin.errors import NopinError, PeerError, RegionGone, ServerGone, WorkErro
 from nopin.mm.space import Reason
 from nopin.model.device.observer import DeviceObserver
 from nopin.model.effects import Work
-from nopin.model.explore.ends import Seen
+from nopin.model.explore.ends import Seen, check_moved
 from nopin.model.explore.world import Steps, World
 from nopin.model.host.errors import ModelFault
 from nopin.model.host.host import Host
@@ -181,16 +181,14 @@ class Sharing:
         for place in dict.fromkeys((self.theirs, self.ours)):
             yield from place.server.start()
         yield from self.theirs.server.publish(self.owner, _NAME, _TOKEN, self.va, 2 * PAGE_BYTES)
-        self.array = AttachedArray(
-            self.world.scheduler,
-            self.peer,
-            self.ours.server,
-            self.theirs.server,
-            _NAME,
-            _TOKEN,
-            Range.of_length(self.buffer, 2 * PAGE_BYTES),
-        )
+        self.array = self._new_array()
         yield from self.array.attach()
+
+    def _new_array(self) -> AttachedArray:
+        where = Range.of_length(self.buffer, 2 * PAGE_BYTES)
+        return AttachedArray(
+            self.world.scheduler, self.peer, self.ours.server, self.theirs.server, _NAME, _TOKEN, where
+        )
 
     # What ours does
 
@@ -199,8 +197,8 @@ class Sharing:
         self._last = None
         done = yield from self._carry_out(WrOpcode.RDMA_WRITE)
         if done:
-            self._check_moved(
-                self.ours.seen[self.peer].read, self.here, self.theirs.seen[self.owner].written, self.there
+            check_moved(
+                self.ours.seen[self.peer].read, self.here, self.theirs.seen[self.owner].written, self.there, self.length
             )
             self._last = yield from self.peer.load(self.here, self.length)
 
@@ -208,8 +206,8 @@ class Sharing:
         """Read theirs into our words."""
         done = yield from self._carry_out(WrOpcode.RDMA_READ)
         if done:
-            self._check_moved(
-                self.theirs.seen[self.owner].read, self.there, self.ours.seen[self.peer].written, self.here
+            check_moved(
+                self.theirs.seen[self.owner].read, self.there, self.ours.seen[self.peer].written, self.here, self.length
             )
 
     def writes_twice(self) -> Steps:
@@ -304,29 +302,12 @@ class Sharing:
         if not self.ended and not (self.over and isinstance(error, WorkError)):
             violate("transient_as_permanent", f"the share lives, and an operation failed: {error}")
 
-    def _check_moved(self, read: set[tuple[int, int]], source: int, written: set[tuple[int, int]], target: int) -> None:
-        """Of a transfer that is done: each word was written where it belongs, as it was read at that place."""
-        for offset in range(0, self.length, WORD_BYTES):
-            there = {value for va, value in written if va == target + offset}
-            if not there:
-                violate("completion_without_bytes", f"done, and the word at {target + offset:#x} was not written")
-            if not there & {value for va, value in read if va == source + offset}:
-                violate("wrong_bytes", f"the word at {target + offset:#x} was never at {source + offset:#x}")
-
     # Afterwards
 
     def _use_it(self) -> Steps:
         """The array goes on, or says that the share has ended; and so it is for who comes anew."""
         yield from self._carry_out(WrOpcode.RDMA_READ)
-        other = AttachedArray(
-            self.world.scheduler,
-            self.peer,
-            self.ours.server,
-            self.theirs.server,
-            _NAME,
-            _TOKEN,
-            Range.of_length(self.buffer, 2 * PAGE_BYTES),
-        )
+        other = self._new_array()
         try:
             yield from other.attach()
         except (PeerError, ServerGone) as problem:

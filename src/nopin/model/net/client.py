@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -138,36 +139,24 @@ def make_client(nic: Nic, pd: Pd, *, depth: int = 256, max_inline: int = 256) ->
     )
 
 
-def connect(
-    a: Client,
-    b: Client,
-    *,
-    mtu: int = 1024,
-    now: int = 0,
-    rnr_retry: int = 7,
-    retry_cnt: int = 7,
-    timeout: int = 14,
-    psn: int = 0xFFFFF0,
-    access: Access = ALL_RIGHTS,
-    min_rnr_timer: int = 12,
-    max_rd_atomic: int = 4,
-) -> None:
+class ConnectOptions(TypedDict, total=False):
+    """What both ends of a connection agree on, names and defaults as those of `bring_up`."""
+
+    mtu: int
+    now: int
+    rnr_retry: int
+    retry_cnt: int
+    timeout: int
+    psn: int
+    access: Access
+    min_rnr_timer: int
+    max_rd_atomic: int
+
+
+def connect(a: Client, b: Client, **options: Unpack[ConnectOptions]) -> None:
     """Bring both ends to RTS; PSNs start just before the wrap."""
     for us, them in ((a, b), (b, a)):
-        bring_up(
-            us,
-            them.nic.endpoint,
-            them.qp.qpn,
-            mtu=mtu,
-            now=now,
-            rnr_retry=rnr_retry,
-            retry_cnt=retry_cnt,
-            timeout=timeout,
-            psn=psn,
-            access=access,
-            min_rnr_timer=min_rnr_timer,
-            max_rd_atomic=max_rd_atomic,
-        )
+        bring_up(us, them.nic.endpoint, them.qp.qpn, **options)
 
 
 def bring_up(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nopin.mm.space import Reason
-from nopin.model.explore.ends import End
+from nopin.model.explore.ends import End, check_moved
 from nopin.model.explore.scenario import add, scenario
 from nopin.model.explore.world import Steps, World
 from nopin.model.host.advice import Advice
@@ -82,7 +82,7 @@ class Two:
         )
         status = yield from _only(client)
         if self._succeeded(status, since, write=True):
-            self._check_moved(self.ours.seen.read, here, self.theirs.seen.written, there)
+            check_moved(self.ours.seen.read, here, self.theirs.seen.written, there, self.length)
 
     def reads(self) -> Steps:
         """Read their words into our memory."""
@@ -96,7 +96,7 @@ class Two:
         )
         status = yield from _only(self.client)
         if self._succeeded(status, since, write=False):
-            self._check_moved(self.theirs.seen.read, there, self.ours.seen.written, here)
+            check_moved(self.theirs.seen.read, there, self.ours.seen.written, here, self.length)
 
     def sends(self) -> Steps:
         """Send our words to where they want them."""
@@ -106,7 +106,7 @@ class Two:
         self.client.post_send(WrOpcode.SEND, [(here, self.length, self.ours.region.lkey)])
         status = yield from _only(self.client)
         if self._succeeded(status, since, write=True):
-            self._check_moved(self.ours.seen.read, here, self.theirs.seen.written, there)
+            check_moved(self.ours.seen.read, here, self.theirs.seen.written, there, self.length)
             status = yield from _only(self.peer)
             if status is not WcStatus.SUCCESS:
                 violate("transient_as_permanent", f"the peer was told that its receive failed: {status.name}")
@@ -162,15 +162,6 @@ class Two:
             where = end.process, end.at, self.length, Reason.NO_ACCESS
             end.oracle.refused(end.nic.name, *where, write=write != at_home, since=since[not at_home])
         return False
-
-    def _check_moved(self, read: set[tuple[int, int]], source: int, written: set[tuple[int, int]], target: int) -> None:
-        """Of a transfer that is done: each word was written where it belongs, as it was read at that place."""
-        for offset in range(0, self.length, WORD_BYTES):
-            there = {value for va, value in written if va == target + offset}
-            if not there:
-                violate("completion_without_bytes", f"done, and the word at {target + offset:#x} was not written")
-            if not there & {value for va, value in read if va == source + offset}:
-                violate("wrong_bytes", f"the word at {target + offset:#x} was never at {source + offset:#x}")
 
     # Afterwards
 
