@@ -183,3 +183,35 @@ def test_two_clients_of_one_device_take_the_direct_path() -> None:
     assert pair.n_packets == 0, "the direct path builds no packets"
     assert a.nic.counters.direct_messages == 4
     assert a.qp.state is QpState.RTS
+
+
+@pytest.mark.parametrize("length", [5, 6, 7])
+@pytest.mark.parametrize("opcode", [WrOpcode.RDMA_WRITE, WrOpcode.SEND])
+@pytest.mark.parametrize("n", [3, 12])
+def test_messages_before_one_that_cannot_be_read_arrive_whole(length: int, opcode: WrOpcode, n: int) -> None:
+    """Their batch is cut after they were filled, and some of them end in pad bytes."""
+    pair = make_pair()
+    a, b = pair.a, pair.b
+    a.space.memory[:] = 0xAA
+    a.space.hole = {1}
+    for k in range(n):
+        b.post_recv(k * 8, 8)
+        a.post(opcode, 4096 if k == n - 1 else k * 8, length, to=b.region, at=k * 8)
+    pair.run()
+    written = b.space.memory[: n * 8].reshape(n, 8)
+    assert (written[:-1, :length] == 0xAA).all()
+    assert not written[-1].any()
+
+
+@pytest.mark.parametrize("length", [5, 6, 7])
+def test_answers_before_one_that_cannot_be_read_arrive_whole(length: int) -> None:
+    pair = make_pair()
+    a, b = pair.a, pair.b
+    b.space.memory[:] = 0xAA
+    b.space.hole = {1}
+    for k in range(3):
+        a.post(WrOpcode.RDMA_READ, k * 8, length, to=b.region, at=4096 if k == 2 else k * 8)
+    pair.run()
+    arrived = a.space.memory[:24].reshape(3, 8)
+    assert (arrived[:2, :length] == 0xAA).all()
+    assert [status for _, status in a.poll()][:2] == [WcStatus.SUCCESS] * 2

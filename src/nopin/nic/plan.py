@@ -171,21 +171,25 @@ class Plan:
         self._solicits = True
         self._solicited[at] = True
 
-    def cut(self, n: int) -> None:
-        """Keep only the first n packets, after `layout`: their places stay."""
-        self.n = n
-        if n:
-            self.layout()
-
     def layout(self) -> None:
         """Give every packet its place, back to back, and zero the pad bytes (payloads come later)."""
-        n = self.n
-        self._layout = layout = _layout_of(self._opcode[:n].tobytes(), self._payload[:n].tobytes())
-        self.offsets = layout.offsets
+        layout = self._lay_out()
         if len(layout.before_icrc):
             # A padded packet has at least four bytes of payload and pad, so these three never touch its headers.
             for back in (1, 2, 3):
                 self.staging.array[layout.before_icrc - back] = 0
+
+    def cut(self, n: int) -> None:
+        """Keep only the first n packets, after `layout`: their places stay, and so do the payloads that are there."""
+        self.n = n
+        if n:
+            self._lay_out()
+
+    def _lay_out(self) -> Layout:
+        n = self.n
+        self._layout = layout = _layout_of(self._opcode[:n].tobytes(), self._payload[:n].tobytes())
+        self.offsets = layout.offsets
+        return layout
 
     @property
     def _laid(self) -> Layout:
