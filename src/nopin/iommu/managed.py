@@ -30,7 +30,7 @@ from nopin.iommu.tickets import Tickets
 from nopin.iommu.window_copy import Segments, copy_in_window, copy_packed, copy_parts, parts_of, relay
 from nopin.iommu.windows import DeviceArena, Part, Window, WindowedSpace, page_run
 from nopin.mm.effects import PageRun, Procedure
-from nopin.mm.space import AddressSpace, ByteMemory, IoVec, Staging
+from nopin.mm.space import AddressSpace, IoVec, Staging
 from nopin.ranges import Range
 from nopin.units import PAGE_SHIFT
 
@@ -133,21 +133,14 @@ class ManagedAccess:
         if space is None or length <= 0:
             return 0
         window = space.find(address, length)
-        if window is not None:
-            at = address - window.start + window.offset
-            first = at >> PAGE_SHIFT
-            n = ((at + length - 1) >> PAGE_SHIFT) - first + 1
-            mirror = window.arena.mirror
-            if mirror.use(first, n, write=write) or (
-                self._fills(window.arena, first, n, meter, write=write) and mirror.use(first, n, write=write)
-            ):
-                memory = window.arena.memory.view
-                if write:
-                    memory[at : at + length] = staging.view[offset : offset + length]
-                else:
-                    staging.view[offset : offset + length] = memory[at : at + length]
-                self._go_on(waiter)
-                return length
+        if window is not None and self._is_held(window, address, length, meter, write=write):
+            at, memory = window.at(address), window.arena.memory.view
+            if write:
+                memory[at : at + length] = staging.view[offset : offset + length]
+            else:
+                staging.view[offset : offset + length] = memory[at : at + length]
+            self._go_on(waiter)
+            return length
         segments = ((address, length),)
         limit = self._admit(space, Span(pasid, address, meter, waiter), segments, write=write)
         if limit == PARKED:
@@ -183,49 +176,45 @@ class ManagedAccess:
         self, source: _End, target: _End, meters: tuple[Meter, Meter], length: int, staging: Staging
     ) -> bool:
         """Copy a short range from process to process, at least one of which has windows; see `Iommu.copy_present`."""
-        there = self._ready(*source, length, meters[0], write=False)
-        here = self._ready(*target, length, meters[1], write=True) if there is not None else None
+        there, here = self._whole(source, length), self._whole(target, length)
         if there is None or here is None:
             return False
-        (memory, plain, at), (target_memory, target_plain, to) = there, here
-        if plain is not None:
-            if plain.read(at, length, staging, 0) < length:
+        data: bytes | memoryview
+        if not isinstance(there, Window):
+            if not there.read_present(source[1], length, staging, 0):
                 return False
-            memory, at = staging, 0
-        assert memory is not None
-        if target_memory is not None:
-            target_memory.view[to : to + length] = memory.view[at : at + length]
-            return True
-        assert target_plain is not None
-        if not isinstance(memory, Staging):
-            staging.view[:length] = memory.view[at : at + length]
-            memory, at = staging, 0
-        return target_plain.write(to, length, memory, at) == length
+            data = staging.view[:length]
+        elif self._is_held(there, source[1], length, meters[0], write=False):
+            at = there.at(source[1])
+            data = there.arena.memory.view[at : at + length]
+        else:
+            return False
+        if not isinstance(here, Window):
+            staging.view[:length] = data
+            return here.write_present(target[1], length, staging, 0)
+        if not self._is_held(here, target[1], length, meters[1], write=True):
+            return False
+        at = here.at(target[1])
+        here.arena.memory.view[at : at + length] = data
+        return True
 
-    def _ready(
-        self, pasid: int, address: int, plain: AddressSpace | None, length: int, meter: Meter, *, write: bool
-    ) -> tuple[ByteMemory | None, AddressSpace | None, int] | None:
-        """Return where a range can be copied now: in memory at an offset, or in plain memory at its address.
+    def _whole(self, end: _End, length: int) -> Window | AddressSpace | None:
+        """Return the window that holds all of a range, or the plain memory that does; None if it has parts of both."""
+        pasid, address, plain = end
+        if plain is not None:
+            return plain
+        space = self._spaces.get(pasid)
+        if space is None:
+            return None
+        return space.find(address, length) or (space.plain if space.is_plain(address, length) else None)
 
-        None: it cannot, or not yet, or lies partly here and partly there.
-        """
-        if plain is None:
-            space = self._spaces.get(pasid)
-            if space is None:
-                return None
-            window = space.find(address, length)
-            if window is not None:
-                at, arena = window.at(address), window.arena
-                first, n = page_run(at, length)
-                if arena.mirror.use(first, n, write=write) or (
-                    self._fills(arena, first, n, meter, write=write) and arena.mirror.use(first, n, write=write)
-                ):
-                    return arena.memory, None, at
-                return None
-            if not space.is_plain(address, length):
-                return None
-            plain = space.plain
-        return None if plain.absent(address, address + length, write=write) else (None, plain, address)
+    def _is_held(self, window: Window, address: int, length: int, meter: Meter, *, write: bool) -> bool:
+        """Use pages of a window that the mirror holds, or that come at once; False if not all are, and none is used."""
+        first, n = page_run(window.at(address), length)
+        mirror = window.arena.mirror
+        return mirror.use(first, n, write=write) or (
+            self._fills(window.arena, first, n, meter, write=write) and mirror.use(first, n, write=write)
+        )
 
     def relay(
         self,

@@ -30,9 +30,9 @@ from nopin.linux.udp import (
     pack_address,
     unpack_address,
 )
-from nopin.nic.wire.batch import ROCE_PORT, Endpoint, PacketBatch, Path, Segment, TxBatch
+from nopin.nic.wire.batch import ROCE_PORT, Endpoint, PacketBatch, Path, Runs, Segment, TxBatch
 from nopin.nic.wire.gid import V4_PREFIX, address_of, gid_of, is_ipv4
-from nopin.nic.wire.icrc import Runs, runs_of
+from nopin.nic.wire.icrc import runs_of
 
 RECEIVE_SLOTS = 80
 """Four MiB of 1 MiB messages per system call (their ends come in datagrams of their own), two batches of the sender's:

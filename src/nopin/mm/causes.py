@@ -45,10 +45,10 @@ class Cause(Enum):
     @property
     def deferrable(self) -> bool:
         """True if reads may go on until the frame is used anew, and a subscriber may refuse."""
-        return self is Cause.RECLAIM or self is Cause.MIGRATE
+        return self in DEFERRABLE
 
 
-DEFERRABLE = frozenset(cause for cause in Cause if cause.deferrable)
+DEFERRABLE = frozenset({Cause.RECLAIM, Cause.MIGRATE})
 """Nobody but the memory manager wants these, so they can wait: the old frame holds the same bytes until then."""
 
 WITH_OWNER = frozenset({Cause.MIGRATE, Cause.EXCLUSIVE})

@@ -45,6 +45,8 @@ FORGOTTEN_SHARE, FORGOTTEN_SLACK = 0.125, 512
 
 _GATHERED = 512
 """Single pages queued as one, at most: an entry is looked through as a whole."""
+_GATHERED_MAX = 8 * _GATHERED
+"""Single pages that are still to be looked at, at most."""
 
 _NONE = np.empty(0, np.int64)
 _ON_PROBATION, _PROTECTED, _RECYCLED = 1, 2, 4
@@ -171,6 +173,8 @@ class Residency:
     def admit_one(self, page: int) -> None:
         """A page has become resident. It is looked at later, with others: a thread waits for this one."""
         self._gathered.append(page)
+        if len(self._gathered) >= _GATHERED_MAX:
+            self._settle_gathered()
 
     def evicted(self, pages: Pages) -> None:
         """Pages have left to make room: remember when."""

@@ -100,9 +100,9 @@ def _no_answer(qp: QueuePair, now: int) -> None:
 
 
 def _copied_at_once(core: Core, peer: QueuePair, work: SendWork) -> bool:
-    """Carry out a short READ or WRITE of one range, if nothing at all is special about it.
+    """Carry out a short READ or WRITE of one range, if nothing at all is special about it: latency is made of such.
 
-    False leaves it to the general way, which finds out what is. This is what latency is made of: a third of its time.
+    False leaves it to the general way, which finds out what is.
     """
     attr, length, read = peer.attr, work.length, work.opcode is _READ
     if not read and work.opcode is not _WRITE:
@@ -116,7 +116,7 @@ def _copied_at_once(core: Core, peer: QueuePair, work: SendWork) -> bool:
     ours, theirs = local.region, core.regions.check(work.rkey, peer.pd, work.remote_address, length, need)
     if theirs is None or not ours.alive or ours.discipline is _SHORT_TERM or theirs.discipline is _SHORT_TERM:
         return False
-    their_va = work.remote_address - theirs.iova + theirs.start
+    their_va = theirs.va(work.remote_address)
     copy, staging = core.iommu.copy_present, core.plan.staging
     if read:
         return copy(theirs.pasid, their_va, ours.pasid, local.va, length, staging, (theirs.meter, ours.meter))

@@ -184,11 +184,6 @@ def _pieces(chunk: Chunk, plan: Plan, mtu: int) -> Iterable[Piece]:
 
 def prepared(core: Core, qp: QueuePair, work: SendWork) -> bool:
     """Make a short-term work's pages present before its first byte is copied."""
-    for piece in work.pieces:
-        if piece.region.discipline is Discipline.SHORT_TERM:
-            break
-    else:
-        return True
     write = work.opcode in NEEDS_ANSWER
     if prepare_pieces(core, work.pieces, qp.requester_waiter, write=write):
         return True

@@ -45,7 +45,7 @@ class Packet:
             self.staging,
             np.array([self.offset], np.int64),
             np.array([self.opcode], np.uint8),
-            np.array([self.solicited << 7 | self.pad << PAD_SHIFT], np.uint8),
+            np.array([self.solicited * SOLICITED_BIT | self.pad << PAD_SHIFT], np.uint8),
             np.array([self.psn], np.uint32),
             np.array([self.ack_req], np.bool_),
             np.array([self.length], np.int64),

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from nopin.mm.space import IoVec, Staging
 from nopin.nic.wire import icrc
-from nopin.nic.wire.batch import Path, Segment, TxBatch
-from nopin.nic.wire.bth import emit_bth, emit_one
+from nopin.nic.wire.batch import Path, Runs, Segment, TxBatch
+from nopin.nic.wire.bth import Bth, emit_bth
 from nopin.nic.wire.opcodes import HEADER_BYTES, ICRC_BYTES, KINDS, MAX_HEADER_BYTES, Opcode
 
 PACKETS_MAX = 512
@@ -58,7 +58,7 @@ class Layout:
     pad: NDArray[np.uint8] | int
     before_icrc: NDArray[np.int64]
     segments: tuple[Segment, ...]
-    runs: icrc.Runs
+    runs: Runs
     n_bytes: int
 
 
@@ -236,7 +236,7 @@ class Plan:
         header, pad = KINDS[opcode].header_bytes, -payload & 3
         end = header + payload
         view = self.staging.view
-        emit_one(view, opcode, qpn, psn, ack_req, solicited, pad)
+        Bth(opcode, qpn, psn, ack_req, solicited, pad).emit(view)
         if pad:
             view[end : end + pad] = bytes(pad)
         self.n, self._layout = 1, None

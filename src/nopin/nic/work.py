@@ -122,7 +122,7 @@ def resolve(entry: bytes, n_sge: int, regions: RegionTable, pd: Pd, need: int) -
         region = regions.check(lkey, pd, address, length, need)
         if region is None:
             return None
-        pieces.append(Piece(region, address - region.iova + region.start, length))
+        pieces.append(Piece(region, region.va(address), length))
         total += length
     return pieces, total
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Unpack
 
 import numpy as np
 
 from nopin.iommu.iommu import Iommu
-from nopin.model.net.client import ALL_RIGHTS, Client, connect, make_client, no_fence, send_entry
+from nopin.model.net.client import ALL_RIGHTS, Client, ConnectOptions, connect, make_client, no_fence, send_entry
 from nopin.nic.abi import Access, Discipline, WrOpcode
 from nopin.nic.mr import Region
 from nopin.nic.nic import Nic
@@ -161,8 +162,8 @@ def answer_faults(side: Side, now: int) -> bool:
     return bool(woken)
 
 
-def make_pair(wire: Wire | None = None, *, mtu: int = 1024, seed: int = 1, **options: object) -> Pair:
+def make_pair(wire: Wire | None = None, *, seed: int = 1, **options: Unpack[ConnectOptions]) -> Pair:
     """Build two ends and connect them; options go to `connect`."""
     a, b = make_side("10.0.0.1", seed=seed), make_side("10.0.0.2", seed=seed + 1, iova=0x7000_0123)
-    connect(a, b, mtu=mtu, **options)  # type: ignore[arg-type]  # forwarded as given
+    connect(a, b, **options)
     return Pair(a, b, wire)

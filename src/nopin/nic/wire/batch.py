@@ -31,6 +31,10 @@ class Path(NamedTuple):
     remote: Endpoint
 
 
+Runs = list[tuple[int, list[int]]]
+"""Packets of a batch by their size: neighbours of one size, and where each starts (`icrc.runs_of`)."""
+
+
 @dataclass(slots=True)
 class PacketBatch:
     """Received packets of one path, in order of arrival.
@@ -49,7 +53,7 @@ class PacketBatch:
     offsets: NDArray[np.int64]
     lengths: NDArray[np.int64]
     icrc_checked: bool = False
-    runs: list[tuple[int, list[int]]] | None = None
+    runs: Runs | None = None
 
 
 class Segment(NamedTuple):

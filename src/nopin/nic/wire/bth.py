@@ -90,11 +90,6 @@ class Bth(NamedTuple):
         )
 
 
-def emit_one(buffer: memoryview, opcode: int, qpn: int, psn: int, ack_req: bool, solicited: bool, pad: int) -> None:
-    """Write the header of a lone packet at the start of a buffer: `Bth.emit` without making a `Bth`."""
-    _BTH.pack_into(buffer, 0, opcode, solicited << 7 | pad << PAD_SHIFT, DEFAULT_PKEY, qpn, ack_req << 31 | psn)
-
-
 class BthBatch:
     """The headers of n packets, each field an (n,) array in native byte order (`pkey`: big-endian view).
 

@@ -24,7 +24,7 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from nopin.mm.space import Bytes
-from nopin.nic.wire.batch import Endpoint, Path
+from nopin.nic.wire.batch import Endpoint, Path, Runs
 from nopin.nic.wire.gid import is_ipv4
 from nopin.nic.wire.opcodes import ICRC_BYTES, MIN_PACKET_BYTES
 from nopin.nic.wire.records import Offsets, scatter
@@ -49,9 +49,6 @@ _MASKED_BYTE = 4
 
 _FEW_RUNS = 16
 """Up to this many runs of packets of one size are taken run by run."""
-
-Runs = list[tuple[int, list[int]]]
-"""Packets of a batch by their size: neighbours of one size, and where each starts."""
 
 _POLYNOMIAL = 0xEDB88320
 """The CRC-32 polynomial, reflected."""
