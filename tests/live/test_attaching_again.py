@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from nopin import Closed, Device, RegionGone, RemoteArray, Share, attach
+from nopin.control.mending import LOST
 from nopin.lab.child import Child
 from nopin.lab.line import Line
 from nopin.lab.servers import LocalServer
-from nopin.verbs.peer import LOST
 
 N = 1 << 16
 WAIT_S = 30.0

@@ -36,7 +36,7 @@ from nopin.nic.nic import Nic
 from nopin.units import PAGE_BYTES
 
 SOURCE = Path(nopin.__file__).parent
-REAL_PARTS = ("mm", "iommu", "nic", "control")
+REAL_PARTS = ("mm", "iommu", "nic", "control", "verbs", "server")
 
 API = (Pager, Notifiers, Eras, Mirror, PageRequests, Iommu, Nic)
 """What must be there once only."""

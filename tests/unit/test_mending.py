@@ -22,7 +22,7 @@ class Op:
 
 def test_what_was_under_way_goes_before_what_came_later_oldest_first() -> None:
     mending: Mending[Op] = Mending()
-    mending.hold(Op(3, n_posted=0))
+    mending.hold([Op(3, n_posted=0)])
     assert mending.broke([Op(2), Op(1, READ)]).begins
     tasks = mending.take()
     assert [(task.serial, task.n_posted) for task in tasks] == [(1, 0), (2, 0), (3, 0)]
@@ -45,7 +45,7 @@ def test_a_connection_that_breaks_while_it_is_made_does_not_begin_mending_twice(
     assert mending.broke([Op(1), Op(2)]).begins
     first, second = mending.take()
     assert not mending.broke([first]).begins
-    mending.put_back([second])
+    mending.hold([second])
     assert mending.take() == [first, second]
 
 

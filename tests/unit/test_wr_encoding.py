@@ -22,11 +22,11 @@ from nopin.nic.abi import (
 from nopin.verbs.pieces import pieces_of
 from nopin.verbs.selection import select
 from nopin.verbs.wr import (
-    ArrayEncoder,
     RecvWr,
     SendWr,
     Sge,
     decode_completion,
+    encode_array,
     encode_one,
     encode_recv,
     encode_send,
@@ -82,8 +82,9 @@ def test_the_short_way_equals_the_long_way() -> None:
 def test_numpy_encoding_equals_one_by_one() -> None:
     stride = wqe_stride(4, 64)
     addresses = np.arange(5, dtype=np.uint64) * 4096
-    entries = ArrayEncoder(stride).encode(
+    entries = encode_array(
         5,
+        stride,
         opcode=WrOpcode.RDMA_WRITE,
         wr_id=np.arange(5),
         flags=[0, 0, 0, 0, 2],
@@ -131,10 +132,10 @@ def test_what_does_not_fit_is_refused(wr: SendWr) -> None:
 
 
 def test_numbers_that_do_not_fit_an_array_are_refused() -> None:
-    encoder = ArrayEncoder(128)
     with pytest.raises(UsageError, match="3 work requests"):
-        encoder.encode(
+        encode_array(
             3,
+            128,
             opcode=0,
             wr_id=[1, 2],
             flags=0,

@@ -15,11 +15,21 @@ from __future__ import annotations
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from nopin.control.exchange import Attached
-from nopin.errors import AttachRefused, NopinError
-from nopin.nic.abi import WrOpcode
+from nopin.errors import AttachRefused, NopinError, RegionGone, ServerGone
+from nopin.nic.abi import WcStatus, WrOpcode
+
+LOST = "its server closed the connection"
+"""Why a peer's connection ended, where its server has said nothing."""
+
+MAY_MEAN_GONE = frozenset({WcStatus.REM_ACCESS_ERR, WcStatus.REM_OP_ERR, WcStatus.RETRY_EXC_ERR})
+"""How an operation ends when the share has: worth waiting a moment for the word of the owner's server."""
 
 REPEATABLE = frozenset({WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE})
 """What may be carried out twice."""
+
+
+class PeerLost(RegionGone):
+    """The connection to the owner's server broke, without a word that the share has ended."""
 
 
 class UnderWay(Protocol):
@@ -74,14 +84,15 @@ class Mending(Generic[T]):
         self.active = False
         self._pending: list[T] = []
 
-    def hold(self, task: T) -> None:
-        """Keep an operation that found no connection."""
-        self._pending.append(task)
+    def hold(self, tasks: list[T]) -> None:
+        """Keep operations that found no connection, or one that ended before they could be posted."""
+        self._pending += tasks
 
     def broke(self, tasks: list[T]) -> Broken[T]:
         """A connection has ended with these under way; it may be one that was just made, and is nobody's yet."""
-        doubtful = [each for each in tasks if each.n_posted and each.opcode not in REPEATABLE]
-        left = [each for each in tasks if each not in doubtful]
+        doubtful, left = list[T](), list[T]()
+        for each in tasks:
+            (doubtful if each.n_posted and each.opcode not in REPEATABLE else left).append(each)
         if self.dead is not None:
             return Broken(doubtful, left, False)
         self._pending += left
@@ -99,15 +110,23 @@ class Mending(Generic[T]):
         self.active = bool(tasks)
         return tasks
 
-    def put_back(self, tasks: list[T]) -> None:
-        """The new connection has ended before these could be posted."""
-        self._pending += tasks
-
     def end(self, error: NopinError) -> list[T]:
         """End for good, with the first error that is told; returns what is to fail."""
         self.dead = self.dead or error
         tasks, self._pending = self._pending, []
         return tasks
+
+
+def gone(cause: str, what: str) -> RegionGone:
+    """Return the error of an operation, `what`, whose connection ended for a cause."""
+    if cause == LOST:
+        return PeerLost(f"{what}: the server that publishes the shared region ended, or the network was cut")
+    return RegionGone(f"{what}: the shared region is gone: {cause}")
+
+
+def is_mendable(error: NopinError) -> bool:
+    """Tell whether another connection may do better than the one that ended with this."""
+    return isinstance(error, PeerLost | ServerGone)
 
 
 def is_final(problem: NopinError) -> bool:

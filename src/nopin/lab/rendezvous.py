@@ -20,7 +20,7 @@ import msgspec
 from nopin.errors import PeerError
 from nopin.lab.line import Line
 
-RENDEZVOUS_VERSION = 1
+RENDEZVOUS_VERSION = 2
 DEFAULT_PORT = 18515
 """perftest's."""
 CONNECT_TIMEOUT_S = 10.0

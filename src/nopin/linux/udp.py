@@ -15,6 +15,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from ipaddress import ip_address
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -269,8 +270,8 @@ class BatchSender:
         table = np.array(messages, np.int64)
         n = len(table)
         lengths, sizes = table[:, 1], table[:, 2]
-        self._n_packets = np.cumsum([0, *(-(-lengths // sizes)).tolist()]).tolist()
-        self._n_bytes = np.cumsum([0, *lengths.tolist()]).tolist()
+        self._n_packets = list(accumulate((-(-length // size) for _, length, size in messages), initial=0))
+        self._n_bytes = list(accumulate((length for _, length, _ in messages), initial=0))
         self._iov["base"][:n] = table[:, 0] + base
         self._iov["length"][:n] = lengths
         self._control["value"][:n] = sizes

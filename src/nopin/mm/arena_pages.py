@@ -219,14 +219,14 @@ class ArenaPages:
             return
         self.table.states[run.first : run.end] = _RESIDENT
         self.residency.admit(run)
-        if self.notifiers.wanted:  # for reading: the first store of a device is to be heard, as that of a process is
+        if self.notifiers.n_wanting:  # for reading: the first store of a device is to be heard, as that of a process is
             self.notifiers.update(Range(run.first, run.end), write=False)
 
     def arrived_one(self, page: int) -> None:
         """The same of a single page: what most faults bring."""
         self.state[page] = _RESIDENT
         self.residency.admit_one(page)
-        if self.notifiers.wanted:
+        if self.notifiers.n_wanting:
             self.notifiers.update(Range(page, page + 1), write=False)
 
     def gave_up(self, pages: Pages) -> None:

@@ -57,7 +57,7 @@ class FirstTouch:
 
     def end(self, page: int, n: int, n_done: int) -> bool:
         """Take note that `n_done` of `n` pages came. Requires: `begin` said `n`, and nothing happened since."""
-        if n == 1 == n_done and not self._notifiers.wanted:  # as `ArenaPages.arrived` does
+        if n == 1 == n_done and not self._notifiers.n_wanting:  # as `ArenaPages.arrived` does
             self._counts.faults_zero += 1
             self._state[page] = _RESIDENT
             self._admit_one(page)

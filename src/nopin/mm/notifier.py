@@ -156,7 +156,7 @@ class Notifiers:
     Addresses are bytes of a process, or page numbers of an arena: each address space has one kind.
 
     Attributes:
-        wanted: somebody asked to be told of pages that become present: see `update`.
+        n_wanting: how many asked to be told of pages that become present: see `update`.
     """
 
     def __init__(self) -> None:
@@ -168,8 +168,7 @@ class Notifiers:
         self._n_vetoes = 0
         self._n_agains = 0
         self._n_fences = 0
-        self._n_wanting = 0
-        self.wanted = False
+        self.n_wanting = 0
         self.generation = 0
 
     def __len__(self) -> int:
@@ -200,8 +199,7 @@ class Notifiers:
             raise OwnerGone(f"cannot watch {where}: the process has exited")
         subscription = Subscription(where, subscriber, owner, veto_limit, wants_updates)
         subscription._key = self._index.insert(where, subscription)
-        self._n_wanting += wants_updates
-        self.wanted = self._n_wanting > 0
+        self.n_wanting += wants_updates
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
@@ -209,8 +207,7 @@ class Notifiers:
         if subscription._key >= 0:
             self._index.remove(subscription.where, subscription._key)
             subscription._key = -1
-            self._n_wanting -= subscription.wants_updates
-            self.wanted = self._n_wanting > 0
+            self.n_wanting -= subscription.wants_updates
 
     # Invalidating
 

@@ -303,7 +303,6 @@ class Residency:
         self._protected.append(run)
         self._n_protected += run.n
         while self._n_protected > PROTECTED_SHARE * self.budget.limit and len(self._protected) > 1:
-            self._settle_gathered()
             self._probation.extend(self._demote())
 
     def _demote_to_front(self) -> int:

@@ -280,7 +280,7 @@ class Scheduler:
 
     def _candidates(self) -> list[_Step]:
         """Forget what is void among the ready, and return who of the rest is not held up."""
-        left = [what for what in self._ready if not _is_void(what)]
+        left = [what for what in self._ready if not is_void(what)]
         if len(left) < len(self._ready):
             self._ready = deque(left)
         return [what for what in left if not _held_up(what)]
@@ -299,7 +299,7 @@ class Scheduler:
     def _soonest_later(self, until_ns: int | None) -> _Step | None:
         """Return what is due next of what is not ready, until then."""
         heap = self._heap
-        while heap and _is_void(heap[0][2]):
+        while heap and is_void(heap[0][2]):
             heapq.heappop(heap)
         return None if not heap or (until_ns is not None and heap[0][0] > until_ns) else heap[0][2]
 
@@ -439,7 +439,8 @@ def _held_up(what: _Step) -> bool:
     return type(what) is Task and what.lane is not None and what.lane.holder not in (None, what)
 
 
-def _is_void(what: _Step) -> bool:
+def is_void(what: _Step) -> bool:
+    """Tell whether nothing comes of a step any more: it was dropped, or cancelled."""
     return what.ended if type(what) is Task else what.callback is None
 
 

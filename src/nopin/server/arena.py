@@ -44,9 +44,9 @@ _FLAGS = [(flags & FAULT_WRITE != 0, flags & FAULT_WP != 0, flags & FAULT_MINOR 
 """Of a fault's message: write, protected, minor."""
 _PAGEFAULT = EventKind.PAGEFAULT
 ROUNDS = 32
+"""How often one process is answered in a row."""
 _ROUNDS_BESIDE_OTHERS = 2
-"""One on the server's CPU takes all its rounds, one on another CPU is slower to fault again and gets one a turn: with
-32 to 1 an accelerator's worker beside a busy owner waited 4 ms for a page."""
+"""One on the server's CPU takes all its rounds; one on another CPU, which is slower to fault again, mostly gets one."""
 
 _CLOSE_AGAIN_NS = 1000 * US_NS
 _FIRST_MAPPER: MapperNumber = 1
@@ -128,7 +128,9 @@ class Arena:
         self._host = host
         self._clock = host.clock
         self._machine = ArenaMachine(parts.frames, self._note)
-        self._first_touches = FirstTouches(self.pager, self._machine, self._clock, self._latency, self._canary)
+        self._first_touches = FirstTouches(
+            self.pager, self._machine, self._clock, self._latency, self._canary, lambda: bool(self._noted)
+        )
         self.runner = Runner(self._machine, parts.swap, host.clockwork, partial(host.broken, self))
         parts.news.pressure = partial(host.pressed, self)
         self._reclaiming = False
@@ -267,17 +269,16 @@ class Arena:
         began_ns = self._clock()
         messages = mapper.look_and_read()
         while messages:
-            n_answered, messages = self._first_touches.answer(mapper, messages, began_ns, rounds)
+            n_answered, began_ns, messages = self._first_touches.answer(mapper, messages, began_ns, rounds)
             rounds -= n_answered
             if mapper.worker:
                 self.faults_worker += n_answered + len(messages)
             if messages:
-                began_ns = self._clock()
                 self._answer(mapper, messages, began_ns)
                 rounds -= 1
-                goes_on = rounds > 0 and not self._noted and mapper.number in self._machine.mappers
-                messages = self._first_touches.read_on(mapper) if goes_on else []
-                began_ns = self._clock()
+                if rounds <= 0 or self._noted or mapper.number not in self._machine.mappers:
+                    break
+                began_ns, messages = self._first_touches.read_on(mapper)
         if self._noted:
             self.attend()
 

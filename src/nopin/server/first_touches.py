@@ -27,22 +27,33 @@ class FirstTouches:
     Args:
         latency: where the nanoseconds of each are counted, as `FaultTimes.counts`.
         canary: a page that is not to be answered here; -1: there is none.
+        noted: tells whether some mapper has to be attended to, which ends a burst.
     """
 
     def __init__(
-        self, pager: ArenaPager, machine: ArenaMachine, clock: Callable[[], int], latency: list[list[int]], canary: int
+        self,
+        pager: ArenaPager,
+        machine: ArenaMachine,
+        clock: Callable[[], int],
+        latency: list[list[int]],
+        canary: int,
+        noted: Callable[[], bool],
     ) -> None:
+        self._noted = noted
         self._pager = pager
         self._machine = machine
         self._clock = clock
         self._latency = latency
         self._canary = canary
 
-    def answer(self, mapper: Mapper, messages: list[Message], began_ns: int, n_most: int) -> tuple[int, list[Message]]:
+    def answer(
+        self, mapper: Mapper, messages: list[Message], began_ns: int, n_most: int
+    ) -> tuple[int, int, list[Message]]:
         """Answer up to `n_most`, the first of them the one message read at `began_ns`, until something else comes.
 
         Returns:
-            How many, and the messages that are left: none if no more is to be read now.
+            How many, and the messages that are left, with the time of reading before them: none if no more is to be
+            read now. Several that were read together are left: some of them may be what must be dealt with first.
         """
         read, zero, touch = self._reader(mapper), mapper.uffd.zero, self._pager.first_touch
         begin, end, clock, latency, canary = touch.begin, touch.end, self._clock, self._latency, self._canary
@@ -63,22 +74,24 @@ class FirstTouches:
             n_answered += 1
             now = clock()
             latency[flags][(now - began_ns).bit_length()] += 1
-            began_ns = now
-            if n_answered >= n_most or mapper.needs_attention:
-                return n_answered, []
-            messages = read() or _offer_cpu_and(read)
-        return n_answered, messages
+            if n_answered >= n_most or self._noted():
+                return n_answered, now, []
+            began_ns, messages = now, read()
+            if not messages:
+                began_ns, messages = self._offer_cpu_and(read)
+        return n_answered, began_ns, messages
 
-    def read_on(self, mapper: Mapper) -> list[Message]:
-        """Read what comes next."""
-        read = self._reader(mapper)
-        return read() or _offer_cpu_and(read)
+    def read_on(self, mapper: Mapper) -> tuple[int, list[Message]]:
+        """Read what comes next: the time before that, and the messages."""
+        read, began_ns = self._reader(mapper), self._clock()
+        messages = read()
+        return (began_ns, messages) if messages else self._offer_cpu_and(read)
+
+    def _offer_cpu_and(self, read: Callable[[], list[Message]]) -> tuple[int, list[Message]]:
+        """Let a toucher on this CPU run; its own time until it faults is not that of the answer."""
+        os.sched_yield()
+        return self._clock(), read()
 
     def _reader(self, mapper: Mapper) -> Callable[[], list[Message]]:
         """Return what reads messages within a burst: see `Arena.read`."""
         return mapper.look_and_read if self._pager.uses_swap else mapper.uffd.read
-
-
-def _offer_cpu_and(read: Callable[[], list[Message]]) -> list[Message]:
-    os.sched_yield()
-    return read()

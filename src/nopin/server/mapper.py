@@ -117,11 +117,6 @@ class Mapper:
         ancestor = self.process.pid if self.process is not None else self.forked_from
         return Mapper(number, uffd, list(self.places), None, worker=self.worker, forked_from=ancestor)
 
-    @property
-    def needs_attention(self) -> bool:
-        """True while there is something of it to be dealt with between faults."""
-        return self.gone or bool(self.unread or self.to_wake)
-
     def look_and_read(self) -> list[Message]:
         """Read messages that wait, as `PagingUffd.read`; the last word of each REMOVE says what was asked for.
 

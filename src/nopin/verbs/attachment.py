@@ -20,12 +20,12 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from nopin.control.mending import Mending, is_final, is_same_array
+from nopin.control.mending import Mending, is_final, is_mendable, is_same_array
 from nopin.control.url import ShareUrl
 from nopin.errors import Closed, NopinError, RegionGone, ServerGone
 from nopin.units import S_NS
 from nopin.verbs.connect import connect
-from nopin.verbs.connection import Connection, PeerLost
+from nopin.verbs.connection import Connection
 from nopin.verbs.operation import Operation
 from nopin.verbs.transfer import Pieces, Task, Transfers, fail_all
 
@@ -90,7 +90,7 @@ class Attachment:
                 if self._mending.dead is not None:
                     raise self._mending.dead
                 if self._connection.transfers.dead is not None:
-                    self._mending.hold(task)
+                    self._mending.hold([task])
                     return
 
     def progress(self) -> bool:
@@ -155,7 +155,7 @@ class Attachment:
 
     def _connection_ended(self, error: NopinError, tasks: list[Task]) -> None:
         """The connection has ended with this under way; or one that has just been made, and is nobody's yet."""
-        if not isinstance(error, PeerLost | ServerGone) or not self._patience_s:
+        if not is_mendable(error) or not self._patience_s:
             self._end(error, tasks)
             return
         with self._changed:
@@ -211,7 +211,7 @@ class Attachment:
             for at, task in enumerate(tasks):
                 if not connection.transfers.submit(task):
                     with self._changed:
-                        self._mending.put_back(tasks[at:])
+                        self._mending.hold(tasks[at:])
                     return False
         array = self._array() if self._array is not None else None
         if array is not None and not array.closed:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nopin.errors import NopinError, RegionGone
-from nopin.nic.abi import QpState, WcStatus
+from nopin.control.mending import MAY_MEAN_GONE, gone
+from nopin.errors import NopinError
+from nopin.nic.abi import QpState
 from nopin.nic.attributes import QpAttr
 from nopin.verbs.explain import work_error
-from nopin.verbs.peer import LOST, PeerConnection
+from nopin.verbs.peer import PeerConnection
 from nopin.verbs.qp import QueuePair
 from nopin.verbs.transfer import Task, Transfers
 
 GRACE_S = 0.05
 """How long to wait for the owner's word on why an access was refused."""
-_MAY_MEAN_GONE = frozenset({WcStatus.REM_ACCESS_ERR, WcStatus.REM_OP_ERR, WcStatus.RETRY_EXC_ERR})
-
-
-class PeerLost(RegionGone):
-    """The connection to the owner's server broke, without a word that the share has ended."""
 
 
 class Connection:
@@ -26,7 +22,7 @@ class Connection:
 
     Args:
         lkey: covers all local memory; `rkey` the peer's.
-        ended: as of `Transfers`; `PeerLost` or `ServerGone` mean that another connection may do better.
+        ended: as of `Transfers`; whether another connection may do better, `mending.is_mendable` tells.
     """
 
     def __init__(
@@ -54,8 +50,8 @@ class Connection:
 
     def _explain(self, status: int, what: str) -> NopinError:
         """Turn a completion status into the error to raise: the owner may have told why."""
-        if status in _MAY_MEAN_GONE and (cause := self.peer.ended(GRACE_S)):
-            return _gone(cause, what)
+        if status in MAY_MEAN_GONE and (cause := self.peer.ended(GRACE_S)):
+            return gone(cause, what)
         return work_error(status, what)
 
     def _peer_spoke(self) -> None:
@@ -72,10 +68,4 @@ class Connection:
         except NopinError as problem:
             self.transfers.die(problem)
             return
-        self.transfers.die(_gone(cause, "the operation was not completed"))
-
-
-def _gone(cause: str, what: str) -> RegionGone:
-    if cause == LOST:
-        return PeerLost(f"{what}: the server that publishes the shared region ended, or the network was cut")
-    return RegionGone(f"{what}: the shared region is gone: {cause}")
+        self.transfers.die(gone(cause, "the operation was not completed"))

@@ -10,11 +10,11 @@ import time
 from nopin.control.codec import ProtocolError
 from nopin.control.exchange import EXCHANGE_VERSION, Attach, Attached, Challenge, Denied, Ended, Frame, proof_of
 from nopin.control.framing import FrameReader, encode_frame
+from nopin.control.mending import LOST
 from nopin.control.url import ShareUrl
 from nopin.errors import AttachRefused, PeerError
 
 _PIECE_BYTES = 65536
-LOST = "its server closed the connection"
 
 
 class PeerConnection:

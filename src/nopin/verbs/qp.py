@@ -18,7 +18,7 @@ from nopin.nic.attributes import AddressVector, QpAttr, QpCaps
 from nopin.nic.rings import WorkProducer
 from nopin.verbs.cq import CompletionQueue
 from nopin.verbs.objects import DeviceObject
-from nopin.verbs.wr import ArrayEncoder, RecvWr, SendWr, encode_recv, encode_send
+from nopin.verbs.wr import RecvWr, SendWr, encode_array, encode_recv, encode_send
 
 if TYPE_CHECKING:
     from nopin.verbs.pd import ProtectionDomain
@@ -89,7 +89,7 @@ class QueuePair(DeviceObject):
         self.caps = made.caps
         self.send_ring = WorkProducer(memory[: made.recv_offset], made.caps.max_send_wr, made.send_stride)
         self.recv_ring = WorkProducer(memory[made.recv_offset :], made.caps.max_recv_wr, made.recv_stride)
-        self._arrays = ArrayEncoder(made.send_stride)
+        self._send_stride = made.send_stride
         welcome = self.session.welcome
         self.endpoint = QpEndpoint(welcome.gid, welcome.port, made.qpn, secrets.randbits(24))
         super().__init__(pd, send_cq, recv_cq)
@@ -213,8 +213,9 @@ class QueuePair(DeviceObject):
             raise UsageError(f"post_send_array posts READs, WRITEs and SENDs, not {WrOpcode(opcode).name}")
         if not self.caps.max_send_sge:
             raise UsageError("this queue pair takes no scatter entry (QpCaps.max_send_sge is 0)")
-        entries = self._arrays.encode(
+        entries = encode_array(
             n,
+            self._send_stride,
             opcode=opcode,
             wr_id=wr_id,
             flags=flags,

@@ -175,46 +175,38 @@ def _encode_inline(wr: SendWr, max_inline: int) -> bytes:
     return header + data
 
 
-class ArrayEncoder:
-    """Encodes many one-sided requests of one scatter entry each, by numpy.
+def encode_array(
+    n: int,
+    stride: int,
+    *,
+    opcode: int,
+    wr_id: ArrayLike,
+    flags: ArrayLike,
+    remote_address: ArrayLike,
+    rkey: int,
+    local_address: ArrayLike,
+    length: ArrayLike,
+    lkey: int,
+) -> NDArray[np.uint8]:
+    """Encode n one-sided requests of one scatter entry each, by numpy.
 
-    Args:
-        stride: bytes of one ring entry.
+    Returns entries of `stride` bytes, shape (n, stride); every array argument has shape (n,) or is one number.
+
+    Raises:
+        UsageError: shapes differ from n, or a number does not fit its field.
     """
-
-    def __init__(self, stride: int) -> None:
-        self._stride = stride
-
-    def encode(
-        self,
-        n: int,
-        *,
-        opcode: int,
-        wr_id: ArrayLike,
-        flags: ArrayLike,
-        remote_address: ArrayLike,
-        rkey: int,
-        local_address: ArrayLike,
-        length: ArrayLike,
-        lkey: int,
-    ) -> NDArray[np.uint8]:
-        """Return n entries, shape (n, stride); every array argument has shape (n,) or is one number.
-
-        Raises:
-            UsageError: shapes differ from n, or a number does not fit its field.
-        """
-        entries = np.zeros((n, self._stride), np.uint8)
-        fields = entries.reshape(-1).view(one_sge_dtype(self._stride))
-        try:
-            fields["wr_id"] = wr_id
-            fields["opcode"] = opcode
-            fields["flags"] = flags
-            fields["num_sge"] = 1
-            fields["remote_address"] = remote_address
-            fields["rkey"] = rkey
-            fields["local_address"] = local_address
-            fields["local_length"] = length
-            fields["local_lkey"] = lkey
-        except (ValueError, OverflowError, TypeError) as problem:
-            raise UsageError(f"cannot encode {n} work requests: {problem}") from None
-        return entries
+    entries = np.zeros((n, stride), np.uint8)
+    fields = entries.reshape(-1).view(one_sge_dtype(stride))
+    try:
+        fields["wr_id"] = wr_id
+        fields["opcode"] = opcode
+        fields["flags"] = flags
+        fields["num_sge"] = 1
+        fields["remote_address"] = remote_address
+        fields["rkey"] = rkey
+        fields["local_address"] = local_address
+        fields["local_length"] = length
+        fields["local_lkey"] = lkey
+    except (ValueError, OverflowError, TypeError) as problem:
+        raise UsageError(f"cannot encode {n} work requests: {problem}") from None
+    return entries

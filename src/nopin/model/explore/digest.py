@@ -47,7 +47,7 @@ from nopin.model.net.link import Link
 from nopin.model.net.nic_host import NicHost
 from nopin.model.oracle.host_oracle import HostOracle, Space
 from nopin.model.oracle.memory import Memory
-from nopin.model.scheduler import Scheduler, Task
+from nopin.model.scheduler import Scheduler, is_void
 from nopin.model.trace import Trace
 from nopin.nic.core import Core
 from nopin.nic.mr import Region
@@ -134,14 +134,10 @@ def digest_of(world: World) -> bytes:
 
 def _agenda(scheduler: Scheduler) -> list[Any]:
     """Return what is to be done: what is ready now as a set, the rest in order of time."""
-    ready = [what for what in scheduler._ready if not _is_void(what)]
+    ready = [what for what in scheduler._ready if not is_void(what)]
     ready.sort(key=attrgetter("name"))
-    later = [(at_ns - scheduler.now_ns, what) for at_ns, _, what in sorted(scheduler._heap) if not _is_void(what)]
+    later = [(at_ns - scheduler.now_ns, what) for at_ns, _, what in sorted(scheduler._heap) if not is_void(what)]
     return [ready, later]
-
-
-def _is_void(what: Any) -> bool:
-    return what.ended if isinstance(what, Task) else what.callback is None
 
 
 def _write(tokens: _Tokens, left: list[Any]) -> None:

@@ -161,7 +161,7 @@ class Sharing:
         world.prepare(self._prepare())
         world.afterwards(self._use_it)
         world.afterwards(self._load_everything)
-        for place in {self.theirs, self.ours}:
+        for place in dict.fromkeys((self.theirs, self.ours)):
             world.at_end(place.check)
 
     def fresh(self) -> bytes:

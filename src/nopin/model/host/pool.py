@@ -22,8 +22,8 @@ class Frame(int):
 class Pool:
     """Frames [first, first + n).
 
-    Costs what was ever taken out: frames above the highest that was are not kept one by one. Frames go singly in most
-    runs and in every one that counts, so what only a row of 512 needs to know is found out when one is asked for.
+    Costs what was ever taken out: frames above the highest that was are not kept one by one. Most frames go
+    singly, so what only a row of 512 needs to know is found out when one is asked for.
 
     Attributes:
         first, end: its frames are [first, end). n_free: left.
@@ -57,8 +57,9 @@ class Pool:
         n_free_in_run = Counter(frame // RUN_FRAMES for frame in self._given_back)
         whole = [run for run, n_free in n_free_in_run.items() if n_free == RUN_FRAMES]
         if whole:
-            start = min(whole) * RUN_FRAMES
-            left = [frame for frame in self._given_back if frame // RUN_FRAMES != min(whole)]
+            lowest = min(whole)
+            start = lowest * RUN_FRAMES
+            left = [frame for frame in self._given_back if frame // RUN_FRAMES != lowest]
         else:
             start = -(-self._never_used // RUN_FRAMES) * RUN_FRAMES
             if start + RUN_FRAMES > self.end:

@@ -11,17 +11,18 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from nopin.control.exchange import NONCE_BYTES, Attach, Attached, Denied, proof_of
-from nopin.control.mending import Mending, is_final, is_same_array
+from nopin.control.mending import MAY_MEAN_GONE, Mending, gone, is_final, is_mendable, is_same_array
 from nopin.errors import AttachRefused, NopinError, PeerError, RegionGone, ServerGone, WorkError
 from nopin.mm.effects import Backoff, Gate, Pause
 from nopin.model.effects import Procedure, Work
 from nopin.model.host.process import Process
 from nopin.model.net.client import bring_up
 from nopin.model.net.nic_host import HostClient, NicHost
-from nopin.model.net.server import LOST, Line, Server
+from nopin.model.net.server import Line, Server
 from nopin.model.scheduler import Scheduler
 from nopin.nic.abi import QpState, WcStatus, WrOpcode
 from nopin.nic.attributes import QpAttr
+from nopin.nic.mr import Region
 from nopin.nic.wire.batch import Endpoint
 from nopin.ranges import Range
 from nopin.units import MS_NS
@@ -31,11 +32,6 @@ MAX_RD_ATOMIC = 4
 PAUSE_NS = 5 * MS_NS
 GRACE_NS = 50 * MS_NS
 """How long the owner's word may take that says why an access was refused."""
-_MAY_MEAN_GONE = frozenset({WcStatus.REM_ACCESS_ERR, WcStatus.REM_OP_ERR, WcStatus.RETRY_EXC_ERR})
-
-
-class PeerLost(RegionGone):
-    """The owner's server is not there any more, or cannot be reached; the share may live."""
 
 
 @dataclass(eq=False)
@@ -67,6 +63,7 @@ class Connection:
     """A queue pair of ours with one of the owner's server, and the connection they live by.
 
     Attributes:
+        region: our buffer.
         under_way: posted, oldest first.
         dead: it ended.
     """
@@ -75,7 +72,7 @@ class Connection:
     client: HostClient
     line: Line
     told: Attached
-    lkey: int
+    region: Region
     under_way: deque[Operation] = field(default_factory=deque)
     dead: bool = False
 
@@ -139,7 +136,7 @@ class AttachedArray:
         connection = self._connection
         assert connection is not None, "it is attached first"
         if connection.dead:
-            self._mending.hold(operation)
+            self._mending.hold([operation])
         else:
             self._post(connection, operation)
         return operation
@@ -174,18 +171,18 @@ class AttachedArray:
             if self._home.is_run_by(connection.nic):
                 stop = QpAttr(state=QpState.ERR)
                 connection.nic.nic.modify_qp(connection.client.client.qp, stop, self._scheduler.now_ns)
-            self._die(connection, _gone(connection.line.cause))
+            self._die(connection, gone(connection.line.cause, "an operation"))
         elif not self._home.is_run_by(connection.nic):
             self._die(connection, ServerGone(f"the server at {self._home.name} went away"))
 
     def _failed(self, connection: Connection, status: WcStatus) -> Procedure[None]:
         """The first error ends the connection; perhaps the owner's server says why."""
-        if status in _MAY_MEAN_GONE and not connection.line.cause:
+        if status in MAY_MEAN_GONE and not connection.line.cause:
             yield Backoff(GRACE_NS)
         if connection.dead:
             return
-        if status in _MAY_MEAN_GONE and connection.line.cause:
-            self._die(connection, _gone(connection.line.cause))
+        if status in MAY_MEAN_GONE and connection.line.cause:
+            self._die(connection, gone(connection.line.cause, "an operation"))
             return
         connection.under_way.popleft().end(WorkError(f"an operation failed: {status.name}", status=status))
         flushed = WorkError("an earlier operation ended this connection", status=WcStatus.WR_FLUSH_ERR)
@@ -196,16 +193,20 @@ class AttachedArray:
         connection.dead = True
         tasks = list(connection.under_way)
         connection.under_way.clear()
-        if not isinstance(error, PeerLost | ServerGone):
+        if not is_mendable(error):
             self._end(error, tasks)
             return
+        if self._sort_out(tasks, error):
+            self._scheduler.spawn(f"{self._process} attaches again", self._attach_again())
+
+    def _sort_out(self, tasks: list[Operation], error: NopinError) -> bool:
+        """Fail what must not be repeated, keep the rest; tell whether mending begins."""
         broken = self._mending.broke(tasks)
         for each in broken.doubtful:
             each.end(RegionGone(f"the connection broke, and nobody knows whether it was carried out ({error})"))
         for each in broken.over:
             each.end(error)
-        if broken.begins:
-            self._scheduler.spawn(f"{self._process} attaches again", self._attach_again())
+        return broken.begins
 
     def _end(self, error: NopinError, tasks: list[Operation]) -> None:
         for each in [*tasks, *self._mending.end(error)]:
@@ -217,7 +218,7 @@ class AttachedArray:
         connection.under_way.append(operation)
         connection.client.post_send(
             operation.opcode,
-            [(operation.local, operation.length, connection.lkey)],
+            [(operation.local, operation.length, connection.region.lkey)],
             remote=connection.told.address + operation.offset,
             rkey=connection.told.rkey,
             compare_add=operation.add,
@@ -239,10 +240,15 @@ class AttachedArray:
             if not is_same_array(connection.told, before.told):
                 self._end(RegionGone("the shared region is gone: another array is there now"), [])
             if (yield from self._go_on_with(connection)):
-                before.line.close()
-                before.nic.drop(before.client)
+                self._close(before)
                 return
-            connection.line.close()
+            self._close(connection)
+
+    def _close(self, connection: Connection) -> None:
+        """End a connection that is nobody's any more; a NIC that was killed has forgotten its part."""
+        connection.line.close()
+        connection.nic.drop(connection.client)
+        connection.nic.deregister(connection.region)
 
     def _go_on_with(self, connection: Connection) -> Procedure[bool]:
         """Post again what was under way; False if this connection has ended, too."""
@@ -256,8 +262,7 @@ class AttachedArray:
                 self._post(connection, task)
             yield Work("has posted again")
         left, connection.dead = list(connection.under_way), True
-        for each in self._mending.broke(left).doubtful:
-            each.end(RegionGone("the next connection broke, too, and nobody knows whether it was carried out"))
+        self._sort_out(left, gone(connection.line.cause, "what was posted again"))
         self._wake()
         return False
 
@@ -277,9 +282,18 @@ class AttachedArray:
             nic.drop(client)
             raise
         there = Endpoint(told.gid, told.port)
-        bring_up(client.client, there, told.qpn, mtu=told.path_mtu, now=self._scheduler.now_ns, min_rnr_timer=1)
+        bring_up(
+            client.client,
+            there,
+            told.qpn,
+            mtu=told.path_mtu,
+            now=self._scheduler.now_ns,
+            psn=told.psn,
+            max_rd_atomic=told.max_rd_atomic,
+            min_rnr_timer=1,
+        )
         region = nic.register(self._process, self._buffer.start, self._buffer.length, walk=True)
-        connection = Connection(nic, client, line, told, region.lkey)
+        connection = Connection(nic, client, line, told, region)
         client.completed = line.spoke = self._wake
         self._home.when_killed(self._wake)
         return connection
@@ -313,9 +327,3 @@ class AttachedArray:
         if not self._home.is_run_by(nic):
             raise ServerGone(f"the server at {self._home.name} went away")
         return answer
-
-
-def _gone(cause: str) -> RegionGone:
-    if cause == LOST:
-        return PeerLost("the server that publishes the shared region ended, or the network was cut")
-    return RegionGone(f"the shared region is gone: {cause}")

@@ -1,6 +1,6 @@
 """A device server of a modelled host: a NIC, shares by name, peers; it may be killed, and has successors.
 
-Real are: the book in which shares outlive it, the messages by which peers attach and their proofs, and the NIC.
+Real are: the book in which shares outlive it, the message by which a peer attaches and its proof, and the NIC.
 Modelled is what lies between: processes that end, connections whose ends hear of each other a while later.
 
     down -> starting (it listens, and reads the books) -> up -> down, and so on
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nopin.control.exchange import Attach, Attached, Denied, proof_of
+from nopin.control.mending import LOST
 from nopin.control.share_book import SLOT_BYTES, ShareBook, ShareEntry
 from nopin.errors import ServerGone
 from nopin.model.effects import Gate, Pause, Procedure, Work
@@ -35,8 +36,6 @@ from nopin.units import S_NS
 BOOK_SLOTS = 2
 KEEPALIVE_NS = 60 * S_NS
 """After which a server knows of a peer that it was cut off from."""
-LOST = "the connection broke"
-"""Why a peer's connection ended, when nobody says why."""
 
 
 class Line:
@@ -145,11 +144,10 @@ class Server:
         life = self._life = _Life(self._make_nic(self.n_lives))
         yield Work("listens")
         for process, memory in self._books.items():
-            left = ShareBook(memory, bytes(memory)).entries if process.alive and self._life is life else []
+            left = ShareBook(memory, bytes(memory)).entries if process.alive else []
             yield Work("has read a book")
             for entry in left:
-                if self._life is life:
-                    self._restore(life, process, entry)
+                self._restore(life, process, entry)
                 yield Work("has restored a share")
         self._scheduler.open(life.up)
         for process in self._books:
@@ -157,16 +155,15 @@ class Server:
                 self.owner_ended(process)
 
     def kill(self) -> None:
-        """Kill it; its clients and peers hear of that as news comes by."""
+        """Kill it; its clients and peers hear of that as news comes by. Requires: it is up."""
         life, self._life = self._life, None
-        if life is None:
-            return
+        assert life is not None
+        assert life.up.is_open
         life.nic.end()
         for peer in life.peers:
             peer.line.end(LOST)
         for tell in life.hung_up:
             self._scheduler.call_at(self._scheduler.now_ns, f"{self.name}: a client hears of its end", tell)
-        self._scheduler.open(life.up)
 
     def until_up(self) -> Procedure[NicHost]:
         """Wait until it serves, and return its NIC.
@@ -192,9 +189,7 @@ class Server:
 
     # What owners ask
 
-    def publish(
-        self, process: Process, name: str, token: bytes, va: int, length: int, access: Access = ALL_RIGHTS
-    ) -> Procedure[None]:
+    def publish(self, process: Process, name: str, token: bytes, va: int, length: int) -> Procedure[None]:
         """Publish memory of a process; when this returns it outlives the server.
 
         Raises:
@@ -208,7 +203,7 @@ class Server:
             address=va,
             length=length,
             iova=va,
-            access=int(access),
+            access=int(ALL_RIGHTS),
             discipline=int(Discipline.ON_DEMAND),
             ring_fd=None,
             dtype="<u8",
@@ -231,12 +226,12 @@ class Server:
         Where there is none it is struck out of the book first, and then a successor that may have read that is asked.
         """
         try:
-            yield from self._end_share(process, name, "withdrawn")
+            yield from self._end_share(process, name)
         except ServerGone:
             self._strike(process, name)
             yield Work("has struck the share out")
             with suppress(ServerGone):  # then the next one reads the book as it is now
-                yield from self._end_share(process, name, "withdrawn")
+                yield from self._end_share(process, name)
 
     def owner_ended(self, process: Process) -> None:
         """A process has exited, as the server hears; one that is starting asks when it is up."""
@@ -246,13 +241,13 @@ class Server:
                 assert life is not None
                 self._end(life, name, "owner exited")
 
-    def _end_share(self, process: Process, name: str, cause: str) -> Procedure[None]:
+    def _end_share(self, process: Process, name: str) -> Procedure[None]:
         nic = yield from self.until_up()
         life = self._life
         assert life is not None
         self._strike(process, name)
         if name in life.shares:
-            self._end(life, name, cause)
+            self._end(life, name, "withdrawn")
         yield Work("has withdrawn")
         if not self.is_run_by(nic):
             raise ServerGone(f"the server at {self.name} was killed")
@@ -294,7 +289,17 @@ class Server:
         life.peers.append(peer)
         line.served_by(lambda: self._hang_up(life, peer))
         there = Endpoint(attach.gid, attach.port)
-        bring_up(client.client, there, attach.qpn, mtu=self.mtu, now=self._scheduler.now_ns, min_rnr_timer=1)
+        bring_up(
+            client.client,
+            there,
+            attach.qpn,
+            mtu=self.mtu,
+            now=self._scheduler.now_ns,
+            psn=attach.psn,
+            access=Access(share.region.access),
+            max_rd_atomic=attach.max_rd_atomic,
+            min_rnr_timer=1,
+        )
         region, here = share.region, life.nic.nic.endpoint
         return Attached(
             dtype="<u8",
@@ -316,8 +321,7 @@ class Server:
     def _hang_up(self, life: _Life, peer: _Peer) -> None:
         if peer in life.peers:
             life.peers.remove(peer)
-            if not life.nic.ended:
-                life.nic.drop(peer.client)
+            life.nic.drop(peer.client)
 
 
 def _nothing() -> None:

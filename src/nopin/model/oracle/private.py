@@ -41,6 +41,21 @@ class PrivateMemory(Memory):
         self.map(where)
         self._private.append((where, file, start))
 
+    def discard_begins(self, where: Range) -> None:
+        """See `Memory`; not of a private mapping of a file."""
+        self._refuse(where)
+        super().discard_begins(where)
+
+    def move_begins(self, source: Range, target: Range) -> None:
+        """See `Memory`; not of a private mapping of a file, nor over one."""
+        self._refuse(source)
+        self._refuse(target)
+        super().move_begins(source, target)
+
+    def _refuse(self, where: Range) -> None:
+        followed = all(not private.overlaps(where) for private, _, _ in self._private)
+        assert followed, f"what MADV_DONTNEED and mremap do to a private mapping of a file is not followed: {where}"
+
     def before_change(self, file: Memory, where: Range) -> None:
         """Words of a file are about to change, those that were ever accessed."""
         for va, _ in self._seen_in(file, where):

@@ -12,8 +12,8 @@ from itertools import combinations_with_replacement
 
 from nopin.model.explore.scenario import add
 from nopin.model.explore.scenarios.host import ACTORS as OF_ANY_MEMORY
-from nopin.model.explore.scenarios.host import BORDER, N_PAGES, Machine
-from nopin.model.explore.world import Steps, World
+from nopin.model.explore.scenarios.host import BORDER, N_PAGES, Machine, pair
+from nopin.model.explore.world import Steps
 from nopin.model.host.advice import Advice
 from nopin.model.host.files import File
 from nopin.model.oracle.memory import WORD_BYTES
@@ -79,20 +79,9 @@ PRIVATE: dict[str, Actor] = {
 }
 
 
-def _pair(
-    make: Callable[[World], FileMachine], actors: dict[str, Actor], one: str, other: str
-) -> Callable[[World], None]:
-    def build(world: World) -> None:
-        machine = make(world)
-        machine.act(f"a: {one}", actors[one](machine, machine.fresh(2)))
-        machine.act(f"b: {other}", actors[other](machine, machine.fresh(2)))
-
-    return build
-
-
 for _one, _other in combinations_with_replacement(ACTORS, 2):
     _about = f"a file that two processes have mapped: {_one} while {_other}"
-    add(f"file_{_one}_vs_{_other}", _pair(FileMachine, ACTORS, _one, _other), _about)
+    add(f"file_{_one}_vs_{_other}", pair(FileMachine, ACTORS, _one, _other), _about)
 for _one, _other in combinations_with_replacement(PRIVATE, 2):
     _about = f"a file that one process has mapped privately, and another shared: {_one} while {_other}"
-    add(f"private_{_one}_vs_{_other}", _pair(PrivateMachine, PRIVATE, _one, _other), _about)
+    add(f"private_{_one}_vs_{_other}", pair(PrivateMachine, PRIVATE, _one, _other), _about)

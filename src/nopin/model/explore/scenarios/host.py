@@ -9,9 +9,9 @@ Afterwards every process that is alive, and both devices for it, read everything
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from itertools import combinations_with_replacement
-from typing import Any
+from typing import Any, TypeVar
 
 from nopin.errors import OwnerGone
 from nopin.mm.causes import Cause
@@ -225,6 +225,7 @@ def _unless_refused(procedure: Steps) -> Generator[Any, Any, None]:
         return
 
 
+M = TypeVar("M", bound=Machine)
 Actor = Callable[[Machine, bytes], Steps]
 """Given two words that nobody else writes."""
 
@@ -257,17 +258,21 @@ ACTORS: dict[str, Actor] = {
 }
 
 
-def _pair(one: str, other: str) -> Callable[[World], None]:
+def pair(
+    make: Callable[[World], M], actors: Mapping[str, Callable[[M, bytes], Steps]], one: str, other: str
+) -> Callable[[World], None]:
+    """Return what builds a machine on which two actors are at work."""
+
     def build(world: World) -> None:
-        machine = Machine(world)
-        machine.act(f"a: {one}", ACTORS[one](machine, machine.fresh(2)))
-        machine.act(f"b: {other}", ACTORS[other](machine, machine.fresh(2)))
+        machine = make(world)
+        machine.act(f"a: {one}", actors[one](machine, machine.fresh(2)))
+        machine.act(f"b: {other}", actors[other](machine, machine.fresh(2)))
 
     return build
 
 
 for _one, _other in combinations_with_replacement(ACTORS, 2):
-    add(f"{_one}_vs_{_other}", _pair(_one, _other), f"a process's memory: {_one} while {_other}")
+    add(f"{_one}_vs_{_other}", pair(Machine, ACTORS, _one, _other), f"a process's memory: {_one} while {_other}")
 
 
 @scenario("two_faults_vs_munmap")

@@ -8,11 +8,12 @@ Afterwards what the table calls huge must be so.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations_with_replacement
 
 from nopin.model.explore.scenario import add
 from nopin.model.explore.scenarios.host import ACTORS as OF_ANY_MEMORY
-from nopin.model.explore.scenarios.host import BORDER, Machine
+from nopin.model.explore.scenarios.host import BORDER, Machine, pair
 from nopin.model.explore.world import Steps, World
 from nopin.model.host.pool import RUN_FRAMES
 from nopin.units import PAGE_BYTES, PAGE_SHIFT
@@ -76,17 +77,8 @@ BRINGING: dict[str, Actor] = {
 }
 
 
-def _pair(actors: dict[str, Actor], one: str, other: str, *, empty: bool) -> Callable[[World], None]:
-    def build(world: World) -> None:
-        machine = HugeMachine(world, empty=empty)
-        machine.act(f"a: {one}", actors[one](machine, machine.fresh(2)))
-        machine.act(f"b: {other}", actors[other](machine, machine.fresh(2)))
-
-    return build
-
-
 for _one, _other in combinations_with_replacement(ACTORS, 2):
-    add(f"huge_{_one}_vs_{_other}", _pair(ACTORS, _one, _other, empty=False), f"a huge page: {_one} while {_other}")
+    add(f"huge_{_one}_vs_{_other}", pair(HugeMachine, ACTORS, _one, _other), f"a huge page: {_one} while {_other}")
 for _one, _other in combinations_with_replacement(BRINGING, 2):
     _about = f"2 MiB that have not been touched: {_one} while {_other}"
-    add(f"huge_first_{_one}_vs_{_other}", _pair(BRINGING, _one, _other, empty=True), _about)
+    add(f"huge_first_{_one}_vs_{_other}", pair(partial(HugeMachine, empty=True), BRINGING, _one, _other), _about)
