@@ -7,6 +7,7 @@ because the client owns that memory and may change it at any time.
 
 from __future__ import annotations
 
+import struct
 from enum import IntFlag
 from functools import lru_cache
 
@@ -170,6 +171,10 @@ WQE_HEADER = np.dtype(
 
 A receive entry has the same layout and uses wr_id and num_sge only.
 """
+
+ONE_SGE = struct.Struct("<QBBHIQIIQQ16xQII")
+"""A send entry with one scatter entry: the fields of `WQE_HEADER`, then those of `SGE_DTYPE`."""
+assert ONE_SGE.size == WQE_HEADER_BYTES + SGE_DTYPE.itemsize
 
 
 @lru_cache(maxsize=64)

@@ -23,6 +23,7 @@ Waiter = tuple[int, str]
 
 _SIGNALED = int(SendFlags.SIGNALED)
 _PINNED = Discipline.PINNED
+_SUCCESS = WcStatus.SUCCESS
 _NO_FLAGS = WcFlags.NONE
 
 
@@ -119,6 +120,13 @@ def send_done(core: Core, qp: QueuePair, work: SendWork, status: WcStatus) -> No
     qp.send_ring.release()
     if status or qp.sq_sig_all or work.flags & _SIGNALED:
         _push(core, qp, qp.send_cq, work.wr_id, status, WC_OPCODE[work.opcode], 0 if status else work.length)
+
+
+def posted_done(core: Core, qp: QueuePair, wr_id: int, opcode: int, flags: int, length: int) -> None:
+    """Retire the next work of the send ring, which succeeded before it was even taken."""
+    qp.send_ring.finish()
+    if flags & _SIGNALED or qp.sq_sig_all:
+        _push(core, qp, qp.send_cq, wr_id, _SUCCESS, WC_OPCODE[opcode], length)
 
 
 def run_done(core: Core, qp: QueuePair, run: WriteRun, n: int) -> None:

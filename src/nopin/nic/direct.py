@@ -2,18 +2,19 @@
 
 No packet is built and nothing can be lost, but the outcomes are those of the wire, decided by the same functions: who
 may access what (`refusal.check_target`), which receive is used, what is told to whom when a page cannot be reached.
-A message is copied chunk by chunk (`direct_copy.py`); it parks between chunks.
+A message is copied chunk by chunk (`direct_copy.py`); it parks between chunks. Short READs and WRITEs about which
+nothing is special are not even taken from the ring (`direct_short.py`), long ones go together (`direct_run.py`).
 """
 
 from __future__ import annotations
 
-from nopin.iommu.iommu import SHORT_BYTES
 from nopin.nic import atomics
-from nopin.nic.abi import AsyncEventType, Discipline, QpState, SendFlags, WcFlags, WcOpcode, WcStatus, WrOpcode
+from nopin.nic.abi import AsyncEventType, QpState, SendFlags, WcFlags, WcOpcode, WcStatus, WrOpcode
 from nopin.nic.completer import NAK_STATUS, finish_with_error, wait_for_receiver
-from nopin.nic.core import Core, recv_done, send_done, take_recv
+from nopin.nic.core import Core, available, recv_done, send_done, take_recv
 from nopin.nic.direct_copy import LocalFault, move
 from nopin.nic.direct_run import LONG_BYTES, copy_run
+from nopin.nic.direct_short import copy_posted
 from nopin.nic.qp import Inbound, QueuePair
 from nopin.nic.refusal import (
     NotReady,
@@ -40,10 +41,8 @@ from nopin.nic.work import (
     SendWork,
 )
 
-_READ, _WRITE = WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE
 _RTR, _RTS = QpState.RTR, QpState.RTS
 _SENDING = (QpState.RTS, QpState.SQD)
-_SHORT_TERM = Discipline.SHORT_TERM
 _SUCCESS = WcStatus.SUCCESS
 _SOLICITED = int(SendFlags.SOLICITED)
 
@@ -57,16 +56,18 @@ def advance(core: Core, qp: QueuePair, now: int) -> None:
     side = qp.send
     if qp.state not in _SENDING or side.parked or side.wait_until is not None:
         return
-    if qp.state is _RTS:
-        fetch(core, qp)
     n_bytes, n_works = TURN_BYTES, TURN_WORKS
-    while side.works and n_bytes > 0 and n_works > 0:
+    while n_bytes > 0 and n_works > 0:
+        peer = find_peer(core, qp)
+        if not side.works and qp.state is _RTS:
+            n_works -= _take_posted(core, qp, peer, n_works)
+        if not side.works:
+            break
         work = side.works[0]
         assert isinstance(work, SendWork), "runs are of the wire"
         if work.status:
             finish_with_error(core, qp, work.status)
             return
-        peer = find_peer(core, qp)
         if peer is None:
             _no_answer(qp, now)
             return
@@ -74,14 +75,31 @@ def advance(core: Core, qp: QueuePair, now: int) -> None:
             peer.established = True
             core.event(AsyncEventType.COMM_EST, peer)
         run = copy_run(core, qp, peer) if work.length >= LONG_BYTES else []
-        if not run and not _copied_at_once(core, peer, work) and not _carry_out(core, qp, peer, work, now):
+        if not run and not _carry_out(core, qp, peer, work, now):
             return
         for done in run or [work]:
             _complete(core, qp, done)
             n_bytes -= done.length
             n_works -= 1
-    if side.works:
+    if side.works or qp.send_ring.has_work:
         core.ready[qp] = None
+
+
+def _take_posted(core: Core, qp: QueuePair, peer: QueuePair | None, n_max: int) -> int:
+    """Carry out what can be in the ring, then take what is to go the general way: one work, or a long one's company.
+
+    Returns how many were carried out.
+    """
+    n_posted, n_done = min(available(core, qp, qp.send_ring), n_max), 0
+    if peer is not None and (peer.established or peer.state is not _RTR):
+        n_done = copy_posted(core, qp, peer, n_posted)
+    if n_done < n_posted:
+        fetch(core, qp, 1)
+        first = qp.send.works[0]
+        assert isinstance(first, SendWork), "runs are of the wire"
+        if first.length >= LONG_BYTES:
+            fetch(core, qp)
+    return n_done
 
 
 def find_peer(core: Core, qp: QueuePair) -> QueuePair | None:
@@ -97,30 +115,6 @@ def _no_answer(qp: QueuePair, now: int) -> None:
     wait = timeout_ns(qp)
     if qp.send.deadline is None and wait is not None:
         qp.send.deadline = now + wait
-
-
-def _copied_at_once(core: Core, peer: QueuePair, work: SendWork) -> bool:
-    """Carry out a short READ or WRITE of one range, if nothing at all is special about it: latency is made of such.
-
-    False leaves it to the general way, which finds out what is.
-    """
-    attr, length, read = peer.attr, work.length, work.opcode is _READ
-    if not read and work.opcode is not _WRITE:
-        return False
-    if length > SHORT_BYTES or work.done_bytes or len(work.pieces) != 1:
-        return False
-    need = REMOTE_READ if read else REMOTE_WRITE
-    if need & ~(attr.access or 0) or (read and not attr.max_dest_rd_atomic):
-        return False
-    (local,) = work.pieces
-    ours, theirs = local.region, core.regions.check(work.rkey, peer.pd, work.remote_address, length, need)
-    if theirs is None or not ours.alive or ours.discipline is _SHORT_TERM or theirs.discipline is _SHORT_TERM:
-        return False
-    their_va = theirs.va(work.remote_address)
-    copy, staging = core.iommu.copy_present, core.plan.staging
-    if read:
-        return copy(theirs.pasid, their_va, ours.pasid, local.va, length, staging, (theirs.meter, ours.meter))
-    return copy(ours.pasid, local.va, theirs.pasid, their_va, length, staging, (ours.meter, theirs.meter))
 
 
 def _carry_out(core: Core, qp: QueuePair, peer: QueuePair, work: SendWork, now: int) -> bool:

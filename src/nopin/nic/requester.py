@@ -70,9 +70,9 @@ def can_fetch(qp: QueuePair) -> bool:
     return side.halted is None and not side.parked and len(side.works) < WORKS_MAX
 
 
-def fetch(core: Core, qp: QueuePair) -> None:
-    """Take posted work from the ring and give it PSNs."""
-    _fetch_singly(core, qp, min(available(core, qp, qp.send_ring), WORKS_MAX - len(qp.send.works)))
+def fetch(core: Core, qp: QueuePair, n_max: int = WORKS_MAX) -> None:
+    """Take posted work from the ring, at most n_max of it, and give it PSNs."""
+    _fetch_singly(core, qp, min(available(core, qp, qp.send_ring), WORKS_MAX - len(qp.send.works), n_max))
 
 
 def _fetch_in_runs(core: Core, qp: QueuePair) -> None:

@@ -137,6 +137,15 @@ class WorkConsumer(_Ring):
         self._taken += 1
         return bytes(self._bytes[start : start + self._stride])
 
+    def fields(self, form: struct.Struct) -> tuple[int, ...]:
+        """Copy the fields of the next entry out without taking it. Requires: `available` is positive."""
+        return form.unpack_from(self._bytes, (self._taken & self._mask) * self._stride)
+
+    def finish(self) -> None:
+        """Take the next entry and give its slot back, because its work is done already."""
+        assert self._taken == self._released, "slots are given back in order"
+        self._taken = self._released = self._index[_CONSUMER] = self._taken + 1
+
     def peek(self, n_entries: int) -> NDArray[np.uint8]:
         """Copy the next entries out without taking them: (n, stride). Requires: so many were `available`."""
         first = self._taken & self._mask

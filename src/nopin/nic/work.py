@@ -19,7 +19,7 @@ ATOMIC_BYTES = 8
 
 _INLINE = int(SendFlags.INLINE)
 
-WC_OPCODE = {
+WC_OPCODE: dict[int, WcOpcode] = {
     WrOpcode.SEND: WcOpcode.SEND,
     WrOpcode.SEND_WITH_IMM: WcOpcode.SEND,
     WrOpcode.SEND_WITH_INV: WcOpcode.SEND,

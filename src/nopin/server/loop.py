@@ -1,8 +1,9 @@
 """The event loop: one thread that does everything but wait for slow pages.
 
-One turn, top to bottom: what arrived on descriptors (first of all, because a client whose mapping changes
-waits until we read), packets, new work in rings, deadlines, packets out, page requests, notices and events to
-clients. Page requests come after everything that can raise one, so none is left lying when the loop sleeps.
+One turn, top to bottom: work just posted, which is what clients wait for; what arrived on descriptors (early, because
+a client whose mapping changes waits until we read), packets, new work in rings, deadlines, packets out, page requests,
+notices and events to clients. Page requests come after everything that can raise one, so none is left lying when the
+loop sleeps.
 
 Between turns it decides whether to sleep. Posting costs a client no system call while the server is awake:
 the server says in the state page when it sleeps, and the client rings only then. Both sides write first, then
@@ -70,8 +71,9 @@ class Loop:
         Most turns only look. So each part is asked first whether it has anything: that is half of an idle turn.
         """
         core, nic = self._core, self._core.nic
+        worked = self._serve_posts(now)
         self._in_burst = False
-        worked = self._woken or core.poller.poll(0) > 0  # what woke us has been served
+        worked |= self._woken or core.poller.poll(0) > 0  # what woke us has been served
         self._woken = False
         worked |= self._receive(now)
         worked |= nic.poll_rings(now)
@@ -86,6 +88,17 @@ class Loop:
             core.arenas.turn()
             return True
         return worked or nic.busy
+
+    def _serve_posts(self, now: int) -> bool:
+        """Carry out what was posted since the last look, before anything else; tell whether there was any.
+
+        Not in the midst of a stream: there, packets in and out take turns.
+        """
+        nic = self._core.nic
+        if nic.busy or self._in_burst or not nic.poll_rings(now):
+            return False
+        self._transmit(now)
+        return True
 
     def _receive(self, now: int) -> bool:
         """Take what arrived; tell whether there was reason to look."""

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nopin.errors import UsageError
 from nopin.nic.abi import (
+    ONE_SGE,
     WQE_HEADER_BYTES,
     SendFlags,
     WcFlags,
@@ -23,7 +24,6 @@ from nopin.nic.abi import (
 
 _HEADER = struct.Struct("<QBBHIQIIQQ16x")
 _SGE = struct.Struct("<QII")
-_ONE_SGE = struct.Struct("<QBBHIQIIQQ16xQII")
 assert _HEADER.size == WQE_HEADER_BYTES
 
 _INLINE = int(SendFlags.INLINE)
@@ -117,7 +117,7 @@ def encode_send(wr: SendWr, *, max_sge: int, max_inline: int) -> bytes:
     key, there = wr.rkey, wr.remote_address
     try:
         if n_sges == 1:  # nearly always
-            return _ONE_SGE.pack(
+            return ONE_SGE.pack(
                 wr.wr_id, wr.opcode, wr.flags, 1, wr.imm, there, key, 0, wr.compare_add, wr.swap, *sges[0]
             )
         header = _HEADER.pack(wr.wr_id, wr.opcode, wr.flags, n_sges, wr.imm, there, key, 0, wr.compare_add, wr.swap)
@@ -137,7 +137,7 @@ def encode_one(
     local: tuple[int, int, int],
 ) -> bytes:
     """Encode a one-sided request with one scatter entry; arguments are in range. The short way."""
-    return _ONE_SGE.pack(
+    return ONE_SGE.pack(
         wr_id, opcode, flags, 1, 0, remote_address, rkey, 0, compare_add, swap, local[0], local[1], local[2]
     )
 
