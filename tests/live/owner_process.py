@@ -13,11 +13,10 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from nopin.linux.arena_file import keep_from_children, map_at, map_somewhere
+from nopin.linux.arena_file import map_at, map_somewhere
 from nopin.linux.io_uring import PinnedBuffer
 from nopin.linux.libc import LIBC, checked, map_shared, unmap
 from nopin.linux.paging_uffd import open_paging, register_paging
-from nopin.linux.uffd_handshake import Feature
 from nopin.linux.userfaultfd import open_watch
 from nopin.ranges import Range
 
@@ -72,8 +71,6 @@ class Actions:
     def _page(self, where: Range) -> tuple[int, int]:
         uffd, features = open_paging()
         register_paging(uffd, where)
-        if Feature.EVENT_FORK not in features:
-            keep_from_children(where)
         return uffd, int(features)
 
     def become(self, *command: str) -> None:

@@ -23,6 +23,7 @@ from nopin.control.arena_messages import (
     DestroyArena,
     DiscardRange,
     MapArena,
+    MapperKind,
     Prefetch,
     PrefetchDone,
     PrefetchStarted,
@@ -218,3 +219,30 @@ def test_a_discard_of_no_whole_pages_is_refused(mapped: Mapped, offset: int, len
         mapped.connection.request(DiscardRange(seq=0, arena=mapped.number, offset=offset, length=length))
     with pytest.raises(ServerRefused):
         mapped.connection.request(CreateArena(seq=0, capacity_bytes=offset + length + 7))
+
+
+def test_a_child_that_got_no_answer_asks_again_and_is_served_once(server: Server, mapped: Mapped) -> None:
+    mapped.array()[:PAGE] = 7
+    elsewhere = Range.of_length(map_somewhere(mapped.file, mapped.length), mapped.length)
+    uffd, features = open_paging()
+    register_paging(uffd, elsewhere)
+    numbers = []
+    for _ in range(2):  # the first answer was lost with a server that was killed
+        request = MapArena(
+            seq=0,
+            arena=0,
+            base=elsewhere.start,
+            offset=0,
+            length=mapped.length,
+            uffd_features=int(features),
+            kind=MapperKind.CHILD,
+        )
+        with contextlib.closing(ControlSocket(server.path)) as connection:
+            reply, _ = connection.request(request, [uffd, mapped.file])
+            assert isinstance(reply, Handle)
+            numbers.append(reply.handle)
+    assert numbers[0] == numbers[1]
+    assert ctypes.string_at(elsewhere.start, 2) == b"\7\7"
+    assert server.rows("arena")[0]["mappers"] == 2
+    unmap(elsewhere.start, elsewhere.length)
+    os.close(uffd)

@@ -189,19 +189,6 @@ def test_unmap_is_told_and_a_dead_process_is_noticed(paged: Paged) -> None:
     paged.uffd.wake(paged.at(0), PAGE)
 
 
-def test_a_forked_child_has_a_descriptor_of_its_own_and_is_served_by_it(paged: Paged) -> None:
-    paged.owner.begin("fork")
-    kind, number, _, _ = paged.message()
-    assert kind == EventKind.FORK
-    child = paged.owner.finish()
-    uffd = PagingUffd(number)
-    assert uffd.zero(paged.at(0), PAGE) == (PAGE, 0)
-    assert not uffd.gone()
-    paged.owner.do("end_children")
-    assert uffd.gone(), child
-    uffd.close()
-
-
 def test_a_mapping_that_is_there_for_filling_takes_pages_and_never_makes_its_process_wait() -> None:
     file = memfd.create("arena", 3 * PAGE)
     array = memfd.map_array(file)

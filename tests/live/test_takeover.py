@@ -149,8 +149,8 @@ def spoil_store(line: Line[Any], socket_path: str) -> None:
     device = Device(server=socket_path)
     arena = device.arena("16MiB")
     store = FdStore(*(os.dup(end) for end in arena._store))
-    entry = MapperEntry(2, [(0, 1, 1 << 40)], worker=False, pid=None)
-    store.put(msgspec.msgpack.encode(entry), [os.memfd_create("no userfaultfd")])
+    entry = MapperEntry(2, [(0, 1, 1 << 40)], worker=False, pid=os.getpid())
+    store.put(msgspec.msgpack.encode(entry), [os.memfd_create("no userfaultfd"), os.pidfd_open(os.getpid())])
     line.send("ready")
     line.receive()
 

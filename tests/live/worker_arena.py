@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class PlainArena:
         start = next(_places)
         self.handle = start >> 40
         self.where = Range.of_length(start, length)
+        self.server = Path("nobody forks here")
         self.memory_fd = memfd.create("test-arena", length)
         map_at(self.memory_fd, self.where)
         self.bytes: NDArray[np.uint8] = np.frombuffer(

@@ -24,7 +24,7 @@ def arena_entry(n_pages: int, family_pages: int = 100) -> ArenaEntry:
 
 
 def mapper_entry(number: int, address: int) -> MapperEntry:
-    return MapperEntry(number, [(0, 4, address)] if address else [], worker=False, pid=None)
+    return MapperEntry(number, [(0, 4, address)] if address else [], worker=False, pid=1)
 
 
 def known(store: ArenaStore) -> tuple[int, dict[int, int]]:
@@ -42,9 +42,9 @@ def test_a_mapping_in_more_pieces_than_fit_is_counted_and_the_last_that_fitted_s
     store = ArenaStore(FdStore.create())
     fd = os.memfd_create("test")
     store.put_arena(arena_entry(4000), fd, fd, fd)
-    store.put_mapper(MapperEntry(1, [(0, 4000, 1 << 40)], worker=False, pid=None), [fd])
+    store.put_mapper(MapperEntry(1, [(0, 4000, 1 << 40)], worker=False, pid=1), [fd, fd])
     pieces = [(page, 1, (1 << 40) + page * PAGE_BYTES) for page in range(0, 4000, 2)]
-    store.put_mapper(MapperEntry(1, pieces, worker=False, pid=None), [fd])
+    store.put_mapper(MapperEntry(1, pieces, worker=False, pid=1), [fd, fd])
     assert store.n_refused == 1
     left = store.left()
     assert left is not None
@@ -95,15 +95,15 @@ def test_forks_exits_and_moves_without_end_do_not_fill_it_and_a_successor_always
         if action < 0.3 or not places:
             last += 1
             place = draw.randrange(1, 1 << 30)
-            store.put_mapper(mapper_entry(last, place), [fd])
+            store.put_mapper(mapper_entry(last, place), [fd, fd])
             places[last] = place
         elif action < 0.5:
             place = places.pop(number) + 1
-            store.put_mapper(mapper_entry(number, place), [fd])
+            store.put_mapper(mapper_entry(number, place), [fd, fd])
             places[number] = place
         elif action < 0.75:  # it unmaps everything
             del places[number]
-            store.put_mapper(mapper_entry(number, 0), [fd])
+            store.put_mapper(mapper_entry(number, 0), [fd, fd])
             store.forget_mapper(number)
         elif action < 0.95:  # it exits
             del places[number]
@@ -123,13 +123,13 @@ def test_a_successor_turns_over_what_it_found() -> None:
     store, fd = ArenaStore(FdStore.create()), os.memfd_create("test")
     store.put_arena(arena_entry(4), fd, fd, fd)
     for number in range(1, 60):
-        store.put_mapper(mapper_entry(number, number), [fd])
+        store.put_mapper(mapper_entry(number, number), [fd, fd])
     second = ArenaStore(FdStore(*(os.dup(end) for end in store.ends)))
     store.close()
     left = second.left()
     assert left is not None
     for address in range(100_000, 130_000):
-        second.put_mapper(mapper_entry(60, address), [fd])
+        second.put_mapper(mapper_entry(60, address), [fd, fd])
     assert second.n_refused == 0
     assert known(second) == (100, {number: number for number in range(1, 60)} | {60: 129_999})
     for each in [fd, *left.fds, *(fd for mapped in left.mappers for fd in mapped.fds)]:
@@ -142,7 +142,7 @@ def test_an_owner_that_takes_entries_out_disturbs_only_itself() -> None:
     owner = FdStore(*(os.dup(end) for end in store.ends))
     store.put_arena(arena_entry(4), fd, fd, fd)
     for address in range(1, 10_000):
-        store.put_mapper(mapper_entry(1, address), [fd])
+        store.put_mapper(mapper_entry(1, address), [fd, fd])
         if address % 100 == 0:
             with contextlib.suppress(BlockingIOError):
                 while True:

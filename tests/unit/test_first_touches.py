@@ -38,7 +38,7 @@ class Touched:
             uses_swap=False, first_touch=SimpleNamespace(begin=lambda _mapper, page: page != 66, end=self.end)
         )
         machine: Any = SimpleNamespace()
-        self.touches = FirstTouches(pager, machine, lambda: self.now, self.latency, 50, lambda: self.noted)
+        self.touches = FirstTouches(pager, machine, lambda: self.now, self.latency, lambda: self.noted)
 
     def let_run(self) -> None:
         self.now += OWN_NS
@@ -77,7 +77,6 @@ def test_a_row_ends_when_somebody_has_to_be_attended_to(monkeypatch: pytest.Monk
     "other",
     [
         [(int(EventKind.FORK), 0, 3, 0)],
-        [fault(50)],  # the canary
         [fault(66)],  # no first touch
         [fault(N_PAGES)],
         [fault(3, FAULT_WRITE << 1)],  # protected

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+from nopin.accel.forked import Bequest
 from nopin.errors import HostLacks
-from nopin.linux.arena_file import keep_from_children, map_at
+from nopin.linux.arena_file import map_at
 from nopin.linux.libc import unmap
 from nopin.linux.paging_uffd import open_paging, register_paging, unregister
-from nopin.linux.uffd_handshake import Feature
 from nopin.ranges import Range
 
 
@@ -19,6 +20,7 @@ class ArenaMapping:
         fd: of the frames; may be closed afterwards.
         start: the owner's address of it.
         length: bytes.
+        server: path of the device server's socket.
 
     Attributes:
         where: its addresses.
@@ -30,7 +32,7 @@ class ArenaMapping:
         HostLacks: no userfaultfd here.
     """
 
-    def __init__(self, fd: int, start: int, length: int) -> None:
+    def __init__(self, fd: int, start: int, length: int, server: Path) -> None:
         self.where = Range.of_length(start, length)
         map_at(fd, self.where)
         try:
@@ -39,12 +41,12 @@ class ArenaMapping:
             unmap(start, length)
             raise
         self.features = int(features)
-        if Feature.EVENT_FORK not in features:
-            keep_from_children(self.where)
         register_paging(self.uffd, self.where)
+        self._bequest = Bequest(fd, server)
 
     def close(self) -> None:
         """Unmap it. Unregistered first, because nobody may be left to read the event of an unmapping."""
+        self._bequest.close()
         unregister(self.uffd, self.where)
         unmap(self.where.start, self.where.length)
         os.close(self.uffd)

@@ -21,10 +21,15 @@ from nopin.errors import UsageError
 
 
 class MapWindow(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Map the file beside this at [start, start + length), and hand over a userfaultfd for it."""
+    """Map the file beside this at [start, start + length), and hand over a userfaultfd for it.
+
+    Attributes:
+        server: path of the device server's socket, for children that the worker may fork.
+    """
 
     start: int
     length: int
+    server: str
 
 
 class UnmapWindow(msgspec.Struct, frozen=True, tag=True, array_like=True):

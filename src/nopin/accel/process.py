@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NoReturn, Protocol
 
 from nopin.accel import messages
@@ -39,6 +40,11 @@ class Arena(Protocol):
     @property
     def memory_fd(self) -> int:
         """The file of its frames."""
+        ...
+
+    @property
+    def server(self) -> Path:
+        """Path of the device server's socket."""
         ...
 
 
@@ -102,7 +108,7 @@ class Worker:
             self._map(wanted[where])
 
     def _map(self, arena: Arena) -> None:
-        self._send(MapWindow(arena.where.start, arena.where.length), (arena.memory_fd,))
+        self._send(MapWindow(arena.where.start, arena.where.length, os.fspath(arena.server)), (arena.memory_fd,))
         reply, fds = self._receive(1)
         if isinstance(reply, NotMapped):
             raise AcceleratorError(f"the worker cannot map the arena at {arena.where}: {reply.reason}")

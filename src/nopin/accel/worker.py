@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -81,7 +82,7 @@ class Worker:
 
     def _map(self, message: MapWindow, fds: list[int]) -> None:
         try:
-            mapping = ArenaMapping(fds[0], message.start, message.length)
+            mapping = ArenaMapping(fds[0], message.start, message.length, Path(message.server))
         except (OSError, HostLacks) as problem:
             self._send(NotMapped(str(problem)))
             return

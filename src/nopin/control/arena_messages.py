@@ -19,8 +19,8 @@ class MapperKind(StrEnum):
     WORKER = "worker"
     """An accelerator worker: it maps the arena at the owner's addresses, and its faults are device faults."""
     CHILD = "child"
-    """The client itself, a forked child of a process that maps the arena, whose userfaultfd was lost with a server that
-    was killed in the moment of the fork. It owns nothing; the arena is named by its file."""
+    """The client itself, a forked child of a process that maps the arena (`accel.forked`). It owns nothing, and need
+    not say Hello; the arena is named by its file."""
 
 
 class CreateArena(Request, tag="create_arena"):
@@ -34,14 +34,11 @@ class CreateArena(Request, tag="create_arena"):
         capacity_bytes: whole pages; costs nothing until touched.
         budget_bytes: resident at most; None: whatever the device's budget leaves.
         name: for figures.
-        canary: the last page is no memory: forked children touch it to find out whether they are served, and are
-            answered whatever the budget and swap say (`verbs.forked`).
     """
 
     capacity_bytes: int
     budget_bytes: int | None = None
     name: str = ""
-    canary: bool = False
 
 
 class ArenaCreated(Reply, tag="arena_created"):
@@ -64,6 +61,7 @@ class ReclaimArena(Request, tag="reclaim_arena"):
 
 class MapArena(Request, tag="map_arena"):
     """A process has mapped an arena and registered it; have its faults served. Answered by Handle: the mapper.
+    A CHILD that is served already, because it asked a server that was killed before it could answer, is told so again.
 
     Beside it: the userfaultfd of that process, with `[base, base + length)` registered for missing, minor and
     write-protect faults; for a WORKER then a pidfd of that process, for a CHILD the arena's memfd. The process keeps a

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from nopin.ranges import Range
 
 _SYS_MADVISE = 28
-_TELLING = {9, 11, 25, _SYS_MADVISE, 56, 57, 58, 435}
-"""System calls that send messages: mmap, munmap, mremap, madvise, clone, fork, vfork, clone3."""
+_TELLING = {9, 11, 25, _SYS_MADVISE}
+"""System calls that send messages: mmap, munmap, mremap, madvise."""
 _MADV_REMOVE = 9
 _LOOKS = 64
 
@@ -29,44 +29,25 @@ class Advice(NamedTuple):
     gives_up: bool
 
 
-def advice_of(pids: Iterable[int]) -> list[Advice]:
-    """Return what threads of these processes wait in madvise for. Call it when a message is known to wait."""
-    tasks = [f"/proc/{pid}/task" for pid in pids]
-    found: list[Advice] = []
+def advice_of(pid: int) -> list[Advice]:
+    """Return what threads of a process wait in madvise for. Call it when a message is known to wait."""
+    folder = f"/proc/{pid}/task"
     for _ in range(_LOOKS):
-        n_telling = 0
-        found.clear()
-        for folder in tasks:
-            for fields in _system_calls(folder):
-                n_telling += 1
-                if fields[0] == _SYS_MADVISE and fields[2]:
-                    where = Range.of_length(fields[1], fields[2]).to_pages()
-                    found.append(Advice(where, fields[3] == _MADV_REMOVE))
-        if n_telling:
+        calls = _system_calls(folder)
+        if calls:
             break
         os.sched_yield()
-    return found
+    return [
+        Advice(Range.of_length(start, length).to_pages(), advice == _MADV_REMOVE)
+        for number, start, length, advice in calls
+        if number == _SYS_MADVISE and length
+    ]
 
 
 def gives_up(advice: Iterable[Advice], where: Range) -> bool | None:
     """Tell whether the bytes of a range are given up; None if that was not seen, or both were."""
     answers = {each.gives_up for each in advice if each.where.contains(where)}
     return answers.pop() if len(answers) == 1 else None
-
-
-def descendants(pid: int) -> list[int]:
-    """Return the children of a process, their children, and so on, as far as they can be seen."""
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        folder = f"/proc/{waiting.pop()}/task"
-        with contextlib.suppress(OSError):
-            for thread in os.listdir(folder):
-                with open(f"{folder}/{thread}/children") as file:
-                    children = [int(child) for child in file.read().split()]
-                found += children
-                waiting += children
-    return found
 
 
 def _system_calls(folder: str) -> list[list[int]]:

@@ -59,8 +59,7 @@ NEEDED = _PAGING | Feature.POISON
 _FILLING = Feature.FLAG_WP | Feature.WP_HUGETLBFS_SHMEM
 
 Message = tuple[int, int, int, int]
-"""Kind and three words. PAGEFAULT: flags, address, thread. FORK: a descriptor, already ours. REMAP: from, to, length.
-REMOVE, UNMAP: start, end."""
+"""Kind and three words. PAGEFAULT: flags, address, thread. REMAP: from, to, length. REMOVE, UNMAP: start, end."""
 
 _unpack_one = MESSAGE.unpack_from
 _unpack_all = MESSAGE.iter_unpack
@@ -75,8 +74,8 @@ _done_at_32 = struct.Struct("<32xq").unpack_from
 def open_paging() -> tuple[int, Feature]:
     """Open one on our own address space, to be registered here and served elsewhere.
 
-    Without EVENT_FORK in the features (no privilege) a forked child would read zeros where pages are out: keep the
-    mapping from being inherited then (MADV_DONTFORK).
+    It tells nobody of forks: a forked child would read zeros where pages are out, so no child may inherit what is
+    registered (`arena_file.map_piece`).
 
     Returns:
         The descriptor (close-on-exec, non-blocking) and the features it was opened with.
@@ -84,7 +83,7 @@ def open_paging() -> tuple[int, Feature]:
     Raises:
         HostLacks: no userfaultfd here, or not what paging needs.
     """
-    return open_with((NEEDED | Feature.EVENT_FORK, NEEDED), NEEDED)
+    return open_with((NEEDED,), NEEDED)
 
 
 def open_for_filling() -> int:
@@ -185,7 +184,7 @@ class PagingUffd:
             return []
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP and self._read_flags:
-                # Linux before 6.10, and what fork made: only the descriptor's own flag counts.
+                # Linux before 6.10: only the descriptor's own flag counts.
                 self._check_still_usable()
                 self._read_flags = 0
                 return self.read()

@@ -16,6 +16,7 @@ _PROCMAP_QUERY = 0xC0686611
 _QUERY = struct.Struct("<9Q4I2Q")  # struct procmap_query, 104 bytes
 _COVERING_OR_NEXT = 0x10
 _READABLE, _WRITABLE, _SHARED = 1, 2, 8
+"""Permissions of a mapping found; in a question, what it must have to be found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Mapping:
         readable, writable: its permissions.
         shared: stores are visible to others that map the same thing.
         offset: bytes, where in its file it begins.
-        inode: of the file, memfd, System V or anonymous shared memory that its pages come from; 0: of none.
+        device, inode: of the file, memfd, System V or anonymous shared memory that its pages come from; 0: of none.
     """
 
     where: Range
@@ -35,6 +36,7 @@ class Mapping:
     writable: bool
     shared: bool
     offset: int
+    device: int
     inode: int
 
     @property
@@ -56,14 +58,15 @@ class Maps:
         self._fd = os.open(f"/proc/{pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
         self.has_query = use_query and self._probe_query()
 
-    def within(self, where: Range) -> Iterator[Mapping]:
-        """Mappings that overlap `where`, by address."""
+    def within(self, where: Range, *, shared: bool = False) -> Iterator[Mapping]:
+        """Mappings that overlap `where`, by address; with `shared` only those that are."""
         if not self.has_query:
-            yield from (mapping for mapping in self._read_text() if mapping.where.overlaps(where))
+            found = (mapping for mapping in self._read_text() if mapping.where.overlaps(where))
+            yield from (mapping for mapping in found if mapping.shared or not shared)
             return
-        at = where.start
+        at, must_be = where.start, _SHARED if shared else 0
         while at < where.end:
-            mapping = self._query(at)
+            mapping = self._query(at, must_be)
             if mapping is None or mapping.where.start >= where.end:
                 return
             yield mapping
@@ -84,22 +87,23 @@ class Maps:
             raise
         return True
 
-    def _query(self, address: int) -> Mapping | None:
-        """The mapping that covers `address`, else the next one above, else None."""
-        argument = bytearray(_QUERY.pack(_QUERY.size, _COVERING_OR_NEXT, address, *(0,) * 12))
+    def _query(self, address: int, must_be: int = 0) -> Mapping | None:
+        """The mapping that covers `address` and has these permissions, else the next one above, else None."""
+        argument = bytearray(_QUERY.pack(_QUERY.size, _COVERING_OR_NEXT | must_be, address, *(0,) * 12))
         try:
             fcntl.ioctl(self._fd, _PROCMAP_QUERY, argument, True)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ESRCH):  # nothing above, or the process ended
                 return None
             raise
-        _, _, _, start, end, flags, _, offset, inode, *_ = _QUERY.unpack(argument)
+        _, _, _, start, end, flags, _, offset, inode, major, minor, *_ = _QUERY.unpack(argument)
         return Mapping(
             Range(start, end),
             bool(flags & _READABLE),
             bool(flags & _WRITABLE),
             bool(flags & _SHARED),
             offset,
+            os.makedev(major, minor),
             inode,
         )
 
@@ -110,14 +114,16 @@ class Maps:
             pieces.append(piece)
             offset += len(piece)
         for line in b"".join(pieces).splitlines():
-            bounds, rights, begins, _device, inode, *_ = line.split(None, 5)
+            bounds, rights, begins, device, inode, *_ = line.split(None, 5)
             start, _, end = bounds.partition(b"-")
+            major, _, minor = device.partition(b":")
             yield Mapping(
                 Range(int(start, 16), int(end, 16)),
                 readable=rights[0:1] == b"r",
                 writable=rights[1:2] == b"w",
                 shared=rights[3:4] == b"s",
                 offset=int(begins, 16),
+                device=os.makedev(int(major, 16), int(minor, 16)),
                 inode=int(inode),
             )
 

@@ -4,7 +4,7 @@ Its pager decides, its runner acts (`pager_runner.py`), and this class brings th
 processes do to their mappings:
 
     page fault        the pager's procedure for it, at once
-    fork              the child is a mapper too: it shares the pages, as with any shared mapping
+    fork              the child maps the same, and says so: it shares the pages, as with any shared mapping
     mremap            the pages are where they went
     munmap            nobody maps these pages any more? then their bytes are gone, as a file's without a name
     madvise           DONTNEED keeps the bytes of shared memory, REMOVE gives them up
@@ -22,12 +22,13 @@ from functools import partial
 from typing import Protocol
 
 from nopin.linux.arena_file import resident_bytes
+from nopin.linux.fd_identity import identity_of
 from nopin.linux.paging_uffd import FAULT_MINOR, FAULT_WP, FAULT_WRITE, Message, PagingUffd
 from nopin.linux.pidfd import PidFd
 from nopin.linux.uffd_handshake import EventKind
 from nopin.mm.causes import Cause
-from nopin.mm.effects import MapIn, PageRun, Procedure, Wake
 from nopin.mm.effects import Mapper as MapperNumber
+from nopin.mm.effects import PageRun, Procedure
 from nopin.ranges import Range, subtract
 from nopin.server.arena_machine import ArenaMachine
 from nopin.server.arena_maker import ArenaParts
@@ -106,7 +107,7 @@ class Arena:
 
     Attributes:
         wanted: its client has not given it up.
-        awaited: a forked child that lost its userfaultfd with a killed server may still ask to be served.
+        awaited: a forked child that had no server to ask may still come.
         record: where a successor finds it.
         faults_worker: messages about faults of accelerator workers (and about what these do to their mappings).
     """
@@ -121,15 +122,14 @@ class Arena:
         self.parts = parts
         self.pager = parts.pager
         self.n_pages = parts.frames.n_pages
-        self._canary = self.n_pages - 1 if parts.entry.canary else -1
         self._times = FaultTimes()
         self._latency = self._times.counts
-        self._inode = os.fstat(parts.frames.fd).st_ino
+        self._file = identity_of(parts.frames.fd)
         self._host = host
         self._clock = host.clock
         self._machine = ArenaMachine(parts.frames, self._note)
         self._first_touches = FirstTouches(
-            self.pager, self._machine, self._clock, self._latency, self._canary, lambda: bool(self._noted)
+            self.pager, self._machine, self._clock, self._latency, lambda: bool(self._noted)
         )
         self.runner = Runner(self._machine, parts.swap, host.clockwork, partial(host.broken, self))
         parts.news.pressure = partial(host.pressed, self)
@@ -157,7 +157,7 @@ class Arena:
     # Mappers
 
     def map(
-        self, uffd: PagingUffd, place: Placed, process: PidFd | None, *, worker: bool, view: OwnerView | None = None
+        self, uffd: PagingUffd, place: Placed, process: PidFd, *, worker: bool, view: OwnerView | None = None
     ) -> Mapper:
         """Serve a process that has mapped pages. Owns the descriptors if it does not raise.
 
@@ -194,12 +194,9 @@ class Arena:
 
     def _remember(self, mapper: Mapper) -> bool:
         """Tell a successor of it; False if there is no room."""
-        process = mapper.process
         places = [(place.first, place.n, place.address) for place in mapper.places]
-        pid = process.pid if process is not None else None
-        entry = MapperEntry(mapper.number, places, mapper.worker, pid, mapper.forked_from)
-        fds = [mapper.uffd.fileno()] + ([process.fileno()] if process is not None else [])
-        return self.parts.store.put_mapper(entry, fds)
+        entry = MapperEntry(mapper.number, places, mapper.worker, mapper.process.pid)
+        return self.parts.store.put_mapper(entry, [mapper.uffd.fileno(), mapper.process.fileno()])
 
     def unmap(self, mapper: Mapper) -> None:
         """A process has gone, or maps nothing any more; free what nobody maps now. Twice is fine."""
@@ -283,11 +280,7 @@ class Arena:
             self.attend()
 
     def _answer(self, mapper: Mapper, messages: Sequence[Message], began_ns: int) -> None:
-        """Deal with messages: events first, in order.
-
-        A child runs as soon as its fork was read. A fault answered before it is a mapper could evict, and protect its
-        pages in all mappers but this one.
-        """
+        """Deal with messages: events first, in order, so that faults are answered where things are now."""
         if len(messages) > 1:
             messages = sorted(messages, key=_is_fault)
         for message in messages:
@@ -303,9 +296,6 @@ class Arena:
                     mapper.uffd.wake(address & ~PAGE_MASK, PAGE_BYTES)
                     continue
                 page = found
-            if page == self._canary:
-                self._show_canary(mapper)
-                continue
             write, protected, minor = _FLAGS[flags & 7]
             fault = self.pager.cpu_fault(mapper.number, page, write=write, minor=minor, protected=protected)
             task = self.runner.start(fault)
@@ -314,16 +304,9 @@ class Arena:
             else:
                 task.done = partial(self._answered, flags & 7, began_ns)
 
-    def _show_canary(self, mapper: Mapper) -> None:
-        """Tell a forked child that it is served: also where no page can be had for want of room, for it needs none."""
-        canary = PageRun(self._canary, 1)
-        _, problem = self._machine.zero_at(mapper, *canary)
-        if problem and self._machine.map_in(MapIn(canary, mapper.number, protect=False)).errno:
-            self._machine.wake(Wake(canary, mapper.number))  # it has it already, or asks again
-
     def _learn(self, mapper: Mapper, address: int) -> int | None:
         """Find out which page is at an address that we know nothing of: a mapping that mremap made grow, say."""
-        place = mapper.learn(address, self._inode, self.n_pages)
+        place = mapper.learn(address, self._file, self.n_pages)
         if place is None:
             return None
         self._remember(mapper)
@@ -341,8 +324,8 @@ class Arena:
 
     def _take_event(self, mapper: Mapper, message: Message) -> None:
         kind, first, second, third = message
-        if kind == EventKind.FORK:
-            self._forked(mapper, first & 0xFFFFFFFF)
+        if kind == EventKind.FORK:  # not asked for by our library; the child is nobody's
+            os.close(first & 0xFFFFFFFF)
         elif kind == EventKind.REMAP:
             self._moved(mapper, Range.of_length(first, third), second)
         elif kind == EventKind.REMOVE:
@@ -350,12 +333,6 @@ class Arena:
                 self.runner.start(removal)
         elif kind == EventKind.UNMAP:
             self._unmapped(mapper, Range(first, second))
-
-    def _forked(self, mapper: Mapper, uffd_fd: int) -> None:
-        """The child has all its parent has mapped."""
-        child = mapper.child(self._next_mapper, PagingUffd(uffd_fd))
-        self._remember(child)
-        self._add(child)
 
     def _moved(self, mapper: Mapper, source: Range, target: int) -> None:
         """Pages are at a second place, too. Unless that was asked for, word follows that the first is unmapped."""

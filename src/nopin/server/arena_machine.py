@@ -5,7 +5,7 @@ need is filled in there. Nothing of ours touches a hole; but the owner can punch
 server must not get a signal for it. So a hole touched there becomes a page of zeros, which is what its owner made it.
 
 **Processes in the middle of something.** Filling and mapping fail with EAGAIN while a mapper is inside fork, munmap,
-mremap or madvise, which for the fork of a big process may be long. The pager's effects must not wait there: another
+mremap or madvise, which may be long. The pager's effects must not wait there: another
 procedure could come between. So what belongs to the file is done through the server's own mapping, which is never
 in such a state, and the mapper is merely woken a little later: its thread faults again, and finds the page. Nor are
 marks of write protection lifted late; one that stays too long costs a fault and changes nothing. Write protection
@@ -169,7 +169,7 @@ class ArenaMachine:
         for mapper in self._addressed(effect.mapper):
             for piece in mapper.pieces(effect.pages):
                 problem = self._settled(mapper, mapper.uffd.protect, piece)
-                # A message read meanwhile may be of a fork: the child runs, and is none of the mappers yet.
+                # A message read meanwhile may say that pages have moved, with none of them protected there.
                 if problem == errno.EAGAIN or mapper.unread:
                     self.n_put_off += 1
                     return False

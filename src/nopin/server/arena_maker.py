@@ -131,13 +131,10 @@ class ArenaMaker:
             family = self._left[entry.family] = Family(entry.family, Budget(pages, self.budget))
         return family
 
-    def make(
-        self, name: str, n_pages: int, n_budget_pages: int | None, family: Family, *, canary: bool = False
-    ) -> ArenaParts:
+    def make(self, name: str, n_pages: int, n_budget_pages: int | None, family: Family) -> ArenaParts:
         """Make the parts of an arena of `n_pages`, with a budget of its own, or none but its family's.
 
         Args:
-            canary: its last page is one; see `CreateArena`.
 
         Raises:
             OSError, HostLacks: the host does not allow it; nothing is kept.
@@ -153,7 +150,7 @@ class ArenaMaker:
             store = ArenaStore(FdStore.create())
             undo.append(store.close)
             pages = family.budget.n_pages
-            entry = ArenaEntry(VERSION, name, n_pages, n_budget_pages, family.number, pages, canary)
+            entry = ArenaEntry(VERSION, name, n_pages, n_budget_pages, family.number, pages)
             if not store.put_arena(entry, memory_fd, table_fd, swap.fileno()):
                 raise OSError(errno.ENOBUFS, "no room for what a successor of this server would need")
             return self._assemble(entry, memory_fd, table_fd, swap, store, family)

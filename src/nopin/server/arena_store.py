@@ -21,7 +21,7 @@ import msgspec
 
 from nopin.linux.fd_store import LABEL_BYTES_MAX, FdStore
 
-VERSION = 2
+VERSION = 3
 _ARENA = 0
 """What an entry is about that is about no mapper; their numbers begin at 1."""
 _OUTDATED_MAX = 64
@@ -34,7 +34,6 @@ class ArenaEntry(msgspec.Struct, tag="arena"):
     Attributes:
         budget_pages: None: whatever its family has.
         family: names the arenas that have a budget in common, those of one client; `family_pages` is that budget.
-        canary: the last page is one; see `CreateArena`.
     """
 
     version: int
@@ -43,22 +42,19 @@ class ArenaEntry(msgspec.Struct, tag="arena"):
     budget_pages: int | None
     family: int
     family_pages: int
-    canary: bool = False
 
 
 class MapperEntry(msgspec.Struct, tag="mapper"):
-    """Beside it: the userfaultfd; and the pidfd of its process, if that is known.
+    """Beside it: the userfaultfd; and the pidfd of its process.
 
     Attributes:
         places: (first page, pages, address) each; none: it maps nothing any more.
-        forked_from: a process that it descends from, where it is not known itself.
     """
 
     number: int
     places: list[tuple[int, int, int]]
     worker: bool
-    pid: int | None
-    forked_from: int | None = None
+    pid: int
 
 
 class Mapped(NamedTuple):
@@ -191,7 +187,7 @@ class ArenaStore:
                         arena = entry, fds
                 else:
                     self._note(entry.number)
-                    if len(fds) == 1 + (entry.pid is not None):
+                    if len(fds) == 2:
                         mappers[entry.number] = Mapped(entry, fds)
             if arena is None:
                 return None

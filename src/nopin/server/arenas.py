@@ -24,7 +24,7 @@ from nopin.server.timers import Timer, Timers
 from nopin.units import S_NS
 
 PROBE_NS = S_NS
-"""How often to look for mappers that ended unheard: forked children, and processes that called exec."""
+"""How often to look for mappers that ended unheard: processes that called exec."""
 _N_SWAP_THREADS = 2
 
 
@@ -122,16 +122,14 @@ class Arenas:
         """Have a mapper's faults brought to its arena."""
         self._served[mapper.uffd.fileno()] = arena, mapper
         self._epoll.register(mapper.uffd.fileno(), select.EPOLLIN)
-        if mapper.process is not None:
-            self._poller.watch(mapper.process.fileno(), partial(self._on_exit, arena, mapper))
+        self._poller.watch(mapper.process.fileno(), partial(self._on_exit, arena, mapper))
         self._probe_later()
 
     def stop_serving(self, mapper: Mapper) -> None:
         """Undo it."""
         del self._served[mapper.uffd.fileno()]
         self._epoll.unregister(mapper.uffd.fileno())
-        if mapper.process is not None:
-            self._poller.forget(mapper.process.fileno())
+        self._poller.forget(mapper.process.fileno())
 
     def attend(self, arena: Arena) -> None:
         """Call the arena at the end of this turn."""

@@ -114,9 +114,7 @@ class ClientArenas:
         try:
             own = None if request.budget_bytes is None else request.budget_bytes // PAGE_BYTES
             name = request.name or f"pid {self._process.pid}"
-            parts = self._core.arena_maker.make(
-                name, request.capacity_bytes // PAGE_BYTES, own, self._family, canary=request.canary
-            )
+            parts = self._core.arena_maker.make(name, request.capacity_bytes // PAGE_BYTES, own, self._family)
         except HostLacks as problem:
             self._usage.give(**taken)
             raise refuse(str(problem), errno.EOPNOTSUPP, "host") from problem
@@ -157,18 +155,21 @@ class ClientArenas:
         return self._own(arena, n_descriptors), arena
 
     def join(self, request: MapArena, fds: list[int]) -> int:
-        """Serve this process, a forked child that lost its userfaultfd; owns the descriptors. Returns a number for it.
+        """Serve this process, a forked child; owns the descriptors. Returns the mapper's number.
 
         Raises:
-            ServerRefused: there is no such arena, this process is served there, the place is none, or the descriptors
-                are something else.
+            ServerRefused: there is no such arena, the place is none, or the descriptors are something else.
+            OSError: the arena's store is full.
         """
         with contextlib.ExitStack() as stack:
             stack.callback(close_all, fds)
             arena = self._of_file(fds[-1])
-            if arena is None or self._maps(arena):
-                raise refuse("this is no arena, or this process is served there", errno.ENOENT)
+            if arena is None:
+                raise refuse("this is no arena", errno.ENOENT)
             place = _place(request, arena.n_pages)
+            for mapper in arena.mappers:
+                if mapper.places == [place] and _is_of(mapper, self._process.pid) and not mapper.uffd.gone():
+                    return mapper.number  # taken over from a server that was killed before it could answer
             process = PidFd(self._process.pid, os.dup(self._process.fileno()))
             stack.callback(process.close)
             uffd = _uffd_of(request, fds)
@@ -248,7 +249,7 @@ class ClientArenas:
             ServerRefused: there is none, or the client still maps it.
         """
         owned = find(self._owned, handle, "arena")
-        if any(mapper.process is not None and not mapper.worker for mapper in owned.arena.mappers):
+        if self._maps(owned.arena):
             raise refuse("the arena is still mapped: unmap it first", errno.EBUSY)
         self._forget(handle)
 
@@ -372,7 +373,7 @@ class ClientArenas:
 
 
 def _is_of(mapper: Mapper, pid: int) -> bool:
-    return not mapper.worker and mapper.process is not None and mapper.process.pid == pid
+    return not mapper.worker and mapper.process.pid == pid
 
 
 def _place(request: MapArena, n_pages: int) -> Placed:

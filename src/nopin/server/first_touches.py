@@ -26,7 +26,6 @@ class FirstTouches:
 
     Args:
         latency: where the nanoseconds of each are counted, as `FaultTimes.counts`.
-        canary: a page that is not to be answered here; -1: there is none.
         noted: tells whether some mapper has to be attended to, which ends a burst.
     """
 
@@ -36,7 +35,6 @@ class FirstTouches:
         machine: ArenaMachine,
         clock: Callable[[], int],
         latency: list[list[int]],
-        canary: int,
         noted: Callable[[], bool],
     ) -> None:
         self._noted = noted
@@ -44,7 +42,6 @@ class FirstTouches:
         self._machine = machine
         self._clock = clock
         self._latency = latency
-        self._canary = canary
 
     def answer(
         self, mapper: Mapper, messages: list[Message], began_ns: int, n_most: int
@@ -56,13 +53,13 @@ class FirstTouches:
             read now. Several that were read together are left: some of them may be what must be dealt with first.
         """
         read, zero, touch = self._reader(mapper), mapper.uffd.zero, self._pager.first_touch
-        begin, end, clock, latency, canary = touch.begin, touch.end, self._clock, self._latency, self._canary
+        begin, end, clock, latency = touch.begin, touch.end, self._clock, self._latency
         number, low, high, bias = mapper.number, mapper.low, mapper.high, mapper.bias
         n_answered = 0
         while len(messages) == 1:
             kind, flags, address, _ = messages[0]
             page = (address - bias) >> PAGE_SHIFT
-            if kind != _PAGEFAULT or flags > FAULT_WRITE or not low <= page < high or page == canary:
+            if kind != _PAGEFAULT or flags > FAULT_WRITE or not low <= page < high:
                 break
             n = begin(number, page)
             if not n:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from nopin.linux.madvise_spy import Advice, advice_of, descendants, gives_up
+from nopin.linux.fd_identity import Identity
+from nopin.linux.madvise_spy import Advice, advice_of, gives_up
 from nopin.linux.paging_uffd import Message, PagingUffd
 from nopin.linux.pidfd import PidFd
 from nopin.linux.proc import Maps
@@ -63,11 +64,10 @@ class Mapper:
     Attributes:
         number: names it in effects.
         worker: its faults are a device's, and the arena does not live for its sake.
-        process: it, where we know which it is; a forked child is known by its userfaultfd alone.
+        process: it.
         unread: messages that were read in order to go on, still to be dealt with.
         to_wake: addresses of threads to be woken once the process can be served again.
         gone: its address space has ended.
-        forked_from: the process it, or its parent, was forked from, where we do not know which it is.
         views: the arena in its address space, for each connection of the process through which devices reach that.
         low, high, bias: where all is in one place, pages [low, high) lie at bias + page * 4096; else no page is in
             [low, high).
@@ -77,7 +77,6 @@ class Mapper:
     __slots__ = (
         "bias",
         "doubled",
-        "forked_from",
         "gone",
         "high",
         "low",
@@ -96,42 +95,29 @@ class Mapper:
         number: int,
         uffd: PagingUffd,
         places: list[Placed],
-        process: PidFd | None,
+        process: PidFd,
         *,
         worker: bool,
-        forked_from: int | None = None,
     ) -> None:
         self.number = number
         self.uffd = uffd
         self.process = process
         self.worker = worker
-        self.forked_from = forked_from
         self.unread: list[Message] = []
         self.to_wake: list[Range] = []
         self.gone = False
         self.views: list[OwnerView] = []
         self._set_places(places)
 
-    def child(self, number: int, uffd: PagingUffd) -> Mapper:
-        """Return a forked child: it has all that this one has mapped."""
-        ancestor = self.process.pid if self.process is not None else self.forked_from
-        return Mapper(number, uffd, list(self.places), None, worker=self.worker, forked_from=ancestor)
-
     def look_and_read(self) -> list[Message]:
         """Read messages that wait, as `PagingUffd.read`; the last word of each REMOVE says what was asked for.
 
         As far as that can be seen.
         """
-        if not self.uffd.event_waits() or not (pids := self._pids()):
+        if not self.uffd.event_waits():
             return self.uffd.read()
-        advice = advice_of(pids)  # before the message is read: whoever sent it waits until then
+        advice = advice_of(self.process.pid)  # before the message is read: whoever sent it waits until then
         return [_marked(message, advice) for message in self.uffd.read()]
-
-    def _pids(self) -> list[int]:
-        """Return the processes of which one is this."""
-        if self.process is not None:
-            return [self.process.pid]
-        return descendants(self.forked_from) if self.forked_from is not None else []
 
     def _set_places(self, places: list[Placed]) -> None:
         """Note where pages are; with only one place, looking up is one addition."""
@@ -142,14 +128,12 @@ class Mapper:
         by_page = sorted(places)
         self.doubled = any(before.end > after.first for before, after in pairwise(by_page))
 
-    def learn(self, address: int, inode: int, n_pages: int) -> Placed | None:
+    def learn(self, address: int, file: Identity, n_pages: int) -> Placed | None:
         """Ask the kernel what is mapped at an address; returns it if it is the arena's file, and known from now on.
 
         Args:
-            inode: of the file. n_pages: it has.
+            n_pages: it has.
         """
-        if self.process is None:
-            return None
         try:
             maps = Maps(self.process.pid)
         except OSError:  # it is gone, or not ours to look at
@@ -158,7 +142,7 @@ class Mapper:
             found = next(maps.within(Range(address, address + 1)), None)
         finally:
             maps.close()
-        if found is None or found.inode != inode:
+        if found is None or (found.device, found.inode) != file:
             return None
         first, n = found.offset >> PAGE_SHIFT, found.where.length >> PAGE_SHIFT
         place = Placed(first, min(n, n_pages - first), found.where.start)
@@ -225,5 +209,4 @@ class Mapper:
     def close(self) -> None:
         """Let go of the process. Twice is fine."""
         self.uffd.close()
-        if self.process is not None:
-            self.process.close()
+        self.process.close()

@@ -13,6 +13,7 @@ import os
 import socket
 from collections.abc import Sequence
 
+from nopin.control.arena_messages import MapArena, MapperKind
 from nopin.control.codec import (
     REQUEST_DESCRIPTORS_MAX,
     AnyRequest,
@@ -215,7 +216,8 @@ class Session:
         self.answer(request, replies, reply_fds)
 
     def _check(self, request: AnyRequest, fds: Sequence[int]) -> None:
-        if isinstance(request, Hello) == self.greeted:
+        is_child = isinstance(request, MapArena) and request.kind is MapperKind.CHILD  # it wants nothing else
+        if not is_child and isinstance(request, Hello) == self.greeted:
             raise ProtocolError("Hello comes first, and once")
         expected = request_descriptors(request)
         if len(fds) != expected:

@@ -33,8 +33,8 @@ from nopin.server.orphans import take_over_shares
 from nopin.server.registry import Content, Record
 from nopin.units import PAGE_BYTES, S_NS
 
-LOST_CHILDREN_WITHIN_NS = 10 * S_NS
-"""A child that makes sure of itself inside of fork (`verbs.forked`) comes by then. Perhaps it is all that is left."""
+CHILDREN_COME_WITHIN_NS = 10 * S_NS
+"""A child that is on its way inside of fork (`accel.forked`) comes by then. Perhaps it is all that is left."""
 
 
 def take_over(core: Core, left: Content) -> None:
@@ -104,7 +104,7 @@ def _restore(core: Core, left: Left, store: ArenaStore) -> Arena:
         for place in mapper.places:
             mapper.uffd.wake(place.address, place.n * PAGE_BYTES)
     arena.awaited = True
-    core.arenas.after(LOST_CHILDREN_WITHIN_NS, partial(_await_no_more, arena))
+    core.arenas.after(CHILDREN_COME_WITHIN_NS, partial(_await_no_more, arena))
     return arena
 
 
@@ -119,20 +119,18 @@ def _check(mapped: Mapped) -> None:
     Raises:
         UsageError: they are not.
     """
-    entry, (uffd, *pidfds) = mapped
+    entry, (uffd, pidfd) = mapped
     if os.readlink(f"/proc/self/fd/{uffd}") != LINK:
         raise UsageError(f"what is kept of mapper {entry.number} is no userfaultfd")
-    if any(pid_of(pidfd) not in (entry.pid, -1) for pidfd in pidfds):
+    if pid_of(pidfd) not in (entry.pid, -1):
         raise UsageError(f"what is kept of mapper {entry.number} is not the pidfd of process {entry.pid}")
 
 
 def _restore_mapper(arena: Arena, mapped: Mapped) -> Mapper:
     """Serve a process that a predecessor served."""
-    entry, fds = mapped
-    os.set_blocking(fds[0], False)
-    process = PidFd(entry.pid, fds[1]) if entry.pid is not None else None
+    entry, (uffd, pidfd) = mapped
+    os.set_blocking(uffd, False)
     places = [
         Placed(first, n, address) for first, n, address in entry.places if 0 <= first < first + n <= arena.n_pages
     ]
-    uffd = PagingUffd(fds[0])
-    return arena.adopt(Mapper(entry.number, uffd, places, process, worker=entry.worker, forked_from=entry.forked_from))
+    return arena.adopt(Mapper(entry.number, PagingUffd(uffd), places, PidFd(entry.pid, pidfd), worker=entry.worker))

@@ -13,13 +13,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from nopin.accel.forked import Bequest
 from nopin.control.arena_messages import (
     ArenaCreated,
     CreateArena,
@@ -31,14 +32,12 @@ from nopin.control.arena_messages import (
 )
 from nopin.control.messages import Handle
 from nopin.errors import ArenaFull, Closed, ServerError, ServerRefused, UsageError
-from nopin.linux.arena_file import keep_from_children, map_somewhere
+from nopin.linux.arena_file import map_somewhere
 from nopin.linux.libc import unmap
 from nopin.linux.paging_uffd import open_paging, register_paging, unregister
 from nopin.linux.pidfd import PidFd
-from nopin.linux.uffd_handshake import Feature
 from nopin.ranges import Range
-from nopin.units import PAGE_BYTES, format_bytes, page_ceil, parse_bytes
-from nopin.verbs.forked import make_sure
+from nopin.units import format_bytes, page_ceil, parse_bytes
 from nopin.verbs.heap import Heap
 from nopin.verbs.numpy_handler import NumpyHandler
 from nopin.verbs.objects import FORKED, DeviceObject
@@ -79,19 +78,20 @@ class Arena(DeviceObject):
         self._fds: list[int] = []
         self._store: list[int] = []
         self._mapped: list[Range] = []
+        self._bequest: Bequest | None = None
         request = CreateArena(
             seq=0,
-            capacity_bytes=page_ceil(capacity_bytes) + PAGE_BYTES,  # the last one is for forked children
+            capacity_bytes=page_ceil(capacity_bytes),
             budget_bytes=budget_bytes,
             name=name or f"pid {os.getpid()}",
-            canary=True,
         )
         try:
             created, fds = self.session.request(request, ArenaCreated)
             self._fds, self._store = fds[:2], fds[2:]
             self.handle, self.budget_bytes = created.arena, created.budget_bytes
             self.memory_fd, self.table_fd = self._fds
-            self._map(request.capacity_bytes - PAGE_BYTES)
+            self._map(request.capacity_bytes)
+            self._bequest = Bequest(self.memory_fd, self.server)
         except BaseException:
             self._dissolve()
             raise
@@ -100,27 +100,26 @@ class Arena(DeviceObject):
         self._heap = Heap(self.where, self._discard, keep_bytes=keep)
         self._handler = NumpyHandler(self._heap)
         self._siblings.append(self)
-        _all.add(self)
 
     def _map(self, length: int) -> None:
-        start = map_somewhere(self.memory_fd, length + PAGE_BYTES)
-        self.where = Range.of_length(start, length)
-        whole = Range(start, self.where.end + PAGE_BYTES)
-        self._mapped.append(whole)
+        self.where = Range.of_length(map_somewhere(self.memory_fd, length), length)
+        self._mapped.append(self.where)
         self.uffd, features = open_paging()
         self._fds.append(self.uffd)
-        register_paging(self.uffd, whole)
-        self._is_inherited = bool(features & Feature.EVENT_FORK)
-        if not self._is_inherited:
-            keep_from_children(whole)
+        register_paging(self.uffd, self.where)
         request = MapArena(
-            seq=0, arena=self.handle, base=start, offset=0, length=whole.length, uffd_features=int(features)
+            seq=0, arena=self.handle, base=self.where.start, offset=0, length=length, uffd_features=int(features)
         )
         self.session.request(request, Handle, [self.uffd])
 
     def __repr__(self) -> str:
         state = f" ({self._why_closed})" if self.closed else ""
         return f"<Arena {self.where} budget {format_bytes(self.budget_bytes)}{state}>"
+
+    @property
+    def server(self) -> Path:
+        """Path of the device server's socket."""
+        return self.session.control.path
 
     @property
     def n_arrays(self) -> int:
@@ -222,10 +221,13 @@ class Arena(DeviceObject):
             self._heap.sealed = True
             self._mapped.clear()  # arrays live there
             self._store.clear()  # a new server finds the arena by us, should our parent be gone
+            self._bequest = None  # our own children have it, too
         self._dissolve()
 
     def _dissolve(self) -> None:
         """Unmap it and close the descriptors. Twice is fine."""
+        if self._bequest is not None:
+            self._bequest.close()
         self._unmap()
         if self in self._siblings:
             self._siblings.remove(self)
@@ -253,12 +255,6 @@ class Arena(DeviceObject):
                 break
             time.sleep(_LOOK_S)
         return self._server.exited()
-
-    def _make_sure(self) -> None:
-        """Be served in a forked child."""
-        if self._is_inherited:
-            for where in self._mapped:
-                make_sure(where, self.memory_fd, self.session.control.path)
 
     def _discard(self, offset: int, length: int) -> bool:
         """Make bytes read as zeros, if the connection is free: we may be in a finaliser inside of a request."""
@@ -292,19 +288,6 @@ class Arena(DeviceObject):
                 "need a new Device"
             )
         return super()._closed_error()
-
-
-_all: weakref.WeakSet[Arena] = weakref.WeakSet()
-
-
-def _make_sure_of_all() -> None:
-    """Runs in every forked child. An arena that cannot be served there is inaccessible; the others can be used."""
-    with contextlib.ExitStack() as each:
-        for arena in _all:
-            each.callback(arena._make_sure)
-
-
-os.register_at_fork(after_in_child=_make_sure_of_all)
 
 
 def size_of(size: int | str) -> int:

@@ -1,23 +1,25 @@
-"""Write protection while a process forks: it counts only once the child is a mapper, too."""
+"""Write protection while a process moves pages: it counts only once it is known where they are."""
 
 from __future__ import annotations
 
 import errno
+import os
 from collections import deque
 from typing import Any, cast
 
 from nopin.linux.paging_uffd import PagingUffd
+from nopin.linux.pidfd import PidFd
 from nopin.linux.uffd_handshake import EventKind
 from nopin.mm.effects import PageRun, WriteProtect
 from nopin.server.arena_machine import ArenaMachine, ServerMapping
 from nopin.server.mapper import Mapper, Placed
 
 
-class ForkingUffd:
-    """Of a process inside fork: nothing can be protected until its message is read."""
+class MovingUffd:
+    """Of a process inside mremap: nothing can be protected until its message is read."""
 
     def __init__(self) -> None:
-        self.messages: deque[Any] = deque([(EventKind.FORK, 7, 0, 0)])
+        self.messages: deque[Any] = deque([(EventKind.REMAP, 0x10000, 0x90000, 0x8000)])
         self.n_protected = 0
 
     def event_waits(self) -> bool:
@@ -35,17 +37,19 @@ class ForkingUffd:
         return 0
 
 
-def test_protection_is_tried_again_until_the_child_was_dealt_with() -> None:
+def test_protection_is_tried_again_until_the_move_was_dealt_with() -> None:
     attention: list[Mapper] = []
     machine = ArenaMachine(cast(ServerMapping, None), attention.append)
-    uffd = ForkingUffd()
-    parent = Mapper(1, cast(PagingUffd, uffd), [Placed(0, 8, 0x10000)], None, worker=False)
-    machine.mappers[1] = parent
+    uffd = MovingUffd()
+    process = PidFd.open(os.getpid())
+    mapper = Mapper(1, cast(PagingUffd, uffd), [Placed(0, 8, 0x10000)], process, worker=False)
+    machine.mappers[1] = mapper
     effect = WriteProtect(PageRun(0, 4))
-    assert not machine.write_protect(effect), "the child runs, and nobody protected its pages"
-    assert attention[-1] is parent
-    assert [message[0] for message in parent.unread] == [EventKind.FORK]
+    assert not machine.write_protect(effect), "the process runs, and nobody protected its pages where they are"
+    assert attention[-1] is mapper
+    assert [message[0] for message in mapper.unread] == [EventKind.REMAP]
     assert not machine.write_protect(effect), "still not dealt with"
-    parent.unread.clear()
+    mapper.unread.clear()
     assert machine.write_protect(effect)
     assert uffd.n_protected
+    process.close()
