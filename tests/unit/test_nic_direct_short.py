@@ -141,3 +141,69 @@ def test_a_ring_index_that_cannot_be_fails_the_queue_pair() -> None:
     list(a.nic.transmit(0))
     assert a.qp.state is QpState.ERR
     assert a.qp in a.nic.take_corrupt()
+
+
+@pytest.mark.parametrize("opcode", [WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE])
+def test_many_alike_are_copied_by_one_call_each_way(opcode: WrOpcode) -> None:
+    pair = direct_pair()
+    a, b = pair.a, pair.b
+    for k in range(100):
+        a.post(opcode, 64 * k, k % 60 + 1, to=b.region, at=100_000 - 64 * k, wr_id=k)
+    a.nic.poll_rings(0)
+    list(a.nic.transmit(0))
+    assert a.poll() == [(k, OK) for k in range(100)]
+    assert (a.space.n_copies, b.space.n_copies) == (1, 1)
+    for k in range(100):
+        here = a.space.memory[64 * k : 64 * k + k % 60 + 1]
+        assert np.array_equal(here, b.space.memory[100_000 - 64 * k : 100_000 - 64 * k + k % 60 + 1])
+
+
+@pytest.mark.parametrize("opcode", [WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE])
+@pytest.mark.parametrize("spoil", ["absent here", "absent there", "hole here", "hole there", "outside", "other key"])
+@pytest.mark.parametrize("nth", [0, 5, 9])
+def test_one_among_many_that_is_special_is_found_and_the_others_take_effect_as_posted(
+    opcode: WrOpcode, spoil: str, nth: int
+) -> None:
+    pair = direct_pair()
+    a, b = pair.a, pair.b
+    side = a if spoil.endswith("here") else b
+    (side.space.slow if spoil.startswith("absent") else side.space.hole).add(nth)
+    if spoil in ("outside", "other key"):
+        side.space.hole.clear()
+    ours, theirs = a.space.memory.copy(), b.space.memory.copy()
+    for k in range(10):
+        at = 1 << 30 if spoil == "outside" and k == nth else k * PAGE_BYTES
+        a.post_send(
+            opcode,
+            [(a.region.iova + k * PAGE_BYTES, 8, a.region.lkey)],
+            wr_id=k,
+            remote=b.region.iova + at,
+            rkey=b.region.rkey ^ (spoil == "other key" and k == nth),
+        )
+    pair.run()
+    n_good = 10 if spoil.startswith("absent") else nth
+    assert [status for _, status in a.poll()][:n_good] == [OK] * n_good
+    assert (a.qp.state is QpState.ERR) == (n_good < 10)
+    into, source = (ours, theirs) if opcode is WrOpcode.RDMA_READ else (theirs, ours)
+    for k in range(n_good):
+        into[k * PAGE_BYTES : k * PAGE_BYTES + 8] = source[k * PAGE_BYTES : k * PAGE_BYTES + 8]
+    assert np.array_equal(a.space.memory, ours)
+    assert np.array_equal(b.space.memory, theirs)
+
+
+@pytest.mark.parametrize("rights", [Access.REMOTE_WRITE | Access.LOCAL_WRITE, Access.REMOTE_READ])
+@pytest.mark.parametrize("opcode", [WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE])
+def test_many_need_the_rights_one_needs(rights: Access, opcode: WrOpcode) -> None:
+    allowed = bool(rights & Access.REMOTE_READ) == (opcode is WrOpcode.RDMA_READ)
+    for place in ("region", "queue pair"):
+        pair = direct_pair(access=rights if place == "region" else ALL_RIGHTS)
+        if place == "queue pair":
+            pair.b.qp.attr.access = int(rights)
+        before = pair.a.space.memory.copy(), pair.b.space.memory.copy()
+        for k in range(8):
+            pair.a.post(opcode, 8 * k, 8, to=pair.b.region, at=8 * k)
+        pair.run()
+        assert pair.a.poll()[0] == (0, OK if allowed else WcStatus.REM_ACCESS_ERR)
+        if not allowed:
+            assert np.array_equal(pair.a.space.memory, before[0])
+            assert np.array_equal(pair.b.space.memory, before[1])

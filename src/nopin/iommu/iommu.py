@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from itertools import takewhile
 
+import numpy as np
+
 from nopin.iommu.access import PARKED, Access, Span
 from nopin.iommu.managed import Fault, ManagedAccess, RunFault
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
@@ -214,6 +216,26 @@ class Iommu:
             return False
         return target_space.write_present(target, length, staging, at)
 
+    def copy_present_v(
+        self, source_pasid: int, sources: IoVec, target_pasid: int, targets: IoVec, staging: Staging
+    ) -> bool:
+        """Copy many ranges from plain memory to plain memory, if all pages are there and let themselves be copied.
+
+        All are read before the first is written; writes are in order. False: nothing was decided or counted, and some
+        may have been written. Requires: totals are equal and fit the staging buffer.
+        """
+        source_space, target_space = self._plain.get(source_pasid), self._plain.get(target_pasid)
+        if source_space is None or target_space is None or self._requests.any_resumed:
+            return False
+        if not _all_there(source_space, sources, write=False) or not _all_there(target_space, targets, write=True):
+            return False
+        total = int(np.add.reduce(sources[:, 1]))
+        middle = np.array([[0, total]], np.uint64)
+        return (
+            source_space.read_v(sources, staging, middle) == total
+            and target_space.write_v(targets, staging, middle) == total
+        )
+
     def relay_run(self, spans: Iterable[tuple[Span, Span, int]], staging: Staging, grain: int) -> int:
         """Copy several (source, target, length) one after the other, as far as they need not wait for pages.
 
@@ -347,13 +369,25 @@ class Iommu:
         self, space: AddressSpace, pasid: int, segments: IoVec, meter: Meter, waiter: Hashable, *, write: bool
     ) -> bool:
         """The same for a scatter list, which waits for all its slow parts at once."""
-        first, last = _span_of(segments)
-        if last - first > _SPAN_LIMIT or space.absent(first, last, write=write) is not None:
+        if not _span_is_there(space, segments, write=write):
             absent, slow = _absent_parts(space, segments.tolist(), write=write)
             if absent.n_pages and self._parks_for(absent, slow, pasid, meter, waiter, write=write):
                 return False
         self._requests.settle(waiter)
         return True
+
+
+def _all_there(space: AddressSpace, segments: IoVec, *, write: bool) -> bool:
+    """Say whether all pages of a scatter list are there."""
+    return _span_is_there(space, segments, write=write) or all(
+        space.absent(part.start, part.end, write=write) is None for part in _page_ranges(segments.tolist())
+    )
+
+
+def _span_is_there(space: AddressSpace, segments: IoVec, *, write: bool) -> bool:
+    """Say the same by one look, at all from the first to the last. False: that is too much, or something is absent."""
+    first, last = _span_of(segments)
+    return last - first <= _SPAN_LIMIT and space.absent(first, last, write=write) is None
 
 
 def _span_of(segments: IoVec) -> tuple[int, int]:

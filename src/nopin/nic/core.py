@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nopin.iommu.iommu import Iommu
 from nopin.mm.space import Staging
-from nopin.nic.abi import AsyncEventType, Discipline, QpState, SendFlags, WcFlags, WcOpcode, WcStatus
+from nopin.nic.abi import AsyncEventType, Discipline, QpState, SendFlags, WcFlags, WcOpcode, WcStatus, WrOpcode
 from nopin.nic.counters import Counters
 from nopin.nic.cq import Cq
 from nopin.nic.errors import RingCorrupt
@@ -131,19 +134,15 @@ def posted_done(core: Core, qp: QueuePair, wr_id: int, opcode: int, flags: int, 
 
 def run_done(core: Core, qp: QueuePair, run: WriteRun, n: int) -> None:
     """Retire the first n works of a run, the oldest there is, which succeeded."""
-    qp.send_ring.release(n)
-    asked = slice(None) if qp.sq_sig_all else run.signaled(0, n)
-    done = run.take(n)[asked]
-    for wr_id, byte_len in zip(done["wr_id"].tolist(), done["local_length"].tolist(), strict=True):
-        _push(
-            core,
-            qp,
-            qp.send_cq,
-            wr_id=wr_id,
-            status=WcStatus.SUCCESS,
-            opcode=WcOpcode.RDMA_WRITE,
-            byte_len=byte_len,
-        )
+    posts_done(core, qp, run.take(n), WrOpcode.RDMA_WRITE)
+
+
+def posts_done(core: Core, qp: QueuePair, posts: NDArray[np.void], opcode: int) -> None:
+    """Retire the oldest works taken, ring entries of `abi.one_sge_dtype` and of one kind, which succeeded."""
+    qp.send_ring.release(len(posts))
+    asked = posts if qp.sq_sig_all else posts[(posts["flags"] & _SIGNALED) != 0]
+    for wr_id, byte_len in zip(asked["wr_id"].tolist(), asked["local_length"].tolist(), strict=True):
+        _push(core, qp, qp.send_cq, wr_id, _SUCCESS, WC_OPCODE[opcode], byte_len)
 
 
 def recv_done(

@@ -10,8 +10,10 @@ from __future__ import annotations
 from nopin.iommu.iommu import SHORT_BYTES
 from nopin.nic.abi import ONE_SGE, Discipline, SendFlags, WrOpcode
 from nopin.nic.core import Core, posted_done
+from nopin.nic.direct_many import copy_many
 from nopin.nic.qp import QueuePair
 from nopin.nic.rights import LOCAL_WRITE, NOTHING, REMOTE_READ, REMOTE_WRITE
+from nopin.nic.runs import RUN_MIN
 from nopin.nic.wire.psn import psn_add
 
 _READ, _WRITE = int(WrOpcode.RDMA_READ), int(WrOpcode.RDMA_WRITE)
@@ -27,11 +29,14 @@ def copy_posted(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> in
     assert not qp.send.works
     if not qp.caps.max_send_sge:
         return 0
-    n_done = n_bytes = 0
+    n_together = 0
+    while n_posted - n_together >= RUN_MIN and (n := copy_many(core, qp, peer, n_posted - n_together)):
+        n_together += n
+    n_done, n_bytes = n_together, 0
     while n_done < n_posted and (length := _copy_one(core, qp, peer)):
         n_done += 1
         n_bytes += length
-    core.counters.direct_messages += n_done
+    core.counters.direct_messages += n_done - n_together
     core.counters.direct_bytes += n_bytes
     return n_done
 

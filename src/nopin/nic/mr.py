@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nopin.iommu.page_requests import Meter
+from nopin.mm.space import IoVec
 from nopin.nic.abi import Access, Discipline
 from nopin.nic.errors import VerbsError
 from nopin.nic.rights import ANY_REMOTE, LOCAL_WRITE, REMOTE_ATOMIC, REMOTE_WRITE
@@ -66,6 +67,13 @@ class Region:
     def va(self, address: int) -> int:
         """Translate an iova inside the region to the process's virtual address."""
         return address - self.iova + self.start
+
+    def places(self, address: NDArray[np.uint64], length: NDArray[np.uint32]) -> IoVec:
+        """Translate many ranges inside the region to virtual addresses: (n, 2) uint64."""
+        places = np.empty((len(address), 2), np.uint64)
+        np.add(address, np.uint64((self.start - self.iova) & U64_MAX), out=places[:, 0])
+        places[:, 1] = length
+        return places
 
     def hold_each(self, address: NDArray[np.uint64], length: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Tell of many ranges, each of at least a byte, whether it lies inside: (n,) bool."""

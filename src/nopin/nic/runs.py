@@ -22,7 +22,6 @@ from nopin.nic.packets import first_true
 from nopin.nic.wire.headers import RethBatch
 from nopin.nic.wire.psn import psn_add
 from nopin.nic.work import Piece, SendWork
-from nopin.units import U64_MAX
 
 RUN_MIN = 4
 """From this many in a row it pays to handle them together."""
@@ -70,11 +69,8 @@ class WriteRun:
 
     def local(self, start: int, end: int) -> IoVec:
         """Return where the bytes of works [start, end) are, by virtual address: (n, 2) uint64."""
-        local = np.empty((end - start, 2), np.uint64)
         part = self.posts[start:end]
-        np.add(part["local_address"], np.uint64((self.region.start - self.region.iova) & U64_MAX), out=local[:, 0])
-        local[:, 1] = part["local_length"]
-        return local
+        return self.region.places(part["local_address"], part["local_length"])
 
     def take(self, n: int) -> NDArray[np.void]:
         """Take the first n works out; returns their entries."""
@@ -110,15 +106,19 @@ def decode_writes(entries: Bytes, regions: RegionTable, pd: Pd, mtu: int) -> Wri
         mtu: bytes of payload that one packet carries.
     """
     posts = entries.view(one_sge_dtype(entries.shape[1])).reshape(-1)
-    lkey = int(posts["local_lkey"][0])
-    region = regions.find(lkey, pd)
+    region = regions.find(int(posts["local_lkey"][0]), pd)
     if region is None or region.discipline is Discipline.SHORT_TERM:
         return None
+    n = n_alike(posts, _WRITE, region, mtu)
+    return WriteRun(posts[:n], region) if n >= RUN_MIN else None
+
+
+def n_alike(posts: NDArray[np.void], opcode: int, region: Region, mtu: int) -> int:
+    """Count the posts, from the first on, that are of one kind, of one packet and one range of that region."""
     length = posts["local_length"]
-    good = (posts["opcode"] == _WRITE) & (posts["num_sge"] == 1) & (posts["local_lkey"] == lkey)
+    good = (posts["opcode"] == opcode) & (posts["num_sge"] == 1) & (posts["local_lkey"] == region.lkey)
     good &= (posts["flags"] & ~_SIGNALED) == 0  # nothing inline, no fence
     good &= (length > 0) & (length <= mtu)
     good &= region.hold_each(posts["local_address"], length)
     other = first_true(~good)
-    n = len(posts) if other < 0 else other
-    return WriteRun(posts[:n], region) if n >= RUN_MIN else None
+    return len(posts) if other < 0 else other

@@ -22,7 +22,6 @@ from nopin.nic.wire.aeth import MSN_MASK
 from nopin.nic.wire.headers import Reth, parse_reth
 from nopin.nic.wire.opcodes import BTH_BYTES, Opcode
 from nopin.nic.wire.psn import psn_add
-from nopin.units import U64_MAX
 
 _WRITE_ONLY = int(Opcode.WRITE_ONLY)
 
@@ -51,10 +50,7 @@ def small_writes(core: Core, qp: QueuePair, packets: Packets, at: int, end: int)
     n = n if bad < 0 else bad
     if n < _MANY:
         return 0
-    remote = np.empty((n, 2), np.uint64)
-    remote[:, 0] = reth.address[:n] + np.uint64((region.start - region.iova) & U64_MAX)
-    remote[:, 1] = reth.length[:n]
-    return _execute_small(core, qp, run.part(0, n), region, remote)
+    return _execute_small(core, qp, run.part(0, n), region, region.places(reth.address[:n], reth.length[:n]))
 
 
 def lone_write(core: Core, qp: QueuePair, packet: Packet) -> bool:

@@ -1,0 +1,81 @@
+"""Many short READs or WRITEs copied as one: the steady state of batched small messages on the direct path.
+
+Their ring entries are decoded and judged as arrays, and the bytes go by two calls for all. So it is for works of one
+kind between one region and another, of one packet's bytes each; who is different ends the row and goes by itself. All
+are read before the first is written, as `direct_run.py` explains for long ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nopin.nic.abi import ONE_SGE, Discipline, WrOpcode, one_sge_dtype
+from nopin.nic.core import Core, posts_done
+from nopin.nic.mr import Region
+from nopin.nic.packets import first_true
+from nopin.nic.qp import QueuePair
+from nopin.nic.rights import LOCAL_WRITE, NOTHING, REMOTE_READ, REMOTE_WRITE
+from nopin.nic.runs import RUN_MIN, n_alike
+from nopin.nic.wire.psn import psn_add
+
+_READ, _WRITE = int(WrOpcode.RDMA_READ), int(WrOpcode.RDMA_WRITE)
+
+
+def copy_many(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> int:
+    """Carry out the oldest of n posted works together; returns how many, 0 if they do not go together.
+
+    Requires: as `direct_short.copy_posted`, and room for a scatter entry in each work.
+    """
+    ring = qp.send_ring
+    _, opcode, _, _, _, _, rkey, _, _, _, _, _, lkey = ring.fields(ONE_SGE)
+    if not _allows(peer, opcode):
+        return 0
+    read = opcode == _READ
+    ours = _usable(core.regions.find(lkey, qp.pd), LOCAL_WRITE if read else NOTHING)
+    theirs = _usable(core.regions.find(rkey, peer.pd), REMOTE_READ if read else REMOTE_WRITE)
+    if ours is None or theirs is None:
+        return 0
+    entries = ring.peek(n_posted)
+    posts = entries.view(one_sge_dtype(entries.shape[1])).reshape(-1)
+    posts = posts[: n_alike(posts, opcode, ours, qp.mtu)]
+    posts = posts[: _n_inside(posts, theirs)]
+    n = len(posts)
+    if n < RUN_MIN:
+        return 0
+    here = ours.places(posts["local_address"], posts["local_length"])
+    there = theirs.places(posts["remote_address"], posts["local_length"])
+    source, target = (
+        ((theirs.pasid, there), (ours.pasid, here)) if read else ((ours.pasid, here), (theirs.pasid, there))
+    )
+    if not core.iommu.copy_present_v(*source, *target, core.plan.staging):
+        return 0
+    side = qp.send
+    side.next_psn = side.una = side.sent = side.high = psn_add(side.next_psn, n)
+    core.counters.direct_messages += n
+    core.counters.direct_bytes += int(posts["local_length"].sum())
+    ring.skip(n)
+    posts_done(core, qp, posts, opcode)
+    return n
+
+
+def _allows(peer: QueuePair, opcode: int) -> bool:
+    """Say whether the peer's queue pair lets us do that at all."""
+    access = peer.attr.access or 0
+    if opcode == _READ:
+        return bool(access & REMOTE_READ and peer.attr.max_dest_rd_atomic)
+    return opcode == _WRITE and bool(access & REMOTE_WRITE)
+
+
+def _usable(region: Region | None, need: int) -> Region | None:
+    """Return the region if it gives the right, and its memory takes no preparations."""
+    if region is None or need & ~region.access or region.discipline is Discipline.SHORT_TERM:
+        return None
+    return region
+
+
+def _n_inside(posts: NDArray[np.void], region: Region) -> int:
+    """Count the posts, from the first on, whose other end is inside the region."""
+    good = (posts["rkey"] == region.rkey) & region.hold_each(posts["remote_address"], posts["local_length"])
+    other = first_true(~good)
+    return len(posts) if other < 0 else other
