@@ -60,6 +60,19 @@ def format_bytes(n_bytes: float) -> str:
     value = float(n_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(value) < 1024:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.3g} {unit}"
+            return f"{value:.0f} B" if unit == "B" else f"{_three_digits(value)} {unit}"
         value /= 1024
-    return f"{value:.3g} TiB"
+    return f"{_three_digits(value)} TiB"
+
+
+def format_ns(nanoseconds: float) -> str:
+    """Write a duration with the unit that suits it, three significant digits."""
+    for scale, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "us")):
+        if nanoseconds >= scale:
+            return f"{_three_digits(nanoseconds / scale)} {unit}"
+    return f"{nanoseconds:.0f} ns"
+
+
+def _three_digits(value: float) -> str:
+    """Write the three digits that count, and never an exponent."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from nopin.cli import get
+from nopin.cli.main import main
 
 ARRAY = np.arange(6 * 50_000, dtype=np.float64).reshape(6, 50_000)
 COMMAND = [sys.executable, "-m", "nopin"]
@@ -93,6 +98,97 @@ def test_a_wrong_token_is_refused(sharing: Sharing, environment: dict[str, str])
     place, _, token = url.partition("#")
     forged = f"{place}#{'A' * len(token)}"
     assert "Traceback" not in nopin(environment, "get", forged, code=1).stderr
+
+
+def test_get_leaves_no_part_of_a_file_that_does_not_fit(
+    sharing: Sharing, environment: dict[str, str], tmp_path: Path
+) -> None:
+    _, url = sharing
+    target = tmp_path / "small" / "array.npy"
+    target.parent.mkdir()
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # EFBIG then, as ENOSPC on a full disk
+
+    command = [*COMMAND, "get", url, "-o", str(target)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False, preexec_fn=limit
+    )
+    assert done.returncode == 1
+    assert f"nopin: {target}: File too large" in done.stderr
+    assert not target.exists()
+
+
+def test_get_writes_to_a_file_piece_by_piece(
+    sharing: Sharing, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, url = sharing
+    monkeypatch.setattr(get, "PIECE_BYTES", 56)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["get", url, "::-1, 3:", "-o", str(tmp_path / "part.npy")]) == 0
+    assert np.array_equal(np.load(tmp_path / "part.npy"), ARRAY[::-1, 3:])
+
+
+def test_modules_in_the_working_directory_are_not_taken_for_ours(environment: dict[str, str], tmp_path: Path) -> None:
+    for name in ("numpy", "select", "msgspec"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the user was run')")
+    (tmp_path / "bytes.bin").write_bytes(bytes(4096))
+    command = [sys.executable, "-P", "-m", "nopin", "share", "bytes.bin"]
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("nopin://")
+        process.terminate()
+
+
+def test_a_demo_that_is_told_to_end_leaves_no_process_and_no_file(environment: dict[str, str], tmp_path: Path) -> None:
+    command = [*COMMAND, "demo"]
+    with subprocess.Popen(
+        command, env=environment | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not list(tmp_path.glob("nopin-demo-*/peer.sock")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, talk = process.communicate(timeout=30)
+    assert (process.returncode, talk) == (128 + signal.SIGTERM, "")
+    assert not list(tmp_path.glob("nopin-*"))
+
+
+def test_ctrl_c_while_children_begin_ends_all_of_them_without_a_word(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "bench", "floor"], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not children.read_text():
+            assert process.poll() is None
+            time.sleep(0.001)
+        os.killpg(process.pid, signal.SIGINT)  # a terminal tells all of them
+        _, talk = process.communicate(timeout=30)
+    assert (process.returncode, talk.strip()) == (130, "")
+
+
+def test_a_server_says_where_it_serves_once_it_does(environment: dict[str, str], tmp_path: Path) -> None:
+    command = [*COMMAND, "serve", "--socket", str(tmp_path / "run" / "s")]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith(f"serving on {tmp_path}/run/s, peers attach at 127.")
+        second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        process.terminate()
+    assert second.returncode == 1
+    assert second.stderr == f"nopin: a device server (pid {process.pid}) already serves {tmp_path}/run/s\n"
+
+
+def test_a_socket_in_a_directory_of_everybody_is_refused_and_nobody_is_told_to_close_that(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o755)
+    said = nopin(environment, "serve", "--socket", str(tmp_path / "server.sock"), code=1).stderr
+    assert "is open to other users" in said
+    assert "chmod" not in said
 
 
 def test_stat_without_a_server_says_so_and_starts_none(environment: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from nopin.cli import histogram, stat
 from nopin.cli.load import FAULT_KINDS, compare
 from nopin.cli.top import N_REGIONS, report
+from nopin.units import format_bytes, format_ns
 
 FAULTS = {f"faults_{kind}": 0 for kind in FAULT_KINDS}
 
@@ -92,7 +93,12 @@ def test_a_quantile_is_the_bound_that_so_many_stay_below(counts: list[int], shar
 
 @pytest.mark.parametrize(("ns", "text"), [(512, "512 ns"), (8192, "8.19 us"), (2e6, "2 ms"), (3e9, "3 s")])
 def test_a_duration_has_a_unit_that_suits_it(ns: float, text: str) -> None:
-    assert histogram.format_ns(ns) == text
+    assert format_ns(ns) == text
+
+
+@pytest.mark.parametrize("n_bytes", [1000, 1010 << 10, (1 << 20) - 1, 1023 << 20, 1 << 30, 1001 << 40])
+def test_no_size_and_no_duration_has_an_exponent(n_bytes: int) -> None:
+    assert "e" not in format_bytes(n_bytes) + format_ns(n_bytes)
 
 
 def test_stat_says_of_latencies_the_median_and_the_99th_percentile() -> None:

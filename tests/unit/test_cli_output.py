@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import pytest
@@ -56,7 +58,13 @@ def test_each_kind_of_end_has_its_exit_code_and_no_traceback(
         (["bench", "atomic_lat", "-s", "64"], "leave out -s"),
         (["bench", "read_lat", "-q", "2"], "leave out -q"),
         (["bench", "write_bw", "somewhere", "--listen"], "give one of them"),
+        (["bench", "write_bw", "-D", "nan"], "a duration above 0"),
+        (["bench", "floor", "-s", "8"], "no option but -j"),
+        (["stress", "--seconds", "nan"], "no number of seconds"),
         (["stat", "mr", "pid"], "'pid' has no value"),
+        (["stat", "nosuch"], "'nosuch' is no kind"),
+        (["serve", "--memory", "0"], "a page at least"),
+        (["serve", "--swap-limit", "many"], "write for example 4096, 64k"),
         (["get", "http://example.org/", "0:10"], "nopin://HOST:PORT/SHARE#TOKEN"),
         (["get", "nopin://127.0.0.1:1/x#y", "1+1"], "write for example 5, 10:20"),
     ],
@@ -64,6 +72,33 @@ def test_each_kind_of_end_has_its_exit_code_and_no_traceback(
 def test_wrong_usage_ends_with_2_and_teaches(argv: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(argv) == 2
     assert hint in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_list_of_commands_says_of_each_in_a_whole_sentence_what_it_is_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for argv in (["--help"], ["model", "--help"]):
+        assert main.main(argv) == 0
+        assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_the_help_of_a_command_has_examples_that_it_takes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in ("table.npy", "data.bin"):
+        Path(file).touch()
+    command = main.cli.get_command(click.Context(main.cli), name)
+    assert command is not None
+    assert command.epilog
+    lines = [line.strip() for line in command.epilog.splitlines() if line.startswith("  ")]
+    assert lines
+    for line in lines:
+        program, subcommand, *words = shlex.split(line.partition(" > ")[0], comments=True)
+        assert (program, subcommand) == ("nopin", name)
+        command.make_context(name, words)
 
 
 FEATURES = [

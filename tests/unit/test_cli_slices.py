@@ -6,7 +6,7 @@ import click
 import numpy as np
 import pytest
 
-from nopin.cli.slices import parse_index
+from nopin.cli.slices import parse_index, piece_by_piece
 
 ARRAY = np.arange(2 * 30 * 4).reshape(2, 30, 4)
 
@@ -50,3 +50,14 @@ def test_text_selects_what_numpy_selects(text: str, index: tuple[object, ...]) -
 def test_anything_else_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(click.BadParameter, match="write for example"):
         parse_index(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["...", "1", "1, 3", "..., ::-1", "::-1, 5:25:3", ":, ::-3, 1:", "0:0", "-1:, -3, ..."]
+)
+@pytest.mark.parametrize("n_elements", [1, 3, 7, 50, 1000])
+def test_pieces_hold_what_the_index_selects_in_its_order_and_none_is_too_large(text: str, n_elements: int) -> None:
+    index = parse_index(text)
+    pieces = [ARRAY[piece] for piece in piece_by_piece(index, ARRAY.shape, n_elements)]
+    assert np.concatenate([np.ravel(piece) for piece in pieces]).tolist() == np.ravel(ARRAY[index]).tolist()
+    assert all(np.size(piece) <= n_elements for piece in pieces)

@@ -8,7 +8,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -18,6 +17,7 @@ from nopin.accel.messages import Failed, Finished, Mapped, MapWindow, NotMapped,
 from nopin.control.codec import ProtocolError
 from nopin.control.packets import Packet, close_all, receive_packet, send_packet
 from nopin.errors import AcceleratorError, PageLost, WorkerGone
+from nopin.linux.interpreter import interrupts_held_back, python_command, python_environment
 from nopin.linux.pidfd import PidFd
 from nopin.ranges import Range
 
@@ -70,12 +70,13 @@ class Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "nopin.accel.worker", str(os.getpid()), str(theirs.fileno())],
-                    pass_fds=(theirs.fileno(),),
-                    stdin=subprocess.DEVNULL,
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                )
+                with interrupts_held_back():  # for good: Ctrl-C is for the owner, which ends its workers
+                    self._process = subprocess.Popen(
+                        python_command("-m", "nopin.accel.worker", str(os.getpid()), str(theirs.fileno())),
+                        pass_fds=(theirs.fileno(),),
+                        stdin=subprocess.DEVNULL,
+                        env=python_environment(),
+                    )
             except BaseException:
                 ours.close()
                 raise

@@ -201,7 +201,6 @@ def _failure(job: int, error: BaseException, usage: Usage) -> Failed:
 
 def main(owner_pid: int, fd: int) -> None:
     """Run until the owner ends, closes its end, or kills us."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner, which ends us
     set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != owner_pid:
         return  # it ended before we asked to be told

@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from nopin.cli import bench_managed, bench_model, perftest
+from nopin.cli.options import examples, json_option, size
 from nopin.cli.output import put, put_json, say
-from nopin.cli.sizes import size
 from nopin.errors import UsageError
 from nopin.lab.bench import Bench, Floors, local_benches, measure, remote_bench
 from nopin.lab.bench_peer import attend
@@ -29,15 +30,21 @@ from nopin.lab.figures import Figure, ratio
 from nopin.lab.floor import measure_floors
 from nopin.lab.rendezvous import DEFAULT_PORT, accept
 
-EPILOG = """
-Examples: nopin bench floor | nopin bench write_bw -s 1m | nopin bench read_lat --direct |
-nopin bench write_bw -s 4k --versus pinned |
-nopin bench write_bw --listen 192.0.2.1 on one host and nopin bench write_bw 192.0.2.1 on another.
-"""
+OTHERS = ("floor", *bench_managed.TESTS, bench_model.TEST)
+"""Tests that are always the same, and so take no options but -j."""
 
 
-@click.command(epilog=EPILOG)
-@click.argument("test", type=click.Choice(["floor", *bench_managed.TESTS, bench_model.TEST, *TESTS]))
+@click.command(
+    epilog=examples(
+        "nopin bench floor",
+        "nopin bench write_bw -s 1m",
+        "nopin bench read_lat --direct",
+        "nopin bench write_bw -s 4k --versus pinned",
+        "nopin bench write_bw --listen 192.0.2.1   # on one host, and on another:",
+        "nopin bench write_bw 192.0.2.1",
+    )
+)
+@click.argument("test", metavar="TEST", type=click.Choice([*TESTS, *OTHERS]))
 @click.argument("host", required=False)
 @click.option("-s", "--size", callback=size, metavar="SIZE", help="Message size: 65536, 64k, 1m.")
 @click.option("-a", "--all", "all_sizes", is_flag=True, help="All sizes from 2 bytes to 8 MiB.")
@@ -56,12 +63,18 @@ nopin bench write_bw --listen 192.0.2.1 on one host and nopin bench write_bw 192
 @click.option("--port", type=int, default=DEFAULT_PORT, show_default=True, help="TCP port of the passive end.")
 @click.option("--no-floor", is_flag=True, help="Do not measure the floor beside it.")
 @click.option("--report_gbits", "gbits", is_flag=True, help="Rates in Gb/s instead of MiB/s.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
-def command(test: str, host: str | None, listen: str | None, port: int, **options: Any) -> int:
-    """Measure TEST: an operation, page faults of managed memory, the modelled machine, or the floor of this one.
+@json_option
+@click.pass_context
+def command(ctx: click.Context, /, test: str, host: str | None, listen: str | None, port: int, **options: Any) -> int:
+    """Measure operations and faults beside what this machine can do.
+
+    TEST is write_bw, read_bw, send_bw, write_lat, read_lat, send_lat or atomic_lat, in perftest's form; floor, what
+    this machine does without RDMA; fault or overcommit, of managed memory; model, the modelled machine.
 
     Without HOST both ends run here, each with a server of its own, the target memory in a third process.
     """
+    if test in OTHERS:
+        _refuse_options(ctx, test)
     if host is not None and listen is not None:
         raise click.UsageError("HOST makes this the active end and --listen the passive one; give one of them")
     if test == "floor":
@@ -75,6 +88,12 @@ def command(test: str, host: str | None, listen: str | None, port: int, **option
     else:
         _measure(_spec(test, **options), host, port, **options)
     return 0
+
+
+def _refuse_options(ctx: click.Context, test: str) -> None:
+    given = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if given - {"test", "as_json"}:
+        raise click.UsageError(f"{test} is always the same measurement: it takes no HOST and no option but -j")
 
 
 def _spec(

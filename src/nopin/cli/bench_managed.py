@@ -6,13 +6,12 @@ from typing import Any
 
 from rich.progress import Progress
 
-from nopin.cli.histogram import format_ns
 from nopin.cli.output import put, put_json, talk
 from nopin.cli.perftest import RULE
 from nopin.lab.bench_fault import FaultFigure, fault_bench
 from nopin.lab.bench_overcommit import BUDGET_BYTES, OvercommitFigure, run_overcommit, scan_pages
 from nopin.lab.figures import LatencyFigure
-from nopin.units import format_bytes
+from nopin.units import format_bytes, format_ns
 
 TESTS = ("fault", "overcommit")
 

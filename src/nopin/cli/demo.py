@@ -8,6 +8,7 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from nopin.cli.options import examples, json_option
 from nopin.cli.output import data, put, put_json, say, talk
 from nopin.lab.demo import COHERENT, DISCIPLINES, WORK_BYTES, DemoFigures, DisciplineFigures, run_demo
 from nopin.lab.demo_managed import ManagedFigures
@@ -24,11 +25,11 @@ HAZARD_TITLES = {
 NEXT = "Next: nopin share FILE.npy, then with the URL it prints: nopin get URL 0:10"
 
 
-@click.command
+@click.command(epilog=examples("nopin demo", "nopin demo --seed 7 -j"))
 @click.option("--seed", type=int, help="Seed of the bytes; default random, printed.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(seed: int | None, as_json: bool) -> int:
-    """Move 512 MiB of a process's memory over RoCEv2, pinned and on demand, and compare.
+    """Move 512 MiB over RoCEv2, pinned and on demand, and compare.
 
     Takes under a minute on two cores, needs no privilege and leaves nothing behind.
     """

@@ -6,19 +6,19 @@ import click
 import msgspec
 from rich.table import Table
 
+from nopin.cli.exits import HOST_LACKS
+from nopin.cli.options import examples, json_option
 from nopin.cli.output import data, put_json, say
 from nopin.linux.probe import Feature, probe_all
-
-EXIT_HOST_LACKS = 3
 
 REQUIRED = frozenset({"process_vm", "memfd"})
 """Without these nothing of nopin works; every other feature has a fall-back or is left out."""
 
 
-@click.command
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@click.command(epilog=examples("nopin doctor", "nopin doctor -j"))
+@json_option
 def command(as_json: bool) -> int:
-    """Tell what this host allows, feature by feature, and what would allow the rest.
+    """Tell what this host allows, and what would allow the rest.
 
     Ends with 3 when something is missing that nothing works without.
     """
@@ -30,7 +30,7 @@ def command(as_json: bool) -> int:
         data().print(_table(features))
     for feature in lacking:
         say(f"nopin cannot work here without {feature.name}: {feature.detail}; {feature.remedy}")
-    return EXIT_HOST_LACKS if lacking else 0
+    return HOST_LACKS if lacking else 0
 
 
 def _row(feature: Feature) -> dict[str, object]:

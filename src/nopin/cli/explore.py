@@ -11,6 +11,8 @@ import click
 from rich.progress import Progress
 from rich.table import Table
 
+from nopin.cli.exits import COUNTER_EXAMPLE
+from nopin.cli.options import examples, json_option
 from nopin.cli.output import data, put, put_json, say, talk
 from nopin.errors import UsageError
 from nopin.lab.explore import ALL, Campaign, Caught, Result, hunt_all
@@ -20,10 +22,16 @@ from nopin.model.explore.record import CounterExample, save
 from nopin.model.explore.scenario import scenarios
 from nopin.model.explore.search import DEPTH, MAX_SCHEDULES, MAX_SCHEDULES_OF_ALL, Bounds
 
-EXIT_COUNTER_EXAMPLE = 4
 
-
-@click.command
+@click.command(
+    epilog=examples(
+        "nopin explore fault_vs_munmap",
+        "nopin explore fault_vs_munmap --faults 1 --depth 12",
+        "nopin explore all --runs 10000 --seed 7 --jobs 2",
+        "nopin explore all --mutant drop_retry",
+        "nopin explore my_driver.py:driver_vs_munmap",
+    )
+)
 @click.argument("scenario", required=False)
 @click.option("--depth", type=click.IntRange(0), default=DEPTH, help="Choice points searched; default: all.")
 @click.option("--faults", type=click.IntRange(0), default=0, help="Times trouble may happen in one searched run.")
@@ -34,7 +42,7 @@ EXIT_COUNTER_EXAMPLE = 4
 @click.option("--mutant", help="Break a rule first: the name of a mutant, or all.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("cex.json"), help="Counter-example file.")
 @click.option("--list", "listed", is_flag=True, help="List scenarios and mutants.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(
     scenario: str | None,
     depth: int,
@@ -103,7 +111,7 @@ def _report(results: list[Result], elapsed_s: float, output: Path, *, as_json: b
         return 0
     for line in _sentences(example, output):
         say(line)
-    return EXIT_COUNTER_EXAMPLE
+    return COUNTER_EXAMPLE
 
 
 def _sentences(example: CounterExample, output: Path) -> list[str]:

@@ -32,11 +32,3 @@ def quantile_ns(counts: Counts, share: float) -> int | None:
         if so_far >= wanted:
             return bound_ns
     return None
-
-
-def format_ns(nanoseconds: float) -> str:
-    """Write a duration with the unit that suits it, three significant digits."""
-    for scale, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "us")):
-        if nanoseconds >= scale:
-            return f"{nanoseconds / scale:.3g} {unit}"
-    return f"{nanoseconds:.0f} ns"

@@ -1,28 +1,24 @@
 """The ``nopin`` command: which subcommands there are, and how every one of them ends.
 
-Exit codes: 0 done, 1 something failed or a check did not hold, 2 wrong usage, 3 this host lacks a feature,
-4 a counter-example was found,
-130 interrupted, 141 the reader of our output went away.
+The exit codes are in `cli/exits.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 import click
 
 from nopin import errors
+from nopin.cli import exits
 from nopin.cli.output import say
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_HOST_LACKS = 3
-EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
 
 COMMANDS = (
     "demo",
@@ -77,8 +73,9 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; no outcome is a traceback unless it is a bug."""
     try:
-        result = cli.main(args=argv, prog_name="nopin", standalone_mode=False)
-        sys.stdout.flush()
+        with _signals_unwind():
+            result = cli.main(args=argv, prog_name="nopin", standalone_mode=False)
+            sys.stdout.flush()
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.ClickException as wrong:
@@ -86,19 +83,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         return wrong.exit_code
     except errors.UsageError as wrong:
         say(f"nopin: {wrong}")
-        return EXIT_USAGE
+        return exits.USAGE
     except errors.HostLacks as lacking:
         say(f"nopin: {lacking}")
-        return EXIT_HOST_LACKS
+        return exits.HOST_LACKS
     except BrokenPipeError:
         _silence_stdout()
-        return EXIT_BROKEN_PIPE
+        return exits.BROKEN_PIPE
     except (click.Abort, KeyboardInterrupt):
-        return EXIT_INTERRUPTED
-    except (errors.NopinError, OSError) as failed:
+        return exits.INTERRUPTED
+    except _Signalled as ended:
+        return exits.SIGNALLED + ended.number
+    except errors.NopinError as failed:
         say(f"nopin: {failed}")
-        return EXIT_FAILED
+        return exits.FAILED
+    except OSError as failed:
+        reason = failed.strerror or str(failed)
+        say(f"nopin: {reason}" if failed.filename is None else f"nopin: {failed.filename}: {reason}")
+        return exits.FAILED
     return result if isinstance(result, int) else 0
+
+
+class _Signalled(BaseException):
+    """A signal asks this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _signals_unwind() -> Iterator[None]:
+    """Have SIGTERM, and SIGHUP of a terminal that closes, end a command as Ctrl-C does: its children and files go."""
+
+    def unwind(number: int, _frame: FrameType | None) -> None:
+        raise _Signalled(number)
+
+    ending = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ending:
+        signal.signal(number, unwind)
+    try:
+        yield
+    finally:
+        for number in ending:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _silence_stdout() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from nopin.cli.options import examples, json_option
 from nopin.cli.output import put, put_json, say
 from nopin.cli.sweeping import assignments, jobs_option, sweeping
 from nopin.lab.calibration import calibrate, measured_presets, store
@@ -17,16 +18,23 @@ from nopin.lab.scenarios.scenario import Result, Scenario, run_points
 from nopin.model.presets import OVERLAYS, PRESETS, Preset, preset_named
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "nopin model list",
+        "nopin model list --machine connectx6",
+        "nopin model run overcommit --set vms=2,4 --discipline pinned,on_demand",
+        "nopin model calibrate",
+    )
+)
 def command() -> None:
-    """Compare disciplines on a modelled machine: published hardware, or this host."""
+    """Compare disciplines on modelled machines."""
 
 
 @command.command("list")
 @click.option("--machine", help="Print every parameter of this machine.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def list_(machine: str | None, as_json: bool) -> None:
-    """List scenarios and machines; with --machine, its parameters with their sources."""
+    """List scenarios and machines, or what one machine costs."""
     if machine is not None:
         _list_parameters(preset_named(machine, measured_presets()), as_json=as_json)
         return
@@ -88,14 +96,14 @@ def _list_parameters(preset: Preset, *, as_json: bool) -> None:
         put(f" {row.name:<34} {row.value:>15,} [{row.tag}] {origin}{row.source}{meaning}")
 
 
-@command.command()
+@command.command(epilog=examples("nopin model run registration --machine connectib56 --set size_bytes=1g,1t"))
 @click.argument("name")
 @click.option("--machine", help="Preset, with overlays: connectib56+slow_quiesce. See nopin model list.")
 @click.option("--discipline", "disciplines", default="", help="Some of the scenario's, joined by commas; default all.")
 @click.option("--set", "given", multiple=True, metavar="NAME=VALUE[,VALUE]", help="A setting, or any cost parameter.")
 @click.option("--plot", "plot_path", type=click.Path(dir_okay=False, path_type=Path), help="Draw it (extra report).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @jobs_option
 def run(
     name: str,
@@ -107,7 +115,7 @@ def run(
     as_json: bool,
     jobs: int,
 ) -> None:
-    """Run scenario NAME, each discipline at each value of its settings."""
+    """Run a scenario: each discipline at each value of its settings."""
     scenario = scenario_named(name)
     preset = preset_named(machine or scenario.machine, measured_presets())
     chosen = [each.strip() for each in disciplines.split(",") if each.strip()]
@@ -143,7 +151,7 @@ def table(scenario: Scenario, results: Sequence[Result]) -> list[str]:
 
 
 @command.command("calibrate")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def calibrate_(as_json: bool) -> None:
     """Measure this host for machine this_host: some seconds."""
     calibration = calibrate()

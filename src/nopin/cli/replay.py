@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
+from nopin.cli.exits import COUNTER_EXAMPLE
+from nopin.cli.options import examples, json_option
 from nopin.cli.output import put, put_json, say
 from nopin.model.explore.record import load, replay
 from nopin.model.trace import Event
-
-EXIT_COUNTER_EXAMPLE = 4
 
 KEY = """\
 *      here somebody else goes on than in the plainest schedule, where each runs until it waits
@@ -20,13 +20,13 @@ who    whose step it is; (n) tells apart those of one name
 what   what the step ended with: an effect it asked for, or "ends"; lines that begin with - are no steps"""
 
 
-@click.command
+@click.command(epilog=examples("nopin replay cex.json", "nopin replay cex.json --from 30 --until 41"))
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--until", type=click.IntRange(0), help="Last event to show.")
 @click.option("--from", "first", type=click.IntRange(0), default=0, help="First event to show.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(file: Path, until: int | None, first: int, as_json: bool) -> int:
-    """Run the schedule in FILE again, and print one line for each event.
+    """Run the schedule in FILE again, and print each event.
 
     Ends with exit code 4 if it breaks the same property as when it was found, with 1 if it does not.
     """
@@ -67,7 +67,7 @@ def command(file: Path, until: int | None, first: int, as_json: bool) -> int:
         say(f"{breach.which}: {breach.detail}")
     if not same_trace:
         say("the events are not those of when it was found: the code has changed since")
-    return EXIT_COUNTER_EXAMPLE if broken == example.property else 1
+    return COUNTER_EXAMPLE if broken == example.property else 1
 
 
 def _lines(events: list[Event], turns: list[int]) -> list[str]:

@@ -6,19 +6,31 @@ from pathlib import Path
 
 import click
 
+from nopin.cli.options import examples, size, socket_option
 from nopin.cli.output import say
-from nopin.cli.sizes import size
 from nopin.control.paths import default_socket_path
 from nopin.server.config import SWAP_LIMIT_BYTES, ServeConfig
 from nopin.server.service import serve
+from nopin.units import PAGE_BYTES
 
 SPIN_US = 50
 
 
-@click.command
+@click.command(
+    epilog=examples(
+        "nopin serve",
+        "nopin serve --bind 192.0.2.1",
+        "nopin serve --socket b/server.sock --chaos loss=0.01,seed=7,pcap=b.pcapng",
+    )
+)
 @click.option("--bind", metavar="ADDR", help="Address for peers; default: a loopback address of its own.")
-@click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="Unix socket for clients.")
-@click.option("--exchange-port", type=click.IntRange(0, 65535), default=0, help="TCP port where peers attach.")
+@socket_option
+@click.option(
+    "--exchange-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="TCP port where peers attach; default: a free one.",
+)
 @click.option("--chaos", metavar="SPEC", help="Trouble on the link: loss=0.01,dup=0.01,seed=7,pcap=FILE.")
 @click.option("--raw", is_flag=True, help="Check the ICRC of foreign senders too (needs root).")
 @click.option(
@@ -26,7 +38,7 @@ SPIN_US = 50
     type=click.IntRange(0),
     default=SPIN_US,
     show_default=True,
-    help="Longest look for work before sleeping.",
+    help="Microseconds to look for work before sleeping.",
 )
 @click.option(
     "--swap-dir",
@@ -63,24 +75,28 @@ def command(
     Peers reach it on loopback only, unless --bind gives an address. Programs of this user find it by default;
     without one they start their own.
     """
+    if memory is not None and memory < PAGE_BYTES:
+        raise click.UsageError(f"--memory {memory} bytes: managed memory needs a page at least")
     path = socket_path or default_socket_path()
-    if child_of is None:
-        say(f"serving on {path}; stop with Ctrl-C")
-    serve(
-        ServeConfig(
-            socket_path=path,
-            bind=bind,
-            exchange_port=exchange_port,
-            parent_pid=child_of,
-            ready_fd=ready_fd,
-            chaos=chaos,
-            raw=raw,
-            spin_us=spin_us,
-            swap_dir=swap_dir,
-            swap_limit_bytes=swap_limit or SWAP_LIMIT_BYTES,
-            swap_compress=swap_compress,
-            push_mappings=push_mappings,
-            memory_bytes=memory,
-            takeover=takeover,
-        )
+    config = ServeConfig(
+        socket_path=path,
+        bind=bind,
+        exchange_port=exchange_port,
+        parent_pid=child_of,
+        ready_fd=ready_fd,
+        chaos=chaos,
+        raw=raw,
+        spin_us=spin_us,
+        swap_dir=swap_dir,
+        swap_limit_bytes=SWAP_LIMIT_BYTES if swap_limit is None else swap_limit,
+        swap_compress=swap_compress,
+        push_mappings=push_mappings,
+        memory_bytes=memory,
+        takeover=takeover,
     )
+
+    def say_where(host: str, port: int) -> None:
+        if child_of is None:
+            say(f"serving on {path}, peers attach at {host} port {port}; stop with Ctrl-C")
+
+    serve(config, say_where)

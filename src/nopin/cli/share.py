@@ -9,6 +9,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from nopin.cli.options import examples, socket_option
 from nopin.cli.output import put, say
 from nopin.errors import UsageError
 from nopin.units import format_bytes
@@ -17,17 +18,19 @@ from nopin.verbs.device import Device
 EVENT_WAIT_S = 3600.0
 
 
-@click.command
+@click.command(epilog=examples("nopin share table.npy", "nopin share --access rw data.bin"))
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--access", type=click.Choice(["r", "rw"]), default="r", show_default=True, help="Peers' rights.")
-def command(file: Path, access: str) -> None:
-    """Share FILE (.npy as its array, anything else as bytes) until Ctrl-C.
+@socket_option
+def command(file: Path, access: str, socket_path: Path | None) -> None:
+    """Share a file in place until Ctrl-C; prints the URL to reach it.
 
-    The URL on standard output is all a peer needs, and whoever has it may use the share. Nothing is read ahead:
-    pages come from the file when a peer asks for them. With rw, what peers write goes into the file.
+    A .npy FILE is shared as its array, anything else as bytes. The URL on standard output is all a peer needs, and
+    whoever has it may use the share. Nothing is read ahead: pages come from the file when a peer asks for them.
+    With rw, what peers write goes into the file.
     """
     array = _mapped(file, access)
-    with Device() as device, device.share(array, access=access) as share:
+    with Device(server=socket_path) as device, device.share(array, access=access) as share:
         put(share.url)
         say(
             f"sharing {file.name} ({array.dtype}, shape {array.shape}, {format_bytes(array.nbytes)}, {access}); "
@@ -45,14 +48,14 @@ def _mapped(file: Path, access: str) -> NDArray[Any]:
         UsageError: it is empty, or no array of plain elements.
     """
     mode: Any = "r" if access == "r" else "r+"
-    try:
-        array: NDArray[Any] = (
-            np.load(file, mmap_mode=mode, allow_pickle=False)
-            if file.suffix == ".npy"
-            else np.memmap(file, np.uint8, mode)
-        )
-    except ValueError as wrong:
-        raise UsageError(f"{file} cannot be shared: {wrong}") from None
-    if array.nbytes == 0:
+    if not file.stat().st_size:
         raise UsageError(f"{file} is empty: there is nothing to share")
+    if file.suffix != ".npy":
+        return np.memmap(file, np.uint8, mode)
+    try:
+        array: NDArray[Any] = np.lib.format.open_memmap(file, mode=mode)
+    except ValueError as wrong:
+        raise UsageError(f"{file} is no .npy file of plain elements ({wrong}); another name shares its bytes") from None
+    if array.nbytes == 0:
+        raise UsageError(f"{file} has no elements: there is nothing to share")
     return array

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import math
+from collections.abc import Iterator, Sequence
 from types import EllipsisType
 
 import click
@@ -27,6 +29,36 @@ def parse_index(text: str) -> tuple[Index, ...]:
     index = expression.slice
     parts = index.elts if isinstance(index, ast.Tuple) else [index]
     return tuple(_part(part, text) for part in parts)
+
+
+def piece_by_piece(index: tuple[Index, ...], shape: Sequence[int], n_elements: int) -> Iterator[tuple[Index, ...]]:
+    """Cut an index of an array into ones of at most so many elements, which follow each other in C order."""
+    at = index.index(Ellipsis) if Ellipsis in index else len(index)
+    rest = [slice(None)] * (len(shape) - len([part for part in index if part is not Ellipsis]))
+    parts = [*index[:at], *rest, *index[at + 1 :]]
+    chosen = [
+        range(*part.indices(n)) if isinstance(part, slice) else part for part, n in zip(parts, shape, strict=True)
+    ]
+    yield from _cut(chosen, n_elements)  # type: ignore[arg-type]  # no ellipsis is left
+
+
+def _cut(chosen: list[range | int], n_elements: int) -> Iterator[tuple[Index, ...]]:
+    lengths = [len(part) if isinstance(part, range) else 1 for part in chosen]
+    total = math.prod(lengths)
+    if total <= n_elements:
+        yield tuple(_as_slice(part) if isinstance(part, range) else part for part in chosen)
+        return
+    axis = next(i for i, n in enumerate(lengths) if n > 1)
+    step = max(1, n_elements * lengths[axis] // total)
+    whole = chosen[axis]
+    assert isinstance(whole, range)
+    for first in range(0, len(whole), step):
+        yield from _cut([*chosen[:axis], whole[first : first + step], *chosen[axis + 1 :]], n_elements)
+
+
+def _as_slice(part: range) -> slice:
+    """Return the slice with the same elements; one below the first element is the start of the array, not its end."""
+    return slice(part.start, None if part.stop < 0 else part.stop, part.step)
 
 
 def _part(node: ast.expr, text: str) -> Index:

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from nopin.cli.histogram import quantile_ns
-from nopin.cli.output import put, put_json
+from nopin.cli.options import examples, json_option, socket_option
+from nopin.cli.output import put, put_json, say
 from nopin.control.paths import default_socket_path
 from nopin.errors import UsageError
 from nopin.verbs.device import Device
@@ -19,23 +20,26 @@ KIND_KEY = "kind"
 LATENCY_KEY = "latency_ns"
 
 
-@click.command
+@click.command(epilog=examples("nopin stat", "nopin stat mr pid 4711", "nopin stat arena -j"))
 @click.argument("filters", nargs=-1, metavar="[KIND] [KEY VALUE]...")
-@click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The server's Unix socket.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@socket_option
+@json_option
 def command(filters: tuple[str, ...], socket_path: Path | None, as_json: bool) -> None:
     """Show objects of a running server: all, or those that match.
 
-    KIND is dev, arena, mr, qp, cq, link or client; KEY VALUE pairs select by value: nopin stat mr pid 4711.
+    KIND is dev, arena, mr, qp, cq, link or client; KEY VALUE pairs select by value. What has happened since the
+    server started is counted in events, lengths are in bytes, times in nanoseconds (keys that end in _ns).
     """
     kind, wanted = parse_filters(filters)
-    with Device(server=str(socket_path or default_socket_path())) as device:
+    with Device(server=socket_path or default_socket_path()) as device:
         rows = [row for row in device.stat() if matches(row, kind, wanted)]
     if as_json:
         put_json(rows)
         return
     for row in rows:
         put(line_of(row))
+    if not rows:
+        say(f"no object matches {' '.join(filters)!r}")
 
 
 def parse_filters(filters: tuple[str, ...]) -> tuple[str | None, dict[str, str]]:
@@ -47,9 +51,8 @@ def parse_filters(filters: tuple[str, ...]) -> tuple[str | None, dict[str, str]]
     words = list(filters)
     kind = words.pop(0) if words and words[0] in KINDS else None
     if len(words) % 2:
-        raise UsageError(
-            f"{words[-1]!r} has no value; filters are [KIND] [KEY VALUE]..., KIND one of {', '.join(KINDS)}"
-        )
+        wrong = f"{words[-1]!r} is no kind" if len(words) == 1 and kind is None else f"{words[-1]!r} has no value"
+        raise UsageError(f"{wrong}; filters are [KIND] [KEY VALUE]..., KIND one of {', '.join(KINDS)}")
     return kind, dict(zip(words[::2], words[1::2], strict=True))
 
 

@@ -7,6 +7,7 @@ import secrets
 import click
 from rich.table import Table
 
+from nopin.cli.options import Seconds, examples, json_option
 from nopin.cli.output import data, put, put_json, say
 from nopin.lab.stress.run import run_stress
 from nopin.lab.stress.spec import StressFigures, StressSpec
@@ -20,16 +21,17 @@ _SHOWN = {
 }
 
 
-@click.command
+@click.command(epilog=examples("nopin stress", "nopin stress --seconds 60 --kills 5 --seed 7"))
 @click.option("--seed", type=int, help="Decides what everybody does; default random, printed.")
-@click.option("--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="How long.")
+@click.option("--seconds", type=Seconds(0.1), default=10.0, show_default=True, help="How long it runs.")
 @click.option("--kills", type=click.IntRange(0), default=0, show_default=True, help="Kill the server so often.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(seed: int | None, seconds: float, kills: int, as_json: bool) -> int:
-    """Have CPUs, peers, an accelerator and the pager work on one array that does not fit, and judge every read.
+    """Work on one array from all sides at once and judge every read.
 
-    Exits with 0 if every word was one that could be there, else with 1: each wrong one is printed with what was
-    allowed. The order in which things happen is the machine's; a seed says only what everybody does.
+    CPUs, peers, an accelerator and the pager share an array that does not fit. Exits with 0 if every word was one that
+    could be there, else with 1: each wrong one is printed with what was allowed. The order in which things happen is
+    the machine's; a seed says only what everybody does.
     """
     spec = StressSpec(secrets.randbelow(1 << 31) if seed is None else seed, seconds, kills)
     say(f"seed {spec.seed}, {spec.seconds:g} s, {spec.kills} kills")

@@ -13,30 +13,31 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from nopin.cli.histogram import format_ns
 from nopin.cli.load import FAULT_KINDS, Load, compare
+from nopin.cli.options import Seconds, examples, json_option, socket_option
 from nopin.cli.output import data, put_json
 from nopin.control.paths import default_socket_path
-from nopin.units import format_bytes
+from nopin.units import format_bytes, format_ns
 from nopin.verbs.device import Device
 
 N_REGIONS = 10
 _BAR_WIDTH = 40
 
 
-@click.command
-@click.option("-d", "--delay", "delay_s", type=click.FloatRange(min=0.05), default=1.0, show_default=True)
+@click.command(epilog=examples("nopin top", "nopin top -d 0.2", "nopin top -j -n 10 > load.json"))
+@click.option("-d", "--delay", "delay_s", type=Seconds(0.05), default=1.0, show_default=True, help="Between looks.")
 @click.option("-n", "--iterations", "n_looks", type=click.IntRange(min=1), help="How many reports.")
-@click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The server's Unix socket.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@socket_option
+@json_option
 def command(delay_s: float, n_looks: int | None, socket_path: Path | None, as_json: bool) -> int:
-    """Show residency, faults, evictions, swap traffic, the hottest regions and how long faults took.
+    """Show live what managed memory and shared regions are doing.
 
-    On a terminal until Ctrl-C, every DELAY seconds; otherwise, and with -j, one report over DELAY seconds.
+    Residency, faults, evictions, swap traffic, the hottest regions and how long faults took: on a terminal until
+    Ctrl-C, every DELAY seconds; otherwise, and with -j, one report over DELAY seconds.
     """
     live = sys.stdout.isatty() and not as_json
     n = n_looks if n_looks is not None or live else 1
-    with Device(server=str(socket_path or default_socket_path())) as device:
+    with Device(server=socket_path or default_socket_path()) as device:
         loads = itertools.islice(_loads(device, delay_s), n)
         if live:
             _watch(device, loads)

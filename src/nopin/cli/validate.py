@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from nopin.cli.options import examples, json_option
 from nopin.cli.output import put, put_json, say
 from nopin.cli.sweeping import assignments, jobs_option, showing
 from nopin.errors import UsageError
@@ -19,13 +20,13 @@ RULE = "-" * 110
 COLUMNS = f" {'':<58} {'predicted':>11} {'published':>11} {'error':>8} {'within':>7}  of"
 
 
-@click.command()
+@click.command(epilog=examples("nopin validate", "nopin validate V1 V3 -v", "nopin validate V1 --set V1.N_SAMPLES=500"))
 @click.argument("names", nargs=-1, metavar="[V1 ...]")
 @click.option("--set", "given", multiple=True, metavar="V7.NAME=VALUE", help="Change a parameter of an experiment.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn.")
 @click.option("--page", "page_path", type=click.Path(dir_okay=False, path_type=Path), help="Write it all as Markdown.")
 @click.option("-v", "--verbose", is_flag=True, help="Print the parameters and what the models leave out.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @jobs_option
 def command(
     names: tuple[str, ...],
@@ -36,10 +37,10 @@ def command(
     as_json: bool,
     jobs: int,
 ) -> int:
-    """Run published experiments on the modelled machine; all of them without names.
+    """Run published experiments on the modelled machine.
 
-    The exit code is 1 if a prediction misses a published value that is known here by more than is allowed.
-    Values marked held out are known elsewhere only: the prediction was made without them.
+    Without names all of them. The exit code is 1 if a prediction misses a published value that is known here by more
+    than is allowed. Values marked held out are known elsewhere only: the prediction was made without them.
     """
     experiments = [experiment_named(name) for name in names or sorted(MODULES)]
     changes = _changes(given, [each.name for each in experiments])

@@ -57,6 +57,9 @@ class BenchSpec(msgspec.Struct, kw_only=True, frozen=True):
         return self.test in ("send_bw", "send_lat", "write_lat")
 
 
+DURATION_S_MAX = 3600.0
+
+
 def check(spec: BenchSpec) -> BenchSpec:
     """Return the spec if it has a meaning.
 
@@ -73,8 +76,8 @@ def check(spec: BenchSpec) -> BenchSpec:
         raise UsageError("message sizes run from 1 byte to 1 GiB")
     if spec.path_mtu is not None and spec.path_mtu not in (256, 512, 1024, 2048, 4096):
         raise UsageError(f"no path MTU {spec.path_mtu}; there are 256, 512, 1024, 2048, 4096")
-    if spec.n_iterations < N_ROUNDS or (spec.duration_s is not None and spec.duration_s <= 0):
-        raise UsageError(f"at least {N_ROUNDS} iterations, or a duration above 0 s")
+    if spec.n_iterations < N_ROUNDS or (spec.duration_s is not None and not 0 < spec.duration_s <= DURATION_S_MAX):
+        raise UsageError(f"at least {N_ROUNDS} iterations, or a duration above 0 and up to {DURATION_S_MAX:g} s")
     if spec.tx_depth < 1 or spec.n_queue_pairs < 1:
         raise UsageError("-t and -q start at 1")
     return spec

@@ -7,7 +7,6 @@ descriptor with us except those named, and it works the same from a test, a scri
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import socket
 import subprocess
@@ -18,6 +17,12 @@ from typing import Any
 
 from nopin.errors import NopinError
 from nopin.lab.line import Line, PartnerGone
+from nopin.linux.interpreter import (
+    interrupts_held_back,
+    let_interrupts_through,
+    python_command,
+    python_environment,
+)
 from nopin.linux.prctl import set_parent_death_signal
 
 END_TIMEOUT_S = 5.0
@@ -41,19 +46,12 @@ class Child:
         of the messages that the child sends.
         """
         ours, theirs = socket.socketpair()
-        command = [
-            sys.executable,
-            "-c",
-            _BOOTSTRAP,
-            str(theirs.fileno()),
-            function.__module__,
-            function.__name__,
-        ]
-        with theirs:
+        arguments = str(theirs.fileno()), function.__module__, function.__name__
+        with theirs, interrupts_held_back():
             self._process = subprocess.Popen(
-                command,
+                python_command("-c", _BOOTSTRAP, *arguments),
                 pass_fds=(theirs.fileno(), *pass_fds),
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=python_environment(),
                 stdin=subprocess.DEVNULL,
             )
         self.pid = self._process.pid
@@ -94,6 +92,7 @@ def run(fd: int, module: str, name: str) -> None:
     function = getattr(importlib.import_module(module), name)
     line: Line[Any] = Line(socket.socket(fileno=fd))
     try:
+        let_interrupts_through()
         function(line, *line.receive())
     except PartnerGone:
         return  # how a parent says that it needs us no more

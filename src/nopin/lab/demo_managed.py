@@ -99,13 +99,10 @@ def owner(line: Line[Any], socket_path: str, seed: int) -> None:
         n_wrong += count_wrong_bytes(words[first : first + _CHUNK_WORDS], first, seed + 1)
         most = max(most, _row(device)["resident"])
     row = _row(device)
-    faults = sum(
-        row[name] for name in ("faults_zero", "faults_swap", "faults_minor", "faults_protect", "faults_device")
-    )
     line.send(
         {
             "resident_bytes_max": most,
-            "page_faults": faults,
+            "page_faults": sum(row[name] for name in _FAULTS),
             "evicted_pages": row["evicted"],
             "bytes_wrong": n_wrong,
         }

@@ -7,12 +7,12 @@ import os
 import select
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from nopin.errors import ServerError
+from nopin.linux.interpreter import python_command, python_environment
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
@@ -34,14 +34,14 @@ class LocalServer:
         """
         self.socket_path = socket_path
         ready, theirs = os.pipe()
-        command = [sys.executable, "-m", "nopin", "serve", "--socket", str(socket_path)]
+        command = python_command("-m", "nopin", "serve", "--socket", str(socket_path))
         command += ["--child-of", str(os.getpid()), "--ready-fd", str(theirs), *options]
         self._log_path = socket_path.with_suffix(".log")
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
                 pass_fds=(theirs,),
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=python_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -51,6 +51,9 @@ class LocalServer:
         self.pid = self._process.pid
         try:
             self._await_ready(ready)
+        except BaseException:  # Ctrl-C too: nobody else knows of it yet
+            self.close()
+            raise
         finally:
             os.close(ready)
 
@@ -58,7 +61,6 @@ class LocalServer:
         readable, _, _ = select.select([ready], [], [], START_TIMEOUT_S)
         if readable and os.read(ready, 1):
             return
-        self.close()
         raise ServerError(f"a device server did not start: {self.last_words() or 'it said nothing'}")
 
     def last_words(self) -> str:

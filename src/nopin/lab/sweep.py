@@ -7,10 +7,19 @@ how many workers there are or which one it is on, so the number of them cannot s
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from types import TracebackType
 from typing import Any
+
+from nopin.linux.interpreter import interrupts_held_back, let_interrupts_through
+
+
+def _begin_worker() -> None:
+    """Let Ctrl-C end this process without a word: whoever started it tells of it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    let_interrupts_through()
 
 
 def _unseen(done: int, total: int) -> None:
@@ -34,17 +43,23 @@ class Sweep:
         self._pool: ProcessPoolExecutor | None = None
         if n_jobs > 1:
             # Not forked: a progress bar draws from a thread, which a forked process would lack.
-            self._pool = ProcessPoolExecutor(n_jobs, mp_context=multiprocessing.get_context("spawn"))
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(n_jobs, mp_context=context, initializer=_begin_worker)
 
     def map(self, function: Callable[[Any], Any], points: Iterable[Any]) -> list[Any]:
         """Call with each point; the results, in the order of the points."""
         listed = list(points)
         results = []
-        came = map(function, listed) if self._pool is None else self._pool.map(function, listed)
+        came = map(function, listed) if self._pool is None else self._spread(self._pool, function, listed)
         for result in came:
             results.append(result)
             self.on_point(len(results), len(listed))
         return results
+
+    @staticmethod
+    def _spread(pool: ProcessPoolExecutor, function: Callable[[Any], Any], points: list[Any]) -> Iterator[Any]:
+        with interrupts_held_back():  # processes are started as points come
+            return pool.map(function, points)
 
     def __enter__(self) -> Sweep:
         return self

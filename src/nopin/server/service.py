@@ -48,10 +48,17 @@ _BACKLOG = 128
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve(config: ServeConfig) -> None:
+def _unannounced(_host: str, _port: int) -> None:
+    """Nobody waits for it."""
+
+
+def serve(config: ServeConfig, when_ready: Callable[[str, int], None] = _unannounced) -> None:
     """Run a device server until SIGTERM, SIGINT or, with `parent_pid`, the parent's end.
 
     A server started by a parent leaves SIGINT to it: Ctrl-C reaches both, and the parent may want to go on.
+
+    Args:
+        when_ready: called with the address and TCP port where peers attach, once clients can connect.
 
     Raises:
         UsageError: an address or the middleware's text makes no sense.
@@ -60,6 +67,7 @@ def serve(config: ServeConfig) -> None:
     """
     keep_freed_memory()
     with contextlib.ExitStack() as stack:
+        parent = None if config.parent_pid is None else _hold_parent(config.parent_pid, stack)
         core, exchange_socket, client_socket = _put_together(config, stack)
         core.arenas.on_broken = partial(_note_broken, core)
         core.arenas.on_gone = partial(_arena_gone, core)
@@ -70,10 +78,11 @@ def serve(config: ServeConfig) -> None:
         exchange = Exchange(core, exchange_socket)
         clients = Clients(core, client_socket)
         loop = Loop(core, config.spin_us * US_NS if _has_cpus() else 0)
-        stack.enter_context(_stopped_by_signals(core, loop, with_sigint=config.parent_pid is None))
-        if config.parent_pid is not None:
-            _end_with(config.parent_pid, core, loop, stack)
+        stack.enter_context(_stopped_by_signals(core, loop, with_sigint=parent is None))
+        if parent is not None:
+            core.poller.watch(parent.fileno(), lambda _mask: loop.stop())
         _announce(config.ready_fd)
+        when_ready(core.exchange_host, core.exchange_port)
         log.info("serving %s, exchange %s:%d", config.socket_path, core.exchange_host, core.exchange_port)
         try:
             loop.run()
@@ -189,7 +198,7 @@ def _make_link(config: ServeConfig, before: Place | None) -> Link:
         return wrap(link, config.chaos, clock_offset_ns=time.time_ns() - time.monotonic_ns())
     except OSError as problem:
         link.close()
-        raise ServerError(f"cannot set up {config.chaos!r}: {problem}") from problem
+        raise ServerError(f"cannot set up {config.chaos!r}: {problem.strerror or problem}") from problem
     except UsageError:
         link.close()
         raise
@@ -277,8 +286,8 @@ def _stopped_by_signals(core: Core, loop: Loop, *, with_sigint: bool) -> Iterato
         os.close(sender)
 
 
-def _end_with(parent_pid: int, core: Core, loop: Loop, stack: contextlib.ExitStack) -> None:
-    """End the loop when the parent ends.
+def _hold_parent(parent_pid: int, stack: contextlib.ExitStack) -> PidFd:
+    """Return the process that we end with; asked first of all, so that for one that is gone nothing is made.
 
     Raises:
         ServerError: it has ended already.
@@ -288,7 +297,7 @@ def _end_with(parent_pid: int, core: Core, loop: Loop, stack: contextlib.ExitSta
     except OSError as problem:
         raise ServerError(f"the parent, pid {parent_pid}, is gone") from problem
     stack.callback(parent.close)
-    core.poller.watch(parent.fileno(), lambda _mask: loop.stop())
+    return parent
 
 
 def _announce(ready_fd: int | None) -> None:

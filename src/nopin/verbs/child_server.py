@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nopin.control.paths import check_socket_path, ensure_private_directory, log_path
 from nopin.errors import ServerError, ServerGone
+from nopin.linux.interpreter import python_command, python_environment
 from nopin.verbs import keeper
 from nopin.verbs.session import Session
 
@@ -43,16 +44,27 @@ def connect_or_start(path: Path) -> Session:
         try:
             return Session(path)  # somebody started it while we waited for the lock
         except ServerGone:
-            _start(path)
-        return Session(path)
+            return _start(path)
     finally:
         os.close(lock)
 
 
-def _start(path: Path) -> None:
+def _start(path: Path) -> Session:
+    """Start a server and connect to it; to another one where that was first, such as a killed server's successor."""
+    try:
+        _start_child(path)
+    except ServerError as problem:
+        try:
+            return Session(path)
+        except ServerGone:
+            raise problem from None
+    return Session(path)
+
+
+def _start_child(path: Path) -> None:
     ready, theirs = os.pipe()
     command = [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid())]
-    command += [sys.executable, "-m", "nopin", "serve", "--child-of", str(os.getpid())]
+    command += python_command("-m", "nopin", "serve", "--child-of", str(os.getpid()))
     command += ["--socket", str(path), "--ready-fd", str(theirs)]
     log = log_path(path)
     try:
@@ -63,13 +75,13 @@ def _start(path: Path) -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=python_environment(),
                 start_new_session=True,  # Ctrl-C is for this program; the server ends with it anyway
             )
-        _children.append(child)
         os.close(theirs)
         theirs = -1
         _await_ready(ready, child, log)
+        _children.append(child)
     finally:
         os.close(ready)
         if theirs >= 0:
@@ -79,11 +91,13 @@ def _start(path: Path) -> None:
 def _await_ready(ready: int, child: subprocess.Popen[bytes], log: Path) -> None:
     waiter = select.poll()
     waiter.register(ready, select.POLLIN)
-    if waiter.poll(START_TIMEOUT_S * 1000) and os.read(ready, 1):
-        return
-    child.terminate()  # the keeper, which passes it on
-    child.wait()
-    _children.remove(child)
-    lines = log.read_text(errors="replace").strip().splitlines()
-    words = lines[-1] if lines else "it said nothing"
-    raise ServerError(f"the device server did not start: {words} (its log: {log})")
+    try:
+        if waiter.poll(START_TIMEOUT_S * 1000) and os.read(ready, 1):
+            return
+        lines = log.read_text(errors="replace").strip().splitlines()
+        words = lines[-1].removeprefix("nopin: ") if lines else "it said nothing"
+        raise ServerError(f"the device server did not start: {words} (its log: {log})")
+    except BaseException:  # Ctrl-C too
+        child.terminate()  # the keeper, which passes it on
+        child.wait()
+        raise

@@ -85,7 +85,7 @@ class Device(DeviceObject):
     """
 
     def __init__(
-        self, server: str | None = None, *, budget: int | str | None = None, reconnect: float = RECONNECT_S
+        self, server: str | Path | None = None, *, budget: int | str | None = None, reconnect: float = RECONNECT_S
     ) -> None:
         budget_bytes = None if budget is None else size_of(budget)
         session = connect_or_start(default_socket_path()) if server is None else Session(Path(server))

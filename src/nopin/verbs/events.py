@@ -30,3 +30,12 @@ class AsyncEvent:
     start: int = 0
     end: int = 0
     generation: int = 0
+
+    def __str__(self) -> str:
+        if self.kind is AsyncEventType.SERVER_REPLACED:
+            lost = f"; lost: {self.cause}" if self.cause else ""
+            return f"{self.kind.name}: the device server was killed, process {self.object_id} goes on{lost}"
+        about = f"object {self.object_id}" if self.target is None else repr(self.target)
+        where = f" [{self.start:#x}, {self.end:#x})" if self.end else ""
+        which = f", number {self.generation}" if self.generation else ""
+        return f"{self.kind.name}: {self.cause}{' ' if self.cause else ''}{where.strip()}{which} of {about}"
