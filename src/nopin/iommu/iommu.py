@@ -113,8 +113,12 @@ class Iommu:
         space = self._plain.get(pasid)
         if space is None:
             return self._managed.copy(pasid, address, length, staging, offset, meter, waiter, write=False)
-        if waiter is not None and not self._admit(space, pasid, address, length, meter, waiter, write=False):
-            return PARKED
+        if waiter is not None:
+            is_plain = 0 < length <= SHORT_BYTES and not self._requests.any_resumed
+            if is_plain and space.read_present(address, length, staging, offset):
+                return length  # looked and copied in one step; whatever is special, the general way finds out
+            if not self._admit(space, pasid, address, length, meter, waiter, write=False):
+                return PARKED
         return space.read(address, length, staging, offset)
 
     def write(
@@ -131,8 +135,12 @@ class Iommu:
         space = self._plain.get(pasid)
         if space is None:
             return self._managed.copy(pasid, address, length, staging, offset, meter, waiter, write=True)
-        if waiter is not None and not self._admit(space, pasid, address, length, meter, waiter, write=True):
-            return PARKED
+        if waiter is not None:
+            is_plain = 0 < length <= SHORT_BYTES and not self._requests.any_resumed
+            if is_plain and space.write_present(address, length, staging, offset):
+                return length
+            if not self._admit(space, pasid, address, length, meter, waiter, write=True):
+                return PARKED
         return space.write(address, length, staging, offset)
 
     def read_v(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -33,8 +33,8 @@ class Link(Protocol):
         """Send the packets; when this returns, the staging may be reused."""
         ...
 
-    def receive(self, now: int) -> Iterator[PacketBatch]:
-        """What has arrived, a bounded amount; each batch is valid until the next step of the iterator.
+    def receive(self, now: int) -> Iterable[PacketBatch]:
+        """What has arrived, a bounded amount; each batch is valid until the next is asked for.
 
         Also the call to make when `next_deadline` has passed: held packets go out then.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -101,7 +101,7 @@ class FaultyLink(Wrapper):
             self.inner.send(TxBatch(batch.path, batch.staging, untouched), now)
         self._release(now)
 
-    def receive(self, now: int) -> Iterator[PacketBatch]:
+    def receive(self, now: int) -> Iterable[PacketBatch]:
         """Let out what is due, then receive as the inner link does."""
         self._release(now)
         return self.inner.receive(now)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -23,7 +23,6 @@ from nopin.linux.udp import (
     MAX_DATAGRAM_BYTES,
     BatchReceiver,
     BatchSender,
-    LoneDatagram,
     enable_gro,
     kernel_drops,
     open_datagram,
@@ -109,7 +108,7 @@ class SendHalf:
 
     def send(self, batch: TxBatch) -> None:
         """Send a batch; what the socket does not take within a few milliseconds is dropped and counted."""
-        if len(batch.segments) == 1 and self._send_lone(batch, batch.segments[0]):
+        if len(batch.segments) == 1 and self._sent_lone(batch, batch.segments[0]):
             return
         self._sender.aim(sockaddr_of(batch.path.remote, self._scope))
         segments = batch.segments if self._sender.uses_segmentation else _singly(batch.segments)
@@ -119,7 +118,7 @@ class SendHalf:
         for start in range(0, len(segments), BatchSender.MAX_MESSAGES):
             self._send_messages(batch.staging.address, segments[start : start + BatchSender.MAX_MESSAGES])
 
-    def _send_lone(self, batch: TxBatch, segment: Segment) -> bool:
+    def _sent_lone(self, batch: TxBatch, segment: Segment) -> bool:
         """Send a single packet by the plain call; False where there are more, or trouble: the general way knows."""
         offset, length, stride = segment
         if length > stride:
@@ -222,32 +221,29 @@ class UdpLink:
         """Send the packets; see `SendHalf.send`."""
         self._sending.send(batch)
 
-    def receive(self, now: int) -> Iterator[PacketBatch]:
+    def receive(self, now: int) -> Iterable[PacketBatch]:
         """What has arrived, one batch per run of datagrams of one sender, at most about 4 MiB."""
         try:
             if 0 < self._n_lone < LONE_IN_A_ROW_MAX:
-                yield from self._lone(self._receiver.receive_one())
-                return
+                datagram = self._receiver.receive_one()
+                return () if datagram is None else (self._batch_of(*datagram),)
             n = self._receiver.receive()
         except OSError as error:
             if error.errno in _OUR_BUGS:
                 raise
             self._receive_errors += 1
-            return
+            return ()
         self._n_lone = int(n == 1)
-        if n:
-            yield from self._batches(n)
+        return self._batches(n) if n else ()
 
-    def _lone(self, datagram: LoneDatagram | None) -> Iterator[PacketBatch]:
-        if datagram is None:
-            return
-        length, segment_bytes, source = datagram
+    def _batch_of(self, length: int, segment_bytes: int, source: tuple[Any, ...]) -> PacketBatch:
+        """The packets of a datagram that was received by itself."""
         offsets, lengths, runs = _split_one(length, segment_bytes)
         n = len(offsets)
         self._n_lone = self._n_lone + 1 if n == 1 else 0
         self._packets_received += n
         self._bytes_received += length
-        yield PacketBatch(_path_from(self.endpoint, source), self._receiver.buffer, offsets, lengths, runs=runs)
+        return PacketBatch(_path_from(self.endpoint, source), self._receiver.buffer, offsets, lengths, runs=runs)
 
     def _batches(self, n: int) -> Iterator[PacketBatch]:
         sources = self._receiver.sources(n)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from nopin.link.base import Link
 from nopin.nic.wire.batch import PacketBatch, TxBatch
@@ -24,7 +24,7 @@ class Wrapper:
         """See `Link`."""
         self.inner.send(batch, now)
 
-    def receive(self, now: int) -> Iterator[PacketBatch]:
+    def receive(self, now: int) -> Iterable[PacketBatch]:
         """See `Link`."""
         return self.inner.receive(now)
 

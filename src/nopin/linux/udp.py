@@ -16,7 +16,7 @@ import struct
 from collections.abc import Sequence
 from ipaddress import ip_address
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,12 +137,8 @@ def unpack_address(sockaddr: bytes) -> tuple[bytes, int]:
     return (sockaddr[8:24] if family == socket.AF_INET6 else sockaddr[4:8]), port
 
 
-class LoneDatagram(NamedTuple):
-    """What came into slot 0 by itself: bytes, size of the datagrams merged into it, and the sender's address."""
-
-    length: int
-    segment_bytes: int
-    source: tuple[Any, ...]
+LoneDatagram = tuple[int, int, tuple[Any, ...]]
+"""What came into slot 0 by itself: bytes, size of the datagrams merged into it, and the sender's address."""
 
 
 class BatchReceiver:
@@ -212,8 +208,8 @@ class BatchReceiver:
             return None
         for level, kind, data in control:
             if level == _SOL_UDP and kind == UDP_GRO:
-                return LoneDatagram(length, int.from_bytes(data[:4], "little"), source)
-        return LoneDatagram(length, length, source)
+                return length, int.from_bytes(data[:4], "little"), source
+        return length, length, source
 
     def sources(self, n: int) -> bytes:
         """The sockaddrs of the first n slots, `ADDRESS_BYTES` each, zero padded."""

@@ -14,7 +14,7 @@ from nopin.nic.abi import AsyncEventType, QpState
 from nopin.nic.core import Core, fail, waiter_for
 from nopin.nic.plan import Family, Plan
 from nopin.nic.qp import QueuePair, ReadStream, Reply
-from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Aeth, Nak, rnr_syndrome
+from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Aeth, Nak, aeth_word, rnr_syndrome
 from nopin.nic.wire.batch import Path, TxBatch
 from nopin.nic.wire.headers import emit_atomic_ack
 from nopin.nic.wire.opcodes import AETH_BYTES, BTH_BYTES, Opcode
@@ -26,6 +26,9 @@ _RESPONSE = Family(
     Opcode.READ_RESPONSE_MIDDLE,
     Opcode.READ_RESPONSE_LAST,
 )
+
+_RESPONSE_ONLY = int(_RESPONSE.only)
+_ACK, _ATOMIC_ACK = int(Opcode.ACKNOWLEDGE), int(Opcode.ATOMIC_ACKNOWLEDGE)
 
 _Item = tuple[Reply | ReadStream, int, int]
 """What is sent, its first packet in the plan, how many packets."""
@@ -65,9 +68,9 @@ def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
 
 def _build_reply(core: Core, qp: QueuePair, path: Path, reply: Reply) -> TxBatch:
     """Build a batch of the only reply there is, no data of a READ."""
-    plan, opcode = core.plan, _opcode_of(reply)
-    plan.start_one(opcode, qp.dest_qpn, reply.psn, 0, ack_req=False)
-    _emit_reply(plan.staging.view, BTH_BYTES, reply)
+    plan, aeth = core.plan, aeth_word(reply.syndrome, reply.msn)
+    words = (aeth,) if reply.original is None else (aeth, reply.original)
+    plan.start_one(_opcode_of(reply), qp.dest_qpn, reply.psn, 0, words)
     qp.recv.replies.popleft()
     return plan.finish_one(path)
 
@@ -75,8 +78,8 @@ def _build_reply(core: Core, qp: QueuePair, path: Path, reply: Reply) -> TxBatch
 def _build_response(core: Core, qp: QueuePair, path: Path, stream: ReadStream, now: int) -> TxBatch | None:
     """Build a batch of the only response of the only READ; None if it cannot be read now, or at all."""
     plan, length = core.plan, stream.left
-    payload_at = plan.start_one(_RESPONSE.only, qp.dest_qpn, stream.psn, length, ack_req=False)
-    Aeth(SYNDROME_ACK, stream.msn).emit(plan.staging.view, BTH_BYTES)
+    aeth = aeth_word(SYNDROME_ACK, stream.msn)
+    payload_at = plan.start_one(_RESPONSE_ONLY, qp.dest_qpn, stream.psn, length, (aeth,))
     done = _read(core, qp, stream, length, payload_at) if length else 0
     if done == length:
         qp.recv.replies.popleft()
@@ -135,8 +138,8 @@ def _plan(qp: QueuePair, plan: Plan) -> list[_Item]:
     return items
 
 
-def _opcode_of(reply: Reply) -> Opcode:
-    return Opcode.ACKNOWLEDGE if reply.original is None else Opcode.ATOMIC_ACKNOWLEDGE
+def _opcode_of(reply: Reply) -> int:
+    return _ACK if reply.original is None else _ATOMIC_ACK
 
 
 def _emit_reply(view: memoryview, offset: int, reply: Reply) -> None:

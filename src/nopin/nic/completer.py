@@ -11,6 +11,7 @@ means seven (IBTA), not for ever.
 from __future__ import annotations
 
 from bisect import bisect_right
+from typing import TypeGuard
 
 from nopin.iommu.access import PARKED
 from nopin.nic.abi import AsyncEventType, QpState, WcStatus, WrOpcode
@@ -19,15 +20,19 @@ from nopin.nic.packets import HELD_PACKETS_MAX, Packet, Packets, first_true
 from nopin.nic.qp import WINDOW_PACKETS_MAX, WINDOW_PACKETS_MIN, QueuePair
 from nopin.nic.requester import restart_timer, rewind
 from nopin.nic.runs import WriteRun
-from nopin.nic.scatter import push, scatter
-from nopin.nic.wire.aeth import Aeth, Nak, SyndromeKind
+from nopin.nic.scatter import copy_piece, push, scatter
+from nopin.nic.wire.aeth import KIND_SHIFT, VALUE_MASK, Nak, SyndromeKind
 from nopin.nic.wire.headers import parse_atomic_ack
+from nopin.nic.wire.kinds import KINDS
 from nopin.nic.wire.opcodes import AETH_BYTES, BTH_BYTES, IS_READ_RESPONSE, Opcode
-from nopin.nic.wire.psn import psn_add, psn_diff
+from nopin.nic.wire.psn import PSN_MASK, psn_add, psn_diff
 from nopin.nic.work import ATOMIC_BYTES, IS_ATOMIC, NEEDS_ANSWER, SendWork
 
 _ALIVE = (QpState.RTS, QpState.SQD)
 _SQD = QpState.SQD
+_READ = WrOpcode.RDMA_READ
+_ATOMIC_ACK = int(Opcode.ATOMIC_ACKNOWLEDGE)
+_ACK = int(SyndromeKind.ACK)
 
 _RETRY_FOR_EVER = 7
 """rnr_retry 7 never runs out."""
@@ -66,13 +71,12 @@ def receive_one(core: Core, qp: QueuePair, packet: Packet, now: int) -> None:
     """Take a lone response packet: at once if it answers the oldest work, as a batch of one otherwise."""
     side = qp.send
     if side.parked != "scatter" and packet.payload >= 0:
-        if not IS_READ_RESPONSE[packet.opcode]:
+        if not KINDS[packet.opcode].read_response:
             _acknowledge(core, qp, packet, now)
             if side.parked == "scatter":
                 _hold(core, qp, packet.alone())
             return
-        work = side.works[0] if side.works else None
-        if isinstance(work, SendWork) and _is_whole_answer(qp, work, packet):
+        if side.works and _is_whole_answer(work := side.works[0], qp, packet):
             _take_whole_answer(core, qp, work, packet, now)
             return
     receive(core, qp, packet.alone(), now)
@@ -147,7 +151,7 @@ def _progress(core: Core, qp: QueuePair, psn: int, now: int) -> None:
         return
     side.una = psn
     side.acked += n_new
-    if psn_diff(side.sent, psn) < 0:
+    if side.sent != psn and psn_diff(side.sent, psn) < 0:
         side.sent = psn  # an answer to something sent before a retry rewound us
     while side.asked and psn_diff(side.asked[0][1], psn) < 0:
         side.asked.popleft()
@@ -165,7 +169,9 @@ def _progress(core: Core, qp: QueuePair, psn: int, now: int) -> None:
         side.acked -= work.n_psn
         side.works.popleft()
         send_done(core, qp, work, WcStatus.SUCCESS)
-    _grow(qp, n_new)
+    side.grown += n_new
+    if side.grown >= side.window:
+        _open_window(qp)
     side.gap_at = None
     side.retries_left = side.n_retries
     side.rnr_left = qp.attr.rnr_retry or 0
@@ -174,13 +180,11 @@ def _progress(core: Core, qp: QueuePair, psn: int, now: int) -> None:
         core.ready[qp] = None
 
 
-def _grow(qp: QueuePair, n_new: int) -> None:
-    """Open the window by a step for each window's worth of progress."""
+def _open_window(qp: QueuePair) -> None:
+    """Open the window by a step: once for each window's worth of progress."""
     side = qp.send
-    side.grown += n_new
-    if side.grown >= side.window:
-        side.grown = 0
-        side.window = min(WINDOW_PACKETS_MAX, side.window + WINDOW_PACKETS_MIN)
+    side.grown = 0
+    side.window = min(WINDOW_PACKETS_MAX, side.window + WINDOW_PACKETS_MIN)
 
 
 def _unanswered(qp: QueuePair, psn: int) -> int | None:
@@ -224,25 +228,26 @@ def finish_with_error(core: Core, qp: QueuePair, status: WcStatus) -> None:
 def _acknowledge(core: Core, qp: QueuePair, packet: Packet, now: int) -> None:
     """Take an ACK, NAK, RNR NAK or atomic response."""
     side, psn = qp.send, packet.psn
-    aeth = Aeth.parse(packet.staging.view, packet.offset + BTH_BYTES)
+    syndrome = packet.staging.view[packet.offset + BTH_BYTES]
+    kind = syndrome >> KIND_SHIFT
     if psn_diff(psn, side.una) < 0 or psn_diff(psn, side.high) >= 0:
         core.counters.ghost_response += 1
         return
-    if packet.opcode == Opcode.ATOMIC_ACKNOWLEDGE:
+    if packet.opcode == _ATOMIC_ACK:
         _atomic_response(core, qp, packet, now)
-    elif aeth.kind == SyndromeKind.ACK:
+    elif kind == _ACK:
         lost = _unanswered(qp, psn)
         _progress(core, qp, psn_add(psn, 1) if lost is None else lost, now)
         if lost is not None:
             _ask_again(core, qp, now)
-    elif aeth.kind == SyndromeKind.RNR_NAK:
+    elif kind == SyndromeKind.RNR_NAK:
         core.counters.rcvd_rnr_nak += 1
         if _reached(core, qp, psn, now):
-            wait_for_receiver(core, qp, aeth.value, now)
-    elif aeth.kind == SyndromeKind.NAK:
+            wait_for_receiver(core, qp, syndrome & VALUE_MASK, now)
+    elif kind == SyndromeKind.NAK:
         core.counters.rcvd_nak += 1
         if _reached(core, qp, psn, now):
-            _take_nak(core, qp, aeth.syndrome, now)
+            _take_nak(core, qp, syndrome, now)
     else:
         core.counters.malformed_drop += 1
 
@@ -329,26 +334,26 @@ def _atomic_response(core: Core, qp: QueuePair, packet: Packet, now: int) -> Non
     _progress(core, qp, psn_add(packet.psn, 1), now)
 
 
-def _is_whole_answer(qp: QueuePair, work: SendWork, packet: Packet) -> bool:
+def _is_whole_answer(work: SendWork | WriteRun, qp: QueuePair, packet: Packet) -> TypeGuard[SendWork]:
     """Say whether a packet is the only response to a READ that is the oldest work, and was asked for."""
     side, psn, length = qp.send, packet.psn, packet.payload
-    if work.opcode is not WrOpcode.RDMA_READ or work.n_psn != 1 or len(work.pieces) != 1 or work.status:
+    if not isinstance(work, SendWork) or work.opcode is not _READ or work.n_psn != 1 or work.status:
         return False
-    if psn != side.una or psn != work.first_psn or psn_diff(psn, side.high) >= 0:
+    if psn != side.una or psn != work.first_psn or psn == side.high:  # `una` is never beyond `high`
         return False
-    return length == work.length and packet.pad == -length & 3
+    return length == work.length and packet.pad == -length & 3 and len(work.pieces) == 1
 
 
 def _take_whole_answer(core: Core, qp: QueuePair, work: SendWork, packet: Packet, now: int) -> None:
     payload_at = packet.offset + packet.header
-    done = push(core, work.pieces, packet.staging, qp.requester_waiter, offset=payload_at)
+    done = copy_piece(core, work.pieces[0], packet.staging, payload_at, qp.requester_waiter, write=True)
     if done == PARKED:
         _park(core, qp)
         _hold(core, qp, packet.alone())
     elif done < work.length:
         _local_error(core, qp)
     else:
-        _progress(core, qp, psn_add(packet.psn, 1), now)
+        _progress(core, qp, (packet.psn + 1) & PSN_MASK, now)
 
 
 def _read_responses(core: Core, qp: QueuePair, packets: Packets, at: int, end: int, now: int) -> int:

@@ -18,12 +18,14 @@ from nopin.nic.mr import Region
 from nopin.nic.plan import Plan
 from nopin.nic.qp import QueuePair
 from nopin.nic.runs import WriteRun
-from nopin.nic.scatter import gather, prepare_pieces, pull
+from nopin.nic.scatter import copy_piece, gather, prepare_pieces
 from nopin.nic.wire.headers import AtomicEth, Reth, emit_reth, emit_u32
 from nopin.nic.wire.opcodes import BTH_BYTES, IMM_BYTES
 from nopin.nic.wire.psn import psn_add, psn_diff
 from nopin.nic.work import IS_WRITE, NEEDS_ANSWER, Piece, SendWork
 from nopin.units import U64_MAX
+
+_READ, _CMP_AND_SWP = WrOpcode.RDMA_READ, WrOpcode.ATOMIC_CMP_AND_SWP
 
 WITH_WORD = frozenset({WrOpcode.SEND_WITH_IMM, WrOpcode.SEND_WITH_INV, WrOpcode.RDMA_WRITE_WITH_IMM})
 """Work whose last packet carries a word of its own."""
@@ -56,8 +58,9 @@ def write_headers(qp: QueuePair, plan: Plan, chunks: list[Chunk]) -> None:
             continue
         if work.opcode in NEEDS_ANSWER:
             start = chunk.nth * qp.mtu
-            at = int(plan.offsets[chunk.at])
-            emit_request(view[at:], work, start, min(work.length - start, chunk.n_psn * qp.mtu))
+            words = request_words(work, start, min(work.length - start, chunk.n_psn * qp.mtu))
+            header = Reth(*words) if work.opcode is _READ else AtomicEth(*words)
+            header.emit(view, int(plan.offsets[chunk.at]) + BTH_BYTES)
             continue
         if chunk.nth == 0 and work.opcode in IS_WRITE:
             at = int(plan.offsets[chunk.at]) + BTH_BYTES
@@ -67,14 +70,19 @@ def write_headers(qp: QueuePair, plan: Plan, chunks: list[Chunk]) -> None:
             emit_u32(view, plan.payload_at(last) - IMM_BYTES, work.imm)
 
 
-def emit_request(packet: memoryview, work: SendWork, start: int, length: int) -> None:
-    """Write the extension header of a READ of a part of a message, or of an atomic."""
-    if work.opcode is WrOpcode.RDMA_READ:
-        Reth(work.remote_address + start & U64_MAX, work.rkey, length).emit(packet, BTH_BYTES)
-    elif work.opcode is WrOpcode.ATOMIC_CMP_AND_SWP:
-        AtomicEth(work.remote_address, work.rkey, work.swap, work.compare_add).emit(packet, BTH_BYTES)
-    else:
-        AtomicEth(work.remote_address, work.rkey, work.compare_add, 0).emit(packet, BTH_BYTES)
+def request_words(work: SendWork, start: int, length: int) -> tuple[int, ...]:
+    """Return the words of the extension header of a READ of a part of a message, or of an atomic."""
+    if work.opcode is _READ:
+        return (work.remote_address + start & U64_MAX, work.rkey, length)
+    if work.opcode is _CMP_AND_SWP:
+        return (work.remote_address, work.rkey, work.swap, work.compare_add)
+    return (work.remote_address, work.rkey, work.compare_add, 0)
+
+
+def message_words(work: SendWork) -> tuple[int, ...]:
+    """Return the words of the extension headers of a message of one packet."""
+    reth = (work.remote_address, work.rkey, work.length) if work.opcode in IS_WRITE else ()
+    return (*reth, work.imm) if work.opcode in WITH_WORD else reth
 
 
 def gather_payloads(core: Core, qp: QueuePair, plan: Plan, chunks: list[Chunk]) -> int:
@@ -210,7 +218,9 @@ def fetch_payload(core: Core, qp: QueuePair, work: SendWork, at: int) -> bool:
     if work.inline is not None:
         core.plan.staging.view[at : at + work.length] = work.inline
         return True
-    done = pull(core, work.pieces, qp.requester_waiter, offset=at)
+    done = 0
+    for piece in work.pieces:
+        done = copy_piece(core, piece, core.plan.staging, at, qp.requester_waiter, write=False)
     if done == work.length:
         return True
     if done == PARKED:

@@ -17,14 +17,28 @@ from nopin.mm.space import Bytes, Staging
 from nopin.nic.abi import QpState
 from nopin.nic.core import Core
 from nopin.nic.packets import Packet, Packets, describe
-from nopin.nic.qp import QueuePair
+from nopin.nic.qp import RECEIVING_STATES, QueuePair
 from nopin.nic.wire import icrc
 from nopin.nic.wire.batch import PacketBatch, Path
-from nopin.nic.wire.bth import PKEY_MASK, VERSION_MASK, Bth, BthBatch, parse_bth
-from nopin.nic.wire.opcodes import ICRC_BYTES, IS_KNOWN, IS_REQUEST, IS_RESPONSE, KINDS, MIN_PACKET_BYTES
+from nopin.nic.wire.bth import (
+    ACK_REQ_BIT,
+    PAD_SHIFT,
+    PKEY_MASK,
+    QPN_MASK,
+    SOLICITED_BIT,
+    VERSION_MASK,
+    BthBatch,
+    parse_bth,
+    unpack_bth,
+)
+from nopin.nic.wire.kinds import KINDS
+from nopin.nic.wire.opcodes import ICRC_BYTES, IS_KNOWN, IS_REQUEST, IS_RESPONSE, MIN_PACKET_BYTES
+from nopin.nic.wire.psn import PSN_MASK
 
 _REQUESTS = frozenset(IS_REQUEST.nonzero()[0].tolist())
 _RESPONSES = frozenset(IS_RESPONSE.nonzero()[0].tolist())
+
+_ANSWERED_STATES = (QpState.RTS, QpState.SQD)
 
 Group = tuple[QueuePair, Packets]
 
@@ -81,27 +95,36 @@ class Ingress:
             if qp is not None:
                 yield qp, packets if end - start == len(packets) else packets.part(start, end)
 
-    def sort_one(self, batch: PacketBatch) -> tuple[QueuePair, Packet] | None:
-        """Return the packet of a batch of one, if it is to be taken."""
+    def sort_one(self, batch: PacketBatch, offset: int, length: int) -> tuple[QueuePair, Packet] | None:
+        """Return the packet of a batch of one, which is so long and lies there, if it is to be taken."""
         staging, counters = self._staging_of(batch.buffer), self._core.counters
-        offset, length = int(batch.offsets[0]), int(batch.lengths[0])
         if length < MIN_PACKET_BYTES:
             counters.malformed_drop += 1
             return None
-        opcode, qpn, psn, ack_req, solicited, pad, pkey, version, _, _ = Bth.parse(staging.view, offset)
+        opcode, flags, pkey, qpn, psn = unpack_bth(staging.view, offset)
         kind = KINDS[opcode]
-        if not kind.known or version or pkey & PKEY_MASK != PKEY_MASK:
+        if not kind.known or flags & VERSION_MASK or pkey & PKEY_MASK != PKEY_MASK:
             counters.malformed_drop += 1
             return None
         if not batch.icrc_checked and not icrc.verify_one(staging.view, offset, length, batch.path):
             counters.icrc_drop += 1
             return None
-        qp = self._admit(qpn, batch.path, 1, request=kind.request)
+        qp = self._admit(qpn & QPN_MASK, batch.path, 1, request=kind.request)
         if qp is None:
             return None
-        header = kind.header_bytes
-        payload = length - header - pad - ICRC_BYTES
-        return qp, Packet(staging, offset, opcode, psn, ack_req, solicited, pad, length, header, payload)
+        pad, header = flags >> PAD_SHIFT & 3, kind.header_bytes
+        return qp, Packet(
+            staging,
+            offset,
+            opcode,
+            psn & PSN_MASK,
+            psn >= ACK_REQ_BIT,
+            flags >= SOLICITED_BIT,
+            pad,
+            length,
+            header,
+            length - header - pad - ICRC_BYTES,
+        )
 
     def _admit(self, qpn: int, path: Path, n_packets: int, *, request: bool) -> QueuePair | None:
         counters = self._core.counters
@@ -109,8 +132,7 @@ class Ingress:
         if qp is None:
             counters.unknown_qpn_drop += n_packets
             return None
-        ready = qp.may_receive() if request else qp.state in (QpState.RTS, QpState.SQD)
-        if not ready or qp.path is None:
+        if qp.state not in (RECEIVING_STATES if request else _ANSWERED_STATES) or qp.path is None:
             counters.wrong_state_drop += n_packets
             return None
         if path.remote.gid != qp.path.remote.gid or path.local.gid != qp.path.local.gid or qp.direct:

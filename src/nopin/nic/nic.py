@@ -28,14 +28,15 @@ from nopin.nic.rings import CompletionProducer, WorkConsumer
 from nopin.nic.timers import NOMINAL, Timers
 from nopin.nic.transitions import check_transition, merge
 from nopin.nic.wire.batch import Endpoint, PacketBatch, Path, TxBatch
-from nopin.nic.wire.opcodes import IS_REQUEST, KINDS
+from nopin.nic.wire.kinds import KINDS
+from nopin.nic.wire.opcodes import IS_REQUEST
 
 _FIRST_QPN = 2
 _N_QPNS = (1 << 24) - 3
 """QPN 0 and 1 are management queue pairs, 0xffffff is multicast."""
 
 _NEVER = 1 << 63
-_RTS, _ERR = QpState.RTS, QpState.ERR
+_RTS, _SQD, _ERR = QpState.RTS, QpState.SQD, QpState.ERR
 
 
 class Nic:
@@ -203,8 +204,10 @@ class Nic:
         attr = qp.attr
         assert attr.av is not None
         assert attr.path_mtu is not None
+        assert attr.dest_qpn is not None
         remote = Endpoint(attr.av.gid, attr.av.port)
         qp.path = Path(self.endpoint, remote)
+        qp.dest_qpn = attr.dest_qpn
         qp.mtu = attr.path_mtu
         qp.direct = remote == self.endpoint
         qp.recv.epsn = attr.rq_psn or 0
@@ -239,8 +242,9 @@ class Nic:
     def receive(self, batch: PacketBatch, now: int) -> None:
         """Take packets that arrived along one path."""
         core = self._core
-        core.counters.rcvd_pkts += len(batch.offsets)
-        if len(batch.offsets) == 1:
+        n = len(batch.offsets)
+        core.counters.rcvd_pkts += n
+        if n == 1:
             self._receive_one(batch, now)
             return
         core.counters.rcvd_bytes += int(batch.lengths.sum())
@@ -253,8 +257,9 @@ class Nic:
 
     def _receive_one(self, batch: PacketBatch, now: int) -> None:
         core = self._core
-        core.counters.rcvd_bytes += int(batch.lengths[0])
-        found = self._ingress.sort_one(batch)
+        offset, length = batch.offsets.item(), batch.lengths.item()
+        core.counters.rcvd_bytes += length
+        found = self._ingress.sort_one(batch, offset, length)
         if found is None:
             return
         qp, packet = found
@@ -274,7 +279,12 @@ class Nic:
             if qp.direct:
                 direct.advance(core, qp, now)
             else:
-                yield from self._send_of(qp, now)
+                for build in (answers.build, requester.build):
+                    batch = build(core, qp, now)
+                    if batch is not None:
+                        core.counters.sent_pkts += core.plan.n
+                        core.counters.sent_bytes += core.plan.n_bytes
+                        yield batch
             self._after(qp)
 
     def next_deadline(self) -> int | None:
@@ -345,29 +355,20 @@ class Nic:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    def _send_of(self, qp: QueuePair, now: int) -> Iterator[TxBatch]:
-        replies = answers.build(self._core, qp, now)
-        if replies is not None:
-            yield self._counted(replies)
-        requests = requester.build(self._core, qp, now)
-        if requests is not None:
-            yield self._counted(requests)
-
-    def _counted(self, batch: TxBatch) -> TxBatch:
-        counters = self._core.counters
-        counters.sent_pkts += self._core.plan.n
-        counters.sent_bytes += self._core.plan.n_bytes
-        return batch
-
     def _after(self, qp: QueuePair) -> None:
         """Draw the consequences of a step: halted work, timers, a broken completion queue."""
-        completer.settle(self._core, qp)
+        side, theirs = qp.send, qp.recv
+        if side.halted is not None or qp.state is _SQD:  # otherwise there is nothing to settle
+            completer.settle(self._core, qp)
         if qp.send_cq.broken or qp.recv_cq.broken:
             fail(self._core, qp)
+        if side.deadline is side.wait_until is theirs.parked_at is theirs.stream_parked_at is None:
+            return  # by far the most often, and asked after each step
         at = _deadline(qp)
         if at is not None:
             self._timed[qp] = None
-            self._due = min(self._due, at)
+            if at < self._due:
+                self._due = at
 
 
 def _enter_rts(qp: QueuePair) -> None:
@@ -378,9 +379,7 @@ def _enter_rts(qp: QueuePair) -> None:
 
 
 def _deadline(qp: QueuePair) -> int | None:
-    send, recv = qp.send, qp.recv
-    if send.deadline is None and send.wait_until is None and recv.parked_at is None and recv.stream_parked_at is None:
-        return None  # by far the most often, and asked after each step
+    recv = qp.recv
     if recv.parked_at is None and recv.stream_parked_at is None:
         return completer.deadline(qp)
     timers = responder.park_deadline(qp), answers.park_deadline(qp), completer.deadline(qp)

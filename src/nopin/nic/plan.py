@@ -8,6 +8,7 @@ A lone packet, which is what latency is made of, needs none of them: `start_one`
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from nopin.mm.space import IoVec, Staging
 from nopin.nic.wire import icrc
 from nopin.nic.wire.batch import Path, Runs, Segment, TxBatch
-from nopin.nic.wire.bth import Bth, emit_bth
-from nopin.nic.wire.opcodes import HEADER_BYTES, ICRC_BYTES, KINDS, MAX_HEADER_BYTES, Opcode
+from nopin.nic.wire.bth import DEFAULT_PKEY, PAD_SHIFT, emit_bth
+from nopin.nic.wire.kinds import KINDS
+from nopin.nic.wire.opcodes import HEADER_BYTES, ICRC_BYTES, MAX_HEADER_BYTES, Opcode
 
 PACKETS_MAX = 512
 """Two MiB at the largest MTU; four were no quicker. What a batch costs whatever its size is some 50 us where the caches
@@ -89,14 +91,15 @@ def _layout_of(opcodes: bytes, payloads: bytes) -> Layout:
 class Plan:
     """Up to `packets_max` packets for one queue pair.
 
-    After `layout`: `offsets` says where each BTH goes, (n,) int64, `payload_at` where each payload.
+    After `layout`: `offsets` says where each BTH goes, (n,) int64, `payload_at` where each payload. `n` is how many
+    packets there are, `n_bytes` their bytes once they have been laid out.
     """
 
     def __init__(self, packets_max: int = PACKETS_MAX) -> None:
         self.packets_max = packets_max
         self.staging = Staging.of_size(packets_max * _PACKET_BYTES_MAX)
         self.n = 0
-        self._size = 0  # of the only packet, where there is one
+        self.n_bytes = 0
         self._opcode = np.zeros(packets_max, np.uint8)
         self._psn = np.zeros(packets_max, np.uint32)
         self._payload = np.zeros(packets_max, np.int64)
@@ -188,18 +191,13 @@ class Plan:
     def _lay_out(self) -> Layout:
         n = self.n
         self._layout = layout = _layout_of(self._opcode[:n].tobytes(), self._payload[:n].tobytes())
-        self.offsets = layout.offsets
+        self.offsets, self.n_bytes = layout.offsets, layout.n_bytes
         return layout
 
     @property
     def _laid(self) -> Layout:
         assert self._layout is not None, "a plan that was not laid out"
         return self._layout
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all packets."""
-        return self._size if self._layout is None else self._layout.n_bytes
 
     def payload_at(self, k: int) -> int:
         """Return where the payload of a packet goes."""
@@ -227,26 +225,47 @@ class Plan:
         return TxBatch(path, self.staging, segments)
 
     def start_one(
-        self, opcode: int, qpn: int, psn: int, payload: int, *, ack_req: bool, solicited: bool = False
+        self,
+        opcode: int,
+        qpn: int,
+        psn: int,
+        payload: int,
+        words: Iterable[int] = (),
+        *,
+        ack_req: bool = False,
+        solicited: bool = False,
     ) -> int:
-        """Begin a plan of one packet, without arrays: write its base header and pad; returns where its payload goes.
+        """Begin a plan of one packet, without arrays: write its headers and pad; returns where its payload goes.
 
-        What is between, the extension headers, ends there. Then comes `finish_one`.
+        Args:
+            payload: bytes of it.
+            words: of its extension headers, in order (`Kind.pack`).
+
+        Then comes `finish_one`.
         """
-        header, pad = KINDS[opcode].header_bytes, -payload & 3
+        kind, pad = KINDS[opcode], -payload & 3
+        header = kind.header_bytes
         end = header + payload
         view = self.staging.view
-        Bth(opcode, qpn, psn, ack_req, solicited, pad).emit(view)
+        flags = solicited << 7 | pad << PAD_SHIFT
+        kind.pack(view, 0, opcode, flags, DEFAULT_PKEY, qpn, ack_req << 31 | psn, *words)
         if pad:
             view[end : end + pad] = bytes(pad)
         self.n, self._layout = 1, None
-        self._size = end + pad + ICRC_BYTES
+        self.n_bytes = end + pad + ICRC_BYTES
         return header
 
     def finish_one(self, path: Path) -> TxBatch:
         """Write the ICRC of the only packet; returns the batch, valid until the next plan is begun."""
-        icrc.seal_one(self.staging.view, 0, self._size, path)
-        return TxBatch(path, self.staging, [Segment(0, self._size, self._size)])
+        size = self.n_bytes
+        icrc.seal_one(self.staging.view, 0, size, path)
+        return TxBatch(path, self.staging, _lone_segment(size))
+
+
+@lru_cache(maxsize=_PACKET_BYTES_MAX)
+def _lone_segment(size: int) -> tuple[Segment]:
+    """Return a packet by itself. Remembered: there are few sizes, and making one is dear."""
+    return (Segment(0, size, size),)
 
 
 def segments_of(offsets: NDArray[np.int64], sizes: NDArray[np.int64], *, singly: bool = False) -> list[Segment]:

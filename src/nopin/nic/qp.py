@@ -23,7 +23,7 @@ from nopin.nic.wire.batch import Path
 from nopin.nic.wire.psn import psn_add
 from nopin.nic.work import RecvWork, SendWork
 
-_RECEIVING = (QpState.RTR, QpState.RTS, QpState.SQD)
+RECEIVING_STATES = (QpState.RTR, QpState.RTS, QpState.SQD)
 _RTS = QpState.RTS
 
 WINDOW_PACKETS_MAX = 2048
@@ -215,7 +215,11 @@ class QueuePair:
         attr: current attributes.
         path: set when the peer is known (RTR).
         direct: the peer is a queue pair of this device.
+        dest_qpn: the peer's number; known, as the path is, from RTR on.
         established: COMM_EST was reported. drained: SQ_DRAINED was reported since SQD was entered.
+        requester_waiter, responder_waiter, direct_waiter, stream_waiter: the names under which our requests, the
+            peer's, our requests on the direct path (for pages of the peer: what the wait for the peer's page earned
+            must not be spent on a look at ours), and a READ being answered wait for pages.
     """
 
     qpn: int
@@ -229,6 +233,7 @@ class QueuePair:
     state: QpState = QpState.RESET
     attr: QpAttr = field(default_factory=QpAttr)
     path: Path | None = None
+    dest_qpn: int = 0
     mtu: int = 1024
     direct: bool = False
     established: bool = False
@@ -237,44 +242,25 @@ class QueuePair:
     recv: ReceiveSide = field(default_factory=ReceiveSide)
     owner: object = None
     timers: Timers = NOMINAL
+    requester_waiter: tuple[int, str] = field(init=False)
+    responder_waiter: tuple[int, str] = field(init=False)
+    direct_waiter: tuple[int, str] = field(init=False)
+    stream_waiter: tuple[int, str] = field(init=False)
 
-    @property
-    def dest_qpn(self) -> int:
-        """The peer's number; known from RTR on."""
-        assert self.attr.dest_qpn is not None
-        return self.attr.dest_qpn
+    def __post_init__(self) -> None:
+        self.requester_waiter = (self.qpn, "send")
+        self.responder_waiter = (self.qpn, "recv")
+        self.direct_waiter = (self.qpn, "direct")
+        self.stream_waiter = (self.qpn, "stream")
 
     @property
     def foreign(self) -> bool:
         """The peer is not nopin."""
         return self.attr.av is not None and self.attr.av.foreign
 
-    @property
-    def requester_waiter(self) -> tuple[int, str]:
-        """The name under which our requests wait for pages."""
-        return (self.qpn, "send")
-
-    @property
-    def responder_waiter(self) -> tuple[int, str]:
-        """The name under which the peer's requests wait for pages."""
-        return (self.qpn, "recv")
-
-    @property
-    def direct_waiter(self) -> tuple[int, str]:
-        """The name under which our requests on the direct path wait for pages of the peer.
-
-        One of its own: what the wait for the peer's page earned must not be spent on a look at ours.
-        """
-        return (self.qpn, "direct")
-
-    @property
-    def stream_waiter(self) -> tuple[int, str]:
-        """The name under which a READ being answered waits for pages."""
-        return (self.qpn, "stream")
-
     def may_receive(self) -> bool:
         """Packets are taken from RTR on."""
-        return self.state in _RECEIVING
+        return self.state in RECEIVING_STATES
 
     def may_send(self) -> bool:
         """New requests go out in RTS; SQD only finishes what is under way."""

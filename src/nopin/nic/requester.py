@@ -15,26 +15,27 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
-from nopin.nic.abi import QpState, SendFlags, WrOpcode
+from nopin.nic.abi import Discipline, QpState, SendFlags, WrOpcode
 from nopin.nic.core import Core, available, take_send
 from nopin.nic.filling import (
-    WITH_WORD,
     Chunk,
-    emit_request,
     fetch_payload,
     gather_payloads,
+    message_words,
     prepared,
+    request_words,
     write_headers,
 )
 from nopin.nic.plan import Family, Plan
 from nopin.nic.qp import QueuePair
 from nopin.nic.runs import RUN_MIN, WriteRun, decode_writes
 from nopin.nic.wire.batch import TxBatch
-from nopin.nic.wire.headers import Reth, emit_u32
-from nopin.nic.wire.opcodes import BTH_BYTES, IMM_BYTES, Opcode
-from nopin.nic.wire.psn import psn_add, psn_diff
-from nopin.nic.work import IS_WRITE, NEEDS_ANSWER, SendWork
+from nopin.nic.wire.opcodes import Opcode
+from nopin.nic.wire.psn import PSN_MASK, psn_add, psn_diff
+from nopin.nic.work import NEEDS_ANSWER, SendWork
 
+_RTS, _SENDING = QpState.RTS, (QpState.RTS, QpState.SQD)
+_SHORT_TERM = Discipline.SHORT_TERM
 _SOLICITED = int(SendFlags.SOLICITED)
 _FENCE = int(SendFlags.FENCE)
 
@@ -112,9 +113,9 @@ def _fetch_singly(core: Core, qp: QueuePair, n_new: int) -> None:
 def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
     """Build the next batch of requests; None if nothing may go now."""
     side = qp.send
-    if qp.state not in (QpState.RTS, QpState.SQD) or side.parked or side.wait_until is not None:
+    if qp.state not in _SENDING or side.parked or side.wait_until is not None:
         return None
-    if qp.may_send():
+    if qp.state is _RTS:
         _fetch_in_runs(core, qp)
     else:
         side.unroll()  # of a run that is under way, some may have to wait for better times
@@ -144,30 +145,28 @@ def _is_alone(work: SendWork | WriteRun, qp: QueuePair) -> TypeGuard[SendWork]:
     side = qp.send
     if len(side.works) > 1 or isinstance(work, WriteRun) or work.n_psn != 1 or len(work.pieces) > 1 or work.status:
         return False
-    return side.sent == side.una == side.high == work.first_psn and qp.may_send()
+    return side.sent == side.una == side.high == work.first_psn and qp.state is _RTS
 
 
 def _build_one(core: Core, qp: QueuePair, work: SendWork, now: int) -> TxBatch | None:
     """Build a batch of one packet, a whole work, without arrays; None if its bytes cannot be had, now or at all."""
     assert qp.path is not None
     plan, side, psn = core.plan, qp.send, work.first_psn
-    if not prepared(core, qp, work):
+    is_short_term = work.pieces and work.pieces[0].region.discipline is _SHORT_TERM
+    if is_short_term and not prepared(core, qp, work):
         return None
     if work.opcode in NEEDS_ANSWER:
-        plan.start_one(_ONE_PACKET[work.opcode], qp.dest_qpn, psn, 0, ack_req=True)
-        emit_request(plan.staging.view, work, 0, work.length)
+        if is_short_term:
+            core.iommu.settle(qp.requester_waiter)
+        plan.start_one(_ONE_PACKET[work.opcode], qp.dest_qpn, psn, 0, request_words(work, 0, work.length), ack_req=True)
         side.asked.append((psn, psn))
-        core.iommu.settle(qp.requester_waiter)
     else:
-        opcode, solicited = _FAMILY[work.opcode].only, bool(work.flags & _SOLICITED)
-        payload_at = plan.start_one(opcode, qp.dest_qpn, psn, work.length, ack_req=True, solicited=solicited)
+        opcode, solicited = _FAMILY[work.opcode].only, work.flags & _SOLICITED != 0
+        words = message_words(work)
+        payload_at = plan.start_one(opcode, qp.dest_qpn, psn, work.length, words, ack_req=True, solicited=solicited)
         if not fetch_payload(core, qp, work, payload_at):
             return None
-        if work.opcode in IS_WRITE:
-            Reth(work.remote_address, work.rkey, work.length).emit(plan.staging.view, BTH_BYTES)
-        if work.opcode in WITH_WORD:
-            emit_u32(plan.staging.view, payload_at - IMM_BYTES, work.imm)
-    side.sent = side.high = psn_add(psn, 1)
+    side.sent = side.high = (psn + 1) & PSN_MASK
     restart_timer(qp, now)
     return plan.finish_one(qp.path)
 
@@ -190,9 +189,8 @@ def timeout_ns(qp: QueuePair) -> int | None:
 def restart_timer(qp: QueuePair, now: int) -> None:
     """Run the acknowledge timer exactly while something is outstanding."""
     side = qp.send
-    wait = timeout_ns(qp)
-    outstanding = side.una != side.sent
-    side.deadline = now + wait if outstanding and wait is not None else None
+    wait = timeout_ns(qp) if side.una != side.sent else None
+    side.deadline = None if wait is None else now + wait
 
 
 # --- planning -------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from collections import deque
 
 from nopin.iommu.access import PARKED
 from nopin.nic import atomics
-from nopin.nic.abi import AsyncEventType, QpState
+from nopin.nic.abi import AsyncEventType, Discipline, QpState
 from nopin.nic.core import Core, waiter_for
 from nopin.nic.inbound import take_message
 from nopin.nic.mr import Region
@@ -41,10 +41,13 @@ from nopin.nic.refusal import (
 from nopin.nic.rights import REMOTE_ATOMIC, REMOTE_READ
 from nopin.nic.small_writes import lone_write, small_writes
 from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Nak, rnr_syndrome
-from nopin.nic.wire.headers import AtomicEth, Reth
+from nopin.nic.wire.headers import AtomicEth, unpack_reth
 from nopin.nic.wire.opcodes import BTH_BYTES, IS_SEND, IS_WRITE, Opcode
-from nopin.nic.wire.psn import psn_add, psn_diff
+from nopin.nic.wire.psn import PSN_MASK, psn_add, psn_diff
 from nopin.nic.work import ATOMIC_BYTES
+
+_RTR = QpState.RTR
+_SHORT_TERM = Discipline.SHORT_TERM
 
 UNSENT_REPLIES_MAX = 1024
 """Answers that may wait to be sent. A peer that keeps to its max_rd_atomic stays far below; one that floods us with
@@ -57,7 +60,7 @@ def receive(core: Core, qp: QueuePair, packets: Packets, now: int) -> None:
     if side.parked_at is not None:
         _hold(core, qp, packets)
         return
-    if qp.state is QpState.RTR and not qp.established:
+    if qp.state is _RTR and not qp.established:
         qp.established = True
         core.event(AsyncEventType.COMM_EST, qp)
     at = 0
@@ -95,10 +98,10 @@ def receive_one(core: Core, qp: QueuePair, packet: Packet, now: int) -> None:
             done = True
             if _stop(core, qp, reason, now):
                 _hold(core, qp, packet.alone())
-    if done:
-        _acknowledge(core, qp)
-    else:
+    if not done:
         receive(core, qp, packet.alone(), now)
+    elif side.ack_due:
+        _acknowledge(core, qp)
 
 
 def _is_idle(qp: QueuePair) -> bool:
@@ -106,12 +109,12 @@ def _is_idle(qp: QueuePair) -> bool:
     side = qp.recv
     if side.parked_at is not None or side.inbound is not None or len(side.replies) >= UNSENT_REPLIES_MAX:
         return False
-    return qp.state is not QpState.RTR or qp.established
+    return qp.state is not _RTR or qp.established
 
 
 def _execute_one(core: Core, qp: QueuePair, packet: Packet) -> bool:
     """Execute a request of one packet; False, and nothing was done, if it is something else or not well formed."""
-    if packet.opcode == Opcode.WRITE_ONLY:
+    if packet.opcode == _WRITE_ONLY:
         return lone_write(core, qp, packet)
     if packet.payload != 0 or packet.opcode not in _WITHOUT_DATA:
         return False
@@ -230,10 +233,10 @@ def _repeat_read(core: Core, qp: QueuePair, packet: Packet, saved: SavedRequest)
     """Send READ responses again from a PSN on, if the request lies inside the saved one."""
     if packet.payload != 0:
         return False
-    reth = Reth.parse(packet.staging.view, packet.offset + BTH_BYTES)
+    address, rkey, length = unpack_reth(packet.staging.view, packet.offset + BTH_BYTES)
     psn = packet.psn
-    inside = saved.address <= reth.address and reth.address + reth.length <= saved.address + saved.length
-    if reth.rkey != saved.rkey or not inside:
+    inside = saved.address <= address and address + length <= saved.address + saved.length
+    if rkey != saved.rkey or not inside:
         return False
     # What is still queued at or after this PSN will be asked for again: the peer went back to here.
     side = qp.recv
@@ -242,15 +245,15 @@ def _repeat_read(core: Core, qp: QueuePair, packet: Packet, saved: SavedRequest)
     if side.stream_parked_at is not None and (not side.replies or side.replies[0] is not head):
         side.stream_parked_at = None
         core.iommu.forget(qp.stream_waiter)
-    region = core.regions.check(reth.rkey, qp.pd, reth.address, reth.length, REMOTE_READ)
-    side.replies.append(_stream(qp, psn, reth, region))
+    region = core.regions.check(rkey, qp.pd, address, length, REMOTE_READ)
+    side.replies.append(_stream(qp, psn, rkey, address, length, region))
     core.ready[qp] = None
     return True
 
 
-def _stream(qp: QueuePair, psn: int, reth: Reth, region: Region | None) -> ReadStream:
-    n_psn = max(1, -(-reth.length // qp.mtu))
-    return ReadStream(psn, n_psn, reth.rkey, reth.address, reth.length, True, qp.recv.msn, region)
+def _stream(qp: QueuePair, psn: int, rkey: int, address: int, length: int, region: Region | None) -> ReadStream:
+    n_psn = 1 if length <= qp.mtu else -(-length // qp.mtu)
+    return ReadStream(psn, n_psn, rkey, address, length, True, qp.recv.msn, region)
 
 
 def _advance(core: Core, qp: QueuePair, packets: Packets, at: int, end: int, now: int) -> int:
@@ -301,11 +304,12 @@ def refuse(core: Core, qp: QueuePair, refusal: Refusal) -> None:
     fail_request(core, qp, refusal)
 
 
+_READ_REQUEST, _WRITE_ONLY = int(Opcode.READ_REQUEST), int(Opcode.WRITE_ONLY)
 _WITHOUT_DATA = frozenset({Opcode.READ_REQUEST, Opcode.COMPARE_SWAP, Opcode.FETCH_ADD})
 
 
 def _execute_without_data(core: Core, qp: QueuePair, packet: Packet) -> None:
-    if packet.opcode == Opcode.READ_REQUEST:
+    if packet.opcode == _READ_REQUEST:
         _read_request(core, qp, packet)
     else:
         _atomic_request(core, qp, packet)
@@ -314,20 +318,21 @@ def _execute_without_data(core: Core, qp: QueuePair, packet: Packet) -> None:
 def _read_request(core: Core, qp: QueuePair, packet: Packet) -> None:
     """Accept a READ: its responses are streamed by `answers.py`."""
     side = qp.recv
-    reth = Reth.parse(packet.staging.view, packet.offset + BTH_BYTES)
+    address, rkey, length = unpack_reth(packet.staging.view, packet.offset + BTH_BYTES)
     if not qp.attr.max_dest_rd_atomic:
         raise invalid_request()
     region = None
-    if reth.length:
-        region = check_target(core, qp, reth.rkey, reth.address, reth.length, REMOTE_READ)
-        va = region.va(reth.address)
-        prepare(core, region, va, reth.length, qp.responder_waiter, write=False)
-        core.iommu.settle(qp.responder_waiter)
-    _acknowledge(core, qp)  # what came before, and no more: this is answered by its data
+    if length:
+        region = check_target(core, qp, rkey, address, length, REMOTE_READ)
+        if region.discipline is _SHORT_TERM:
+            prepare(core, region, region.va(address), length, qp.responder_waiter, write=False)
+            core.iommu.settle(qp.responder_waiter)
+    if side.ack_due:
+        _acknowledge(core, qp)  # what came before, and no more: this is answered by its data
     side.msn = (side.msn + 1) & MSN_MASK
-    stream = _stream(qp, side.epsn, reth, region)
-    _save(qp, SavedRequest(side.epsn, stream.n_left, reth.rkey, reth.address, reth.length))
-    side.epsn = psn_add(side.epsn, stream.n_left)
+    stream = _stream(qp, side.epsn, rkey, address, length, region)
+    _save(qp, SavedRequest(side.epsn, stream.n_left, rkey, address, length))
+    side.epsn = (side.epsn + stream.n_left) & PSN_MASK
     side.replies.append(stream)
     core.ready[qp] = None
 

@@ -51,7 +51,6 @@ def push(core: Core, pieces: Iterable[Piece], staging: Staging, waiter: Waiter |
 def _copy_flat(
     core: Core, pieces: Iterable[Piece], staging: Staging, waiter: Waiter | None, *, offset: int, write: bool
 ) -> int:
-    copy = core.iommu.write if write else core.iommu.read
     pieces = list(pieces)
     if len(pieces) > 1 and waiter is not None:
         if not core.iommu.admit_all(accesses(pieces, waiter, write=write)):
@@ -59,17 +58,25 @@ def _copy_flat(
         waiter = None
     done = 0
     for piece in pieces:
-        region = piece.region
-        if not region.alive:
-            return done
-        who = waiter_for(region, waiter)
-        n = copy(region.pasid, piece.va, piece.length, staging, offset + done, region.meter, who)
+        n = copy_piece(core, piece, staging, offset + done, waiter, write=write)
         if n == PARKED:
             return PARKED
         done += n
         if n < piece.length:
             return done
     return done
+
+
+def copy_piece(core: Core, piece: Piece, staging: Staging, offset: int, waiter: Waiter | None, *, write: bool) -> int:
+    """Copy one piece of process memory to, or from, a place of a staging buffer.
+
+    Returns as `gather` or `scatter`.
+    """
+    region = piece.region
+    if not region.alive:
+        return 0
+    copy = core.iommu.write if write else core.iommu.read
+    return copy(region.pasid, piece.va, piece.length, staging, offset, region.meter, waiter_for(region, waiter))
 
 
 def _copy(

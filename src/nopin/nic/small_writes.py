@@ -19,10 +19,11 @@ from nopin.nic.qp import QueuePair
 from nopin.nic.refusal import Parked, no_access
 from nopin.nic.rights import REMOTE_WRITE
 from nopin.nic.wire.aeth import MSN_MASK
-from nopin.nic.wire.headers import Reth, parse_reth
+from nopin.nic.wire.headers import parse_reth, unpack_reth
 from nopin.nic.wire.opcodes import BTH_BYTES, Opcode
-from nopin.nic.wire.psn import psn_add
+from nopin.nic.wire.psn import PSN_MASK, psn_add
 
+_SHORT_TERM = Discipline.SHORT_TERM
 _WRITE_ONLY = int(Opcode.WRITE_ONLY)
 
 _MANY = 4
@@ -43,7 +44,7 @@ def small_writes(core: Core, qp: QueuePair, packets: Packets, at: int, end: int)
     reth = parse_reth(run.staging.array, run.offsets + BTH_BYTES)
     rkey = int(reth.rkey[0])
     region = core.regions.find(rkey, qp.pd)
-    if region is None or not region.access & REMOTE_WRITE or region.discipline is Discipline.SHORT_TERM:
+    if region is None or not region.access & REMOTE_WRITE or region.discipline is _SHORT_TERM:
         return 0
     good = _plain_writes(qp, run, reth.rkey == rkey, reth.length, reth.address, region)
     bad = first_true(~good)
@@ -63,18 +64,18 @@ def lone_write(core: Core, qp: QueuePair, packet: Packet) -> bool:
     side, length = qp.recv, packet.payload
     if not 0 < length <= qp.mtu or packet.pad != -length & 3 or not (qp.attr.access or 0) & REMOTE_WRITE:
         return False
-    reth = Reth.parse(packet.staging.view, packet.offset + BTH_BYTES)
-    region = core.regions.check(reth.rkey, qp.pd, reth.address, length, REMOTE_WRITE)
-    if region is None or reth.length != length or region.discipline is Discipline.SHORT_TERM:
+    address, rkey, announced = unpack_reth(packet.staging.view, packet.offset + BTH_BYTES)
+    region = core.regions.check(rkey, qp.pd, address, length, REMOTE_WRITE)
+    if region is None or announced != length or region.discipline is _SHORT_TERM:
         return False
-    va, waiter = region.va(reth.address), waiter_for(region, qp.responder_waiter)
+    va, waiter = region.va(address), waiter_for(region, qp.responder_waiter)
     payload_at = packet.offset + packet.header
     done = core.iommu.write(region.pasid, va, length, packet.staging, payload_at, region.meter, waiter)
     if done == PARKED:
         raise Parked
     if done < length:
         raise no_access()
-    side.epsn = psn_add(side.epsn, 1)
+    side.epsn = (side.epsn + 1) & PSN_MASK
     side.msn = (side.msn + 1) & MSN_MASK
     side.ack_due |= packet.ack_req
     return True

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from nopin.codes import Code
 from nopin.nic.wire.opcodes import AETH_BYTES
 
-_AETH = struct.Struct(">I")
+AETH_FORMAT = "I"
+_AETH = struct.Struct(">" + AETH_FORMAT)
 assert _AETH.size == AETH_BYTES
 
 MSN_MASK = 0xFFFFFF
@@ -21,7 +22,13 @@ MSN_MASK = 0xFFFFFF
 SYNDROME_ACK = 0x1F
 """Plain acknowledgement without a credit limit: what we and Soft-RoCE send."""
 
-_VALUE_MASK = 0x1F
+KIND_SHIFT = 5
+VALUE_MASK = 0x1F
+
+
+def aeth_word(syndrome: int, msn: int) -> int:
+    """The acknowledge header as one number."""
+    return syndrome << 24 | msn
 
 
 class SyndromeKind(Code):
@@ -55,22 +62,22 @@ class Aeth(NamedTuple):
 
     def emit(self, buffer: memoryview | bytearray, offset: int) -> None:
         """Write 4 bytes at offset."""
-        _AETH.pack_into(buffer, offset, self.syndrome << 24 | self.msn)
+        _AETH.pack_into(buffer, offset, aeth_word(self.syndrome, self.msn))
 
     @property
     def kind(self) -> int:
         """Bits 7-5: compare with `SyndromeKind`; may be a reserved value."""
-        return self.syndrome >> 5
+        return self.syndrome >> KIND_SHIFT
 
     @property
     def value(self) -> int:
         """Bits 4-0: credit code, RNR timer code or NAK code."""
-        return self.syndrome & _VALUE_MASK
+        return self.syndrome & VALUE_MASK
 
 
 def rnr_syndrome(timer_code: int) -> int:
     """The syndrome of an RNR NAK that asks for the wait of this timer code."""
-    return SyndromeKind.RNR_NAK << 5 | timer_code & _VALUE_MASK
+    return SyndromeKind.RNR_NAK << KIND_SHIFT | timer_code & VALUE_MASK
 
 
 # Microseconds of codes 0 to 31, table 45. Code 0 is the longest.
@@ -88,4 +95,4 @@ RNR_CODES = len(_RNR_NS)
 
 def rnr_ns(timer_code: int) -> int:
     """The wait a timer code means, in nanoseconds; only the low five bits count."""
-    return _RNR_NS[timer_code & _VALUE_MASK]
+    return _RNR_NS[timer_code & VALUE_MASK]

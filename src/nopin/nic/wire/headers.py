@@ -20,14 +20,23 @@ from nopin.nic.wire.records import Offsets, gather, scatter
 Readable = memoryview | bytes | bytearray
 Writable = memoryview | bytearray
 
-_RETH = struct.Struct(">QII")
-_ATOMIC = struct.Struct(">QIQQ")
-_U64 = struct.Struct(">Q")
-_U32 = struct.Struct(">I")
+RETH_FORMAT = "QII"
+ATOMIC_ETH_FORMAT = "QIQQ"
+ATOMIC_ACK_ETH_FORMAT = "Q"
+WORD_FORMAT = "I"
+"""Immediate data, or an rkey."""
+
+_RETH = struct.Struct(">" + RETH_FORMAT)
+_ATOMIC = struct.Struct(">" + ATOMIC_ETH_FORMAT)
+_U64 = struct.Struct(">" + ATOMIC_ACK_ETH_FORMAT)
+_U32 = struct.Struct(">" + WORD_FORMAT)
 assert _RETH.size == RETH_BYTES
 assert _ATOMIC.size == ATOMIC_ETH_BYTES
 assert _U64.size == ATOMIC_ACK_ETH_BYTES
 assert _U32.size == IMM_BYTES
+
+unpack_reth = _RETH.unpack_from
+"""Address, rkey and length of the RETH at an offset: making a `Reth` costs five times as much."""
 
 RETH_DTYPE = np.dtype([("address", ">u8"), ("rkey", ">u4"), ("length", ">u4")])
 

@@ -8,7 +8,6 @@ Source: IBTA volume 1, section 9.2 (opcode table); values as seen on Linux Soft-
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,17 +120,3 @@ HEADER_BYTES: NDArray[np.int64] = (
 ).astype(np.int64)
 """Bytes from the start of the BTH to the payload; 0 for an unknown opcode."""
 HEADER_BYTES.flags.writeable = False
-
-
-class Kind(NamedTuple):
-    """What the tables say of one opcode, in plain values."""
-
-    known: bool
-    request: bool
-    header_bytes: int
-
-
-KINDS = tuple(
-    Kind(bool(IS_KNOWN[opcode]), bool(IS_REQUEST[opcode]), int(HEADER_BYTES[opcode])) for opcode in range(256)
-)
-"""By opcode: for a lone packet, looking things up in arrays costs more than everything else."""
