@@ -108,7 +108,7 @@ class SendHalf:
 
     def send(self, batch: TxBatch) -> None:
         """Send a batch; what the socket does not take within a few milliseconds is dropped and counted."""
-        if len(batch.segments) == 1 and self._sent_lone(batch, batch.segments[0]):
+        if len(batch.segments) == 1 and self._sent_lone(batch):
             return
         self._sender.aim(sockaddr_of(batch.path.remote, self._scope))
         segments = batch.segments if self._sender.uses_segmentation else _singly(batch.segments)
@@ -118,9 +118,9 @@ class SendHalf:
         for start in range(0, len(segments), BatchSender.MAX_MESSAGES):
             self._send_messages(batch.staging.address, segments[start : start + BatchSender.MAX_MESSAGES])
 
-    def _sent_lone(self, batch: TxBatch, segment: Segment) -> bool:
+    def _sent_lone(self, batch: TxBatch) -> bool:
         """Send a single packet by the plain call; False where there are more, or trouble: the general way knows."""
-        offset, length, stride = segment
+        ((offset, length, stride),) = batch.segments
         if length > stride:
             return False
         try:

@@ -11,16 +11,16 @@ import numpy as np
 from nopin.iommu.access import PARKED
 from nopin.nic.abi import WcFlags, WcOpcode, WcStatus
 from nopin.nic.core import Core, recv_done, take_recv, waiter_for
-from nopin.nic.packets import Packets, first_true
+from nopin.nic.packets import Packet, Packets, first_true
 from nopin.nic.qp import Inbound, QueuePair
 from nopin.nic.refusal import NotReady, Parked, Refusal, check_target, invalid_request, no_access, prepare
 from nopin.nic.rights import REMOTE_WRITE
-from nopin.nic.scatter import prepare_pieces, scatter
+from nopin.nic.scatter import prepare_pieces, push, scatter
 from nopin.nic.wire.aeth import MSN_MASK, Nak
 from nopin.nic.wire.headers import Reth, parse_u32
 from nopin.nic.wire.opcodes import BTH_BYTES, ENDS_MESSAGE, HAS_IETH, HAS_IMM, IMM_BYTES, IS_SEND, IS_WRITE, Opcode
-from nopin.nic.wire.psn import psn_add
-from nopin.nic.work import slice_pieces
+from nopin.nic.wire.psn import PSN_MASK, psn_add
+from nopin.nic.work import RecvWork, slice_pieces
 
 
 def take_message(core: Core, qp: QueuePair, packets: Packets, at: int, end: int) -> int:
@@ -47,8 +47,37 @@ def take_message(core: Core, qp: QueuePair, packets: Packets, at: int, end: int)
         side.inbound = inbound
         raise _bad_size(inbound)
     if ends:
-        _complete(core, qp, inbound, packets, stop - 1)
+        _complete(core, qp, inbound, packets.one(stop - 1))
     return stop
+
+
+def lone_send(core: Core, qp: QueuePair, packet: Packet) -> bool:
+    """Execute a SEND of one packet, without arrays; False: nothing was done, `take_message` will find out why.
+
+    Raises:
+        NotReady, Parked: nothing was done.
+        Refusal: the receive in use cannot take it.
+    """
+    side, length = qp.recv, packet.payload
+    if not 0 <= length <= qp.mtu or packet.pad != -length & 3:
+        return False
+    recv = _receive_for(core, qp)
+    if length > recv.capacity:
+        side.next_recv = recv
+        return False
+    pieces, payload_at = slice_pieces(recv.pieces, 0, length), packet.offset + packet.header
+    done = push(core, pieces, packet.staging, qp.responder_waiter, offset=payload_at)
+    if done == PARKED:
+        side.next_recv = recv
+        raise Parked
+    inbound = Inbound(recv=recv, received=length)
+    if done < length:
+        side.inbound = inbound
+        raise _bad_memory(inbound)
+    side.epsn = (side.epsn + 1) & PSN_MASK
+    side.ack_due |= packet.ack_req
+    _complete(core, qp, inbound, packet)
+    return True
 
 
 _SEND_MIDDLE = int(Opcode.SEND_MIDDLE)  # plain numbers: numpy asks an enumeration for its arrays first, slowly
@@ -68,24 +97,13 @@ _STARTS = frozenset(
 
 def _begin(core: Core, qp: QueuePair, packets: Packets, at: int) -> Inbound:
     """Open a message: resolve where it goes. Leaves no trace when it parks or is refused."""
-    side = qp.recv
     opcode = int(packets.opcode[at])
     if opcode not in _STARTS:
         raise invalid_request()
     if packets.payload[at] < 0:
         raise invalid_request()
     if IS_SEND[opcode]:
-        recv = take_recv(core, qp)
-        if recv is None:
-            raise NotReady
-        inbound = Inbound(recv=recv)
-        if recv.status:
-            side.inbound = inbound
-            raise Refusal(Nak.REMOTE_OPERATIONAL_ERROR, recv.status)
-        if not prepare_pieces(core, recv.pieces, qp.responder_waiter, write=True):
-            side.next_recv = recv
-            raise Parked
-        return inbound
+        return Inbound(recv=_receive_for(core, qp))
     reth = Reth.parse(packets.staging.view, int(packets.offsets[at]) + BTH_BYTES)
     if reth.length == 0:
         return Inbound()
@@ -93,6 +111,20 @@ def _begin(core: Core, qp: QueuePair, packets: Packets, at: int) -> Inbound:
     va = region.va(reth.address)
     prepare(core, region, va, reth.length, qp.responder_waiter, write=True)
     return Inbound(region=region, va=va, length=reth.length)
+
+
+def _receive_for(core: Core, qp: QueuePair) -> RecvWork:
+    """Take the receive that a SEND goes into. Leaves no trace when it parks; a bad one is the message's own."""
+    recv = take_recv(core, qp)
+    if recv is None:
+        raise NotReady
+    if recv.status:
+        qp.recv.inbound = Inbound(recv=recv)
+        raise Refusal(Nak.REMOTE_OPERATIONAL_ERROR, recv.status)
+    if not prepare_pieces(core, recv.pieces, qp.responder_waiter, write=True):
+        qp.recv.next_recv = recv
+        raise Parked
+    return recv
 
 
 def _message_end(packets: Packets, at: int, end: int) -> int:
@@ -173,9 +205,12 @@ def _copy(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at: int
     whole = int(np.searchsorted(np.cumsum(sizes), done, "right"))
     _advance_over(qp, inbound, packets, at, at + whole, int(sizes[:whole].sum()))
     qp.recv.inbound = inbound
-    if inbound.recv is None:
-        raise no_access()
-    raise Refusal(Nak.REMOTE_OPERATIONAL_ERROR, WcStatus.LOC_PROT_ERR)
+    raise _bad_memory(inbound)
+
+
+def _bad_memory(inbound: Inbound) -> Refusal:
+    """Memory that cannot be written is the peer's mistake in a WRITE, and ours in a SEND."""
+    return no_access() if inbound.recv is None else Refusal(Nak.REMOTE_OPERATIONAL_ERROR, WcStatus.LOC_PROT_ERR)
 
 
 def _copy_out(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at: int, stop: int, total: int) -> int:
@@ -197,16 +232,15 @@ def _copy_out(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at:
     return scatter(core, pieces, staging, packets.payload_iov(at, stop), waiter)
 
 
-def _complete(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at: int) -> None:
+def _complete(core: Core, qp: QueuePair, inbound: Inbound, last: Packet) -> None:
     """Finish a message at its last packet: count it, complete the receive it used."""
     side = qp.recv
-    opcode = int(packets.opcode[at])
     side.inbound = None
     recv = inbound.recv
     imm, flags = 0, WcFlags.NONE
-    if HAS_IMM[opcode] or HAS_IETH[opcode]:
-        imm = parse_u32(packets.staging.view, int(packets.places[at, 0]) - IMM_BYTES)
-        flags = WcFlags.WITH_IMM if HAS_IMM[opcode] else WcFlags.WITH_INV
+    if HAS_IMM[last.opcode] or HAS_IETH[last.opcode]:
+        imm = parse_u32(last.staging.view, last.offset + last.header - IMM_BYTES)
+        flags = WcFlags.WITH_IMM if HAS_IMM[last.opcode] else WcFlags.WITH_INV
     if flags is WcFlags.WITH_INV and not core.regions.invalidate(imm, qp.pd):
         # The sequence has passed the packet; the NAK must name it.
         side.epsn = psn_add(side.epsn, -1)
@@ -229,5 +263,5 @@ def _complete(core: Core, qp: QueuePair, inbound: Inbound, packets: Packets, at:
         byte_len=inbound.received,
         imm=imm,
         flags=flags,
-        solicited=packets.solicited(at),
+        solicited=last.solicited,
     )

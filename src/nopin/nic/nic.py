@@ -279,12 +279,10 @@ class Nic:
             if qp.direct:
                 direct.advance(core, qp, now)
             else:
-                for build in (answers.build, requester.build):
-                    batch = build(core, qp, now)
-                    if batch is not None:
-                        core.counters.sent_pkts += core.plan.n
-                        core.counters.sent_bytes += core.plan.n_bytes
-                        yield batch
+                if qp.recv.replies and (replies := answers.build(core, qp, now)) is not None:
+                    yield self._counted(replies)
+                if (requests := requester.build(core, qp, now)) is not None:
+                    yield self._counted(requests)
             self._after(qp)
 
     def next_deadline(self) -> int | None:
@@ -355,6 +353,12 @@ class Nic:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
+    def _counted(self, batch: TxBatch) -> TxBatch:
+        counters, plan = self._core.counters, self._core.plan
+        counters.sent_pkts += plan.n
+        counters.sent_bytes += plan.n_bytes
+        return batch
+
     def _after(self, qp: QueuePair) -> None:
         """Draw the consequences of a step: halted work, timers, a broken completion queue."""
         side, theirs = qp.send, qp.recv
@@ -362,9 +366,9 @@ class Nic:
             completer.settle(self._core, qp)
         if qp.send_cq.broken or qp.recv_cq.broken:
             fail(self._core, qp)
-        if side.deadline is side.wait_until is theirs.parked_at is theirs.stream_parked_at is None:
-            return  # by far the most often, and asked after each step
-        at = _deadline(qp)
+        at = side.deadline
+        if not side.wait_until is theirs.parked_at is theirs.stream_parked_at is None:
+            at = _deadline(qp)
         if at is not None:
             self._timed[qp] = None
             if at < self._due:

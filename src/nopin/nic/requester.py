@@ -78,8 +78,6 @@ def fetch(core: Core, qp: QueuePair, n_max: int = WORKS_MAX) -> None:
 
 def _fetch_in_runs(core: Core, qp: QueuePair) -> None:
     """Do the same, holding small WRITEs that follow one another as one."""
-    if not qp.send_ring.has_work:
-        return
     side = qp.send
     n_new = min(available(core, qp, qp.send_ring), WORKS_MAX - len(side.works))
     while n_new >= RUN_MIN and side.halted is None and qp.caps.max_send_sge:
@@ -107,7 +105,7 @@ def _fetch_singly(core: Core, qp: QueuePair, n_new: int) -> None:
             return
         work.first_psn = side.next_psn
         work.n_psn = 1 if work.length <= qp.mtu else -(-work.length // qp.mtu)
-        side.next_psn = psn_add(side.next_psn, work.n_psn)
+        side.next_psn = (side.next_psn + work.n_psn) & PSN_MASK
 
 
 def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
@@ -116,7 +114,8 @@ def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
     if qp.state not in _SENDING or side.parked or side.wait_until is not None:
         return None
     if qp.state is _RTS:
-        _fetch_in_runs(core, qp)
+        if qp.send_ring.has_work:
+            _fetch_in_runs(core, qp)
     else:
         side.unroll()  # of a run that is under way, some may have to wait for better times
     if not side.works:

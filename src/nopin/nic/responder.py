@@ -24,7 +24,7 @@ from nopin.iommu.access import PARKED
 from nopin.nic import atomics
 from nopin.nic.abi import AsyncEventType, Discipline, QpState
 from nopin.nic.core import Core, waiter_for
-from nopin.nic.inbound import take_message
+from nopin.nic.inbound import lone_send, take_message
 from nopin.nic.mr import Region
 from nopin.nic.packets import HELD_PACKETS_MAX, Packet, Packets
 from nopin.nic.qp import QueuePair, ReadStream, Reply, SavedRequest
@@ -116,6 +116,8 @@ def _execute_one(core: Core, qp: QueuePair, packet: Packet) -> bool:
     """Execute a request of one packet; False, and nothing was done, if it is something else or not well formed."""
     if packet.opcode == _WRITE_ONLY:
         return lone_write(core, qp, packet)
+    if packet.opcode in _LONE_SENDS:
+        return lone_send(core, qp, packet)
     if packet.payload != 0 or packet.opcode not in _WITHOUT_DATA:
         return False
     _execute_without_data(core, qp, packet)
@@ -305,6 +307,7 @@ def refuse(core: Core, qp: QueuePair, refusal: Refusal) -> None:
 
 
 _READ_REQUEST, _WRITE_ONLY = int(Opcode.READ_REQUEST), int(Opcode.WRITE_ONLY)
+_LONE_SENDS = frozenset({Opcode.SEND_ONLY, Opcode.SEND_ONLY_IMM, Opcode.SEND_ONLY_INVALIDATE})
 _WITHOUT_DATA = frozenset({Opcode.READ_REQUEST, Opcode.COMPARE_SWAP, Opcode.FETCH_ADD})
 
 
