@@ -9,6 +9,7 @@ from nopin.nic.abi import WcStatus, WrOpcode
 from nopin.testing.pair import make_pair
 
 READ, WRITE, ADD = WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE, WrOpcode.ATOMIC_FETCH_AND_ADD
+SEND, SEND_IMM, SEND_INV = WrOpcode.SEND, WrOpcode.SEND_WITH_IMM, WrOpcode.SEND_WITH_INV
 PAGE_BYTES = 4096
 _AT = PAGE_BYTES + 5
 """On the owner's second page; the region's odd address makes it a multiple of 8."""
@@ -42,6 +43,33 @@ def test_a_lone_packet_ends_like_the_first_of_several(opcode: WrOpcode, spoil: s
     assert alone[0] == many[0][:1]
     assert (alone[0] == [WcStatus.SUCCESS]) == (spoil == "nothing")
     assert alone[1:] == many[1:]
+
+
+def sent(opcode: WrOpcode, n: int, spoil: str) -> tuple[WcStatus, WcStatus | None, bytes]:
+    """Send n equal messages at once; return how the first ended at either side, and what the receiver has then."""
+    pair = make_pair(rnr_retry=0)
+    rng = np.random.default_rng(3)
+    for side in (pair.a, pair.b):
+        side.space.memory[:] = rng.integers(0, 256, len(side.space.memory), np.uint8)
+    if spoil == "memory":
+        pair.b.space.hole.add(1)
+    for _ in range(0 if spoil == "no receive" else n):
+        pair.b.post_recv(PAGE_BYTES + 5, 7 if spoil == "short receive" else 9)
+    length = 0 if spoil == "no bytes" else 8
+    for _ in range(n):
+        pair.a.post(opcode, 2 * PAGE_BYTES, length, imm=77 if spoil == "key" else pair.b.region.rkey)
+    pair.run()
+    received = [status for _, status in pair.b.poll()]
+    return pair.a.poll()[0][1], received[0] if received else None, pair.b.space.memory.tobytes()
+
+
+@pytest.mark.parametrize("spoil", ["nothing", "no bytes", "memory", "short receive", "no receive", "key"])
+@pytest.mark.parametrize("opcode", [SEND, SEND_IMM, SEND_INV])
+def test_a_lone_send_ends_like_the_first_of_several(opcode: WrOpcode, spoil: str) -> None:
+    alone = sent(opcode, 1, spoil)
+    assert alone == sent(opcode, 3, spoil)
+    fails = spoil in ("memory", "short receive", "no receive") or (spoil == "key" and opcode is SEND_INV)
+    assert (alone[0] == WcStatus.SUCCESS) == (not fails)
 
 
 @pytest.mark.parametrize("opcode", [READ, WRITE])
