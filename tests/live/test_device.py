@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import nopin
 from nopin.lab.child import Child
 from nopin.lab.line import Line
 from nopin.lab.servers import LocalServer
+from nopin.verbs import child_server
 
 PeerProcess = Callable[..., Child]
 PATIENCE_S = 10.0
@@ -78,6 +80,21 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest
     (folder / "server.sock").mkdir()
     with pytest.raises(nopin.ServerError, match=r"did not start: .+log"):
         nopin.Device()
+
+
+def test_a_server_that_came_first_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a killed server's successor and a new program's server start at once."""
+    path = tmp_path / "run" / "server.sock"
+
+    def lose(_path: Path) -> None:
+        running.append(LocalServer(path))
+        raise nopin.ServerError("a device server already serves it")
+
+    running: list[LocalServer] = []
+    monkeypatch.setattr(child_server, "_start_child", lose)
+    with closing(child_server.connect_or_start(path)) as session:
+        assert session.welcome.server_pid == running[0].pid
+    running[0].close()
 
 
 def test_a_directory_open_to_others_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +210,8 @@ def test_changes_of_shared_memory_arrive_as_events(device: nopin.Device) -> None
         (nopin.AsyncEventType.REGION_INVALIDATED, region, "remove")
     ]
     assert (events[0].start - region.address, events[0].end - region.address) == (4096, 12288)
+    place = f"[{events[0].start:#x}, {events[0].end:#x})"
+    assert str(events[0]) == f"REGION_INVALIDATED: remove {place}, number {events[0].generation} of {region!r}"
 
 
 def test_a_server_that_dies_is_noticed_everywhere(tmp_path: Path) -> None:

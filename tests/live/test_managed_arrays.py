@@ -343,6 +343,8 @@ def test_ordinary_memory_is_not_prefetched(device: nopin.Device) -> None:
         device.prefetch(np.zeros(10))
     with pytest.raises(nopin.UsageError, match="ordinary memory"):
         device.share(np.zeros(10)).prefetch()
+    with pytest.raises(nopin.UsageError, match="not list"):
+        device.prefetch([1, 2])  # type: ignore[arg-type]  # the wrong move
 
 
 def test_a_prefetch_of_many_pieces_joins_those_that_are_close(device: nopin.Device) -> None:

@@ -319,6 +319,8 @@ def test_atomic_operands_and_indices_are_checked(attach: Attach) -> None:
     with attach(np.zeros(4, np.int64)) as remote:
         with pytest.raises(nopin.UsageError, match="does not fit"):
             remote.fetch_add(0, 2**63)
+        with pytest.raises(nopin.UsageError, match="integers, not float"):
+            remote.fetch_add(0, 1.5)  # type: ignore[arg-type]  # the wrong move
         with pytest.raises(nopin.UsageError, match="one element"):
             remote.fetch_add(slice(0, 2), 1)
 

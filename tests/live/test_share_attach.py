@@ -178,6 +178,27 @@ def test_a_silent_peer_is_given_up_in_time(device: nopin.Device) -> None:
 def test_a_text_that_is_no_url_is_a_usage_error(device: nopin.Device) -> None:
     with pytest.raises(nopin.UsageError, match="nopin://HOST:PORT"):
         nopin.attach("http://example.org", device=device)
+    with device.share(np.zeros(4)) as share, pytest.raises(nopin.UsageError, match=r"share\.url"):
+        nopin.attach(share, device=device)  # type: ignore[arg-type]  # the wrong move
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf")])
+def test_a_timeout_that_is_no_time_is_a_usage_error(device: nopin.Device, timeout: float) -> None:
+    with device.share(np.zeros(4)) as share, pytest.raises(nopin.UsageError, match="seconds above 0"):
+        nopin.attach(share.url, device=device, timeout=timeout)
+
+
+@pytest.mark.parametrize("access", ["", "l", nopin.Access.NONE])
+def test_a_share_that_grants_nothing_is_refused(device: nopin.Device, access: str | nopin.Access) -> None:
+    with pytest.raises(nopin.UsageError, match="grants peers nothing"):
+        device.share(np.zeros(4), access=access)
+
+
+def test_what_is_printed_of_an_object_says_that_it_was_closed(device: nopin.Device) -> None:
+    share = device.share(np.zeros(4))
+    assert "closed" not in repr(share)
+    share.close()
+    assert repr(share).endswith("(was closed)>")
 
 
 def test_a_withdrawn_share_says_so_at_the_next_operation(device: nopin.Device) -> None:

@@ -43,7 +43,10 @@ class ControlSocket:
             self._sock.connect(os.fspath(path))
         except OSError as problem:
             self._sock.close()
-            raise ServerGone(f"no device server at {path}: {problem.strerror or problem}") from problem
+            reason = problem.strerror or problem
+            raise ServerGone(
+                f"no device server at {path} ({reason}); one is started by: nopin serve --socket {path}"
+            ) from problem
 
     def fileno(self) -> int:
         """Return the descriptor (readable: an event, or the server's end), or -1 once closed."""

@@ -66,8 +66,8 @@ class Accelerator(DeviceObject):
         self._tally = Tally()
         self._lanes = [Lane(self._queue, arenas, introduce, self._tally) for _ in range(workers)]
 
-    def __repr__(self) -> str:
-        return f"<Accelerator of {len(self._lanes)} workers>"
+    def _described(self) -> str:
+        return f"of {len(self._lanes)} workers"
 
     def launch(self, kernel: str, /, *args: object, **named: object) -> Job:
         """Have a worker run a kernel; returns at once.

@@ -112,9 +112,8 @@ class Arena(DeviceObject):
         )
         self.session.request(request, Handle, [self.uffd])
 
-    def __repr__(self) -> str:
-        state = f" ({self._why_closed})" if self.closed else ""
-        return f"<Arena {self.where} budget {format_bytes(self.budget_bytes)}{state}>"
+    def _described(self) -> str:
+        return f"{self.where} budget {format_bytes(self.budget_bytes)}"
 
     @property
     def server(self) -> Path:

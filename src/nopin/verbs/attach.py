@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from nopin.control.url import ShareUrl
+from nopin.errors import UsageError
 from nopin.verbs.attachment import Attachment
 from nopin.verbs.device import Device, default_device
 from nopin.verbs.lifeline import RECONNECT_S
@@ -21,11 +24,15 @@ def attach(
         reconnect: seconds to try to attach again when the connection breaks, as it does when a device server is killed.
 
     Raises:
-        UsageError: the text is no share URL.
+        UsageError: the text is no share URL, or the timeout no time.
         AttachRefused: no such share, wrong token, or no room there.
         PeerError: nobody answers, or not as the owner's server would.
         ServerError: our own device server cannot be used.
     """
+    if not isinstance(url, str):  # the commonest wrong moves are the share itself, and None
+        raise UsageError(f"a share is attached to by its URL, a text such as share.url, not by {type(url).__name__}")
+    if not 0 < timeout < math.inf:
+        raise UsageError(f"timeout={timeout!r}: give seconds above 0")
     parsed = ShareUrl.parse(url)
     device = device or default_device()
     return RemoteArray(device, Attachment(device, parsed, timeout, reconnect))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,6 @@ from nopin.verbs.connection import Connection
 from nopin.verbs.peer import PeerConnection
 from nopin.verbs.qp import QpEndpoint
 from nopin.verbs.transfer import Task
-from nopin.verbs.waiting import deadline_after
 
 if TYPE_CHECKING:
     from nopin.verbs.device import Device
@@ -42,7 +42,7 @@ def connect(
         PeerError: nobody answers, or not as the owner's server would.
         ServerError: our own device server cannot be used.
     """
-    deadline_ns = deadline_after(timeout_s) or S_NS
+    deadline_ns = time.monotonic_ns() + int(timeout_s * S_NS)
     with contextlib.ExitStack() as undo:
         mtu = device.session.welcome.mtu
         whole = device.whole_process

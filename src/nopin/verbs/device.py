@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from nopin.control.arena_messages import SetBudget
 from nopin.control.messages import Event, GetStat, Reclaim, Reclaimed, Stat
 from nopin.control.paths import default_socket_path
-from nopin.errors import NopinError, ServerGone, ServerRefused
+from nopin.errors import NopinError, ServerGone, ServerRefused, UsageError
 from nopin.nic.abi import Access, AsyncEventType, Discipline
 from nopin.verbs.accelerator import DEPTH, Accelerator, introduce_worker
 from nopin.verbs.access import AccessLike, parse_access, parse_discipline
@@ -101,8 +101,8 @@ class Device(DeviceObject):
         if budget_bytes is not None:
             self.set_budget(budget_bytes)
 
-    def __repr__(self) -> str:
-        return f"<Device at {self.lifeline.current.control.path}>"
+    def _described(self) -> str:
+        return f"at {self.lifeline.current.control.path}"
 
     @property
     def session(self) -> Session:
@@ -132,12 +132,16 @@ class Device(DeviceObject):
             discipline: "on-demand", "short-term" or "pinned".
 
         Raises:
-            UsageError: no such memory, or writing asked for a read-only buffer.
+            UsageError: no such memory, no right for peers, or writing asked for a read-only buffer.
             ServerRefused: the server refused, or the memory cannot be pinned.
         """
         self._require_open()
         memory = memory_of(what, length)
         rights, how = _with_atomics(parse_access(access)), parse_discipline(discipline)
+        if not rights & (Access.REMOTE_READ | Access.REMOTE_WRITE | Access.REMOTE_ATOMIC):
+            raise UsageError(
+                f"access {access!r} grants peers nothing; write letters of r (read), w (write), a (atomic)"
+            )
         return self.lifeline.make(lambda _: self._share(memory, rights, how))
 
     def _share(self, memory: Memory, rights: Access, how: Discipline) -> Share:
@@ -246,6 +250,10 @@ class Device(DeviceObject):
             UsageError: the array is in ordinary memory, or the key does not fit it.
             ServerRefused: too many prefetches are under way.
         """
+        if not isinstance(array, np.ndarray):
+            raise UsageError(
+                f"prefetch is for arrays made with dev.zeros, dev.empty or dev.asarray, not {type(array).__name__}"
+            )
         address: int = array.__array_interface__["data"][0]
         return start_prefetch(self, key, address, array.shape, array.strides, array.itemsize, write=write)
 

@@ -42,6 +42,14 @@ class DeviceObject:
         for parent in parents:
             parent._children.add(self)
 
+    def __repr__(self) -> str:
+        words = [type(self).__name__, self._described(), f"({self._why_closed})" if self.closed else ""]
+        return f"<{' '.join(filter(None, words))}>"
+
+    def _described(self) -> str:
+        """Return what tells it from others of its kind, for `repr`."""
+        return ""
+
     @property
     def closed(self) -> bool:
         """True once it can no longer be used."""

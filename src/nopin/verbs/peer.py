@@ -37,8 +37,9 @@ class PeerConnection:
         try:
             self._sock = socket.create_connection((url.host, url.port), timeout=self._left_s())
         except OSError as problem:
+            reason = problem.strerror or problem
             raise PeerError(
-                f"no device server answers at {self._where} ({problem}); is the owner of the share still running?"
+                f"no device server answers at {self._where} ({reason}); is the owner of the share still running?"
             ) from problem
 
     def fileno(self) -> int:

@@ -94,8 +94,8 @@ class QueuePair(DeviceObject):
         self.endpoint = QpEndpoint(welcome.gid, welcome.port, made.qpn, secrets.randbits(24))
         super().__init__(pd, send_cq, recv_cq)
 
-    def __repr__(self) -> str:
-        return f"<QueuePair {self.qpn:#x}>"
+    def _described(self) -> str:
+        return f"{self.qpn:#x}"
 
     @property
     def state(self) -> QpState:

@@ -60,9 +60,9 @@ class MemoryRegion(DeviceObject):
         super().__init__(pd)
         pd.device._hold(self)
 
-    def __repr__(self) -> str:
+    def _described(self) -> str:
         size = "whole process" if self.length is None else f"{self.length} bytes"
-        return f"<MemoryRegion {self.address:#x} {size} lkey={self.lkey:#x} rkey={self.rkey:#x}>"
+        return f"{self.address:#x} {size} lkey={self.lkey:#x} rkey={self.rkey:#x}"
 
     def _register(self) -> Registered:
         request = Register(

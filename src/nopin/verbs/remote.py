@@ -7,6 +7,7 @@ is returned or given. Each access takes exactly the selected bytes. Nothing is c
 from __future__ import annotations
 
 import math
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,9 +76,8 @@ class RemoteArray(DeviceObject):
             raise TypeError("len() of a remote array without dimensions")
         return self.shape[0]
 
-    def __repr__(self) -> str:
-        state = f" ({self._why_closed})" if self.closed else ""
-        return f"<RemoteArray {self.shape} {self.dtype} access={format_access(self.access)!r}{state}>"
+    def _described(self) -> str:
+        return f"{self.shape} {self.dtype} access={format_access(self.access)!r}"
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """Read everything."""
@@ -183,10 +183,14 @@ class RemoteArray(DeviceObject):
         """Check an operand of an atomic and return its 64 bits."""
         if self.dtype.kind not in "iu" or self._itemsize != 8 or not self.dtype.isnative:
             raise UsageError(f"atomics need 8-byte integers of native byte order, not {self.dtype}")
+        try:
+            number = operator.index(value)
+        except TypeError:
+            raise UsageError(f"atomics take integers, not {type(value).__name__}") from None
         bounds = np.iinfo(self.dtype)
-        if not bounds.min <= value <= bounds.max:
-            raise UsageError(f"{value} does not fit {self.dtype}")
-        return int(value) & _U64
+        if not bounds.min <= number <= bounds.max:
+            raise UsageError(f"{number} does not fit {self.dtype}")
+        return number & _U64
 
     def _require(self, right: Access, verb: str, letter: str) -> None:
         if self._why_closed:

@@ -48,8 +48,8 @@ class Share(DeviceObject):
         super().__init__(region)
         device._hold(self)
 
-    def __repr__(self) -> str:
-        return f"<Share {self.name} of {self.region!r}>"
+    def _described(self) -> str:
+        return f"{self.name} of {self.region!r}"
 
     @property
     def url(self) -> str:
