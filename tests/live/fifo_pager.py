@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from nopin.mm.device_faults import FaultPages, Frames
 from nopin.mm.effects import (
@@ -29,6 +31,7 @@ from nopin.mm.effects import (
     WriteSwap,
     Zero,
 )
+from nopin.mm.residency import Pages
 from nopin.mm.space import Reason
 from nopin.units import PAGE_BYTES, US_NS
 
@@ -56,6 +59,13 @@ class FifoPager:
     @property
     def uses_swap(self) -> bool:
         return bool(self.swapped)
+
+    def expect_removal(self, runs: Sequence[PageRun]) -> Pages:
+        del runs
+        return np.empty(0, np.int64)
+
+    def expect_no_more(self, expected: Pages, read: Sequence[PageRun]) -> None:
+        pass
 
     def cpu_fault(self, mapper: Mapper, page: int, *, write: bool, minor: bool, protected: bool) -> Procedure[None]:
         self.counts.faults += 1

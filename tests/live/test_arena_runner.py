@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fifo_pager import FifoPager
+from numpy.typing import NDArray
 from owner_process import MADV_DONTNEED, MADV_REMOVE, Owner
 
 from nopin.iommu.mirror import Mirror
@@ -190,6 +191,28 @@ def test_a_madvise_heard_of_in_the_middle_of_something_else_is_known_for_what_it
     rig.owner.finish()
     assert [call[2] for call in rig.pager.calls if call[0] == "removed"] == [dropped]
     assert rig.get(4, 8 * PAGE) == (bytes(8 * PAGE) if dropped else data[4 * PAGE : 12 * PAGE])
+
+
+def test_what_madvise_gives_up_is_noted_for_a_successor_before_its_word_is_read(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.put(0, np.random.default_rng(2).bytes(64 * PAGE))
+    noted: list[object] = []
+
+    def expect(runs: list[PageRun]) -> NDArray[np.int64]:
+        noted.append((runs, rig.mapper.uffd.event_waits()))
+        return np.arange(8, 56)
+
+    def expect_no_more(expected: NDArray[np.int64], read: list[PageRun]) -> None:
+        noted.append((len(expected), read, rig.mapper.uffd.event_waits()))
+
+    monkeypatch.setattr(rig.pager, "expect_removal", expect)
+    monkeypatch.setattr(rig.pager, "expect_no_more", expect_no_more)
+    rig.do("advise", rig.at(0), 64 * PAGE, MADV_DONTNEED)
+    assert noted == []
+    rig.do("advise", rig.at(8), 48 * PAGE, MADV_REMOVE)
+    run = PageRun(8, 48)
+    assert noted == [([run], True), (48, [run], False)]
 
 
 def test_unmapped_pages_are_freed_and_the_rest_goes_on(rig: Rig) -> None:

@@ -93,3 +93,46 @@ def test_a_successor_finds_no_copies_of_what_was_being_given_up(evicted: bool) -
     storm.cells.expect_zeros(PageRun(0, 3))
     storm.server_is_killed()
     assert all(storm.read(1, page) for page in range(6))
+
+
+def test_a_successor_gives_up_what_a_process_was_about_to_give_up() -> None:
+    """Its word may have been read by the server that was killed."""
+    storm = Storm(4)
+    for page in range(6):
+        storm.store(1, page)
+    storm.machine.run(storm.pager.give_back(6))
+    for page in range(2):
+        assert storm.read(1, page), "now it is there, and has a valid copy"
+    storm.pager.expect_removal([PageRun(0, 3)])
+    storm.cells.begin_giving_up(PageRun(0, 3))
+    storm.server_is_killed()
+    storm.cells.expect_zeros(PageRun(0, 3))
+    assert not storm.machine.present[:3].any(), "the kernel has not come to it yet, and it must not go to swap"
+    assert all(storm.read(1, page) for page in range(6))
+
+
+def test_what_was_seen_of_a_process_that_ended_before_its_word_was_read_is_as_it_was() -> None:
+    storm = Storm(5)
+    for page in range(6):
+        storm.store(1, page)
+    storm.machine.run(storm.pager.give_back(6))
+    expected = storm.pager.expect_removal([PageRun(0, 3), PageRun(2, 4)])
+    assert expected.tolist() == [0, 1, 2, 3, 4, 5]
+    storm.pager.expect_no_more(expected, [])
+    storm.server_is_killed()
+    assert all(storm.read(1, page) for page in range(6)), "the oracle wants what was stored last"
+
+
+def test_what_was_given_up_and_stored_again_survives_the_server() -> None:
+    storm = Storm(6)
+    for page in range(6):
+        storm.store(1, page)
+    expected = storm.pager.expect_removal([PageRun(0, 4)])
+    storm.pager.expect_no_more(expected, [PageRun(0, 2)])
+    removal = storm.pager.removed(PageRun(0, 2), dropped=True)
+    storm.machine.zap(PageRun(0, 2))
+    storm.machine.run(removal)
+    storm.cells.expect_zeros(PageRun(0, 2))
+    storm.store(1, 1)
+    storm.server_is_killed()
+    assert all(storm.read(1, page) for page in range(6))

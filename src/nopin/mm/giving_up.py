@@ -4,11 +4,15 @@ Devices are told first (TRUNCATE) and have stopped before anything changes. They
 of the pages on their way are waited for: who gave pages up goes on meanwhile, and what a device stores for it from then
 on must not go to a page that is about to be punched. Entries of the table go before the pages do, because a hole with
 an entry would be taken for a swapped page by a successor.
+
+**A server may be killed in the middle.** Who used madvise goes on once its word has been read, and nobody will hear
+that again. So its pages are doomed before it is read (`expect`), where it can be seen what it asks for: from there on a
+successor gives them up. They are pardoned when they are given up, or when the word that was read was another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,11 +38,28 @@ def discard(arena: ArenaPages, pages: PageRun) -> Procedure[None]:
     yield from _forget(arena, transit)
 
 
+def expect(arena: ArenaPages, runs: Sequence[PageRun]) -> Pages:
+    """Have a successor give pages up: processes wait in madvise until their word is read.
+
+    Returns:
+        The pages of which that is new, for `expect_no_more`.
+    """
+    used = [_used(arena, run) for run in runs]
+    return arena.table.doom(np.unique(np.concatenate(used))) if used else np.empty(0, np.int64)
+
+
+def expect_no_more(arena: ArenaPages, expected: Pages, read: Sequence[PageRun]) -> None:
+    """It was read of these runs only; of them `removed` is called next. The others are as they were."""
+    for run in read:
+        expected = expected[(expected < run.first) | (expected >= run.end)]
+    arena.table.pardon(expected)
+
+
 def removed(arena: ArenaPages, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
     """Heed a madvise of a process, which drops its pages now, or has done so.
 
     The pages are taken when this is called, not when the procedure is run: whoever stores to them from here on stores
-    after the madvise. A server that is killed from here on has a successor that finds their copies given up.
+    after the madvise.
 
     Args:
         dropped: True: it gave the bytes up (MADV_REMOVE). False: only its view of them (MADV_DONTNEED): nothing is to
@@ -71,7 +92,11 @@ def _removed(arena: ArenaPages, pages: PageRun, transit: Transit, *, dropped: bo
 
 def _claim(arena: ArenaPages, pages: PageRun) -> Transit:
     """Take the pages that are used now, and no others: what is touched from here on for the first time is new."""
-    return arena.claim(pages.first + np.flatnonzero(arena.table.states[pages.first : pages.end]))
+    return arena.claim(_used(arena, pages))
+
+
+def _used(arena: ArenaPages, pages: PageRun) -> Pages:
+    return pages.first + np.flatnonzero(arena.table.states[pages.first : pages.end])
 
 
 def _those_before(arena: ArenaPages, transit: Transit) -> Generator[Effect, Any, None]:
@@ -103,6 +128,7 @@ def _forget(arena: ArenaPages, transit: Transit) -> Generator[Effect, Any, None]
         yield Punch(run)
     resident = _resident(arena, transit)
     table.states[used] = PageState.EMPTY | BUSY
+    table.pardon(used)  # before anything new can be there
     gate = arena.end_transit(transit)
     arena.gave_up(resident)
     arena.residency.forget(used)

@@ -8,7 +8,8 @@ believes nothing of it.
 **Invariant for successors**, at every moment between two effects: a page that is in the file is right there, whatever
 the table says; a hole whose entry names a copy in swap has its bytes in that copy, complete and checked by its sum; a
 hole without entry reads as zeros. So an entry is written before its page is punched, and cleared before the page is
-given up or its copy's space is given back.
+given up or its copy's space is given back. The one exception is a page that is *doomed*: a process gives it up, in a
+madvise that may go on when the server is killed. It reads as zeros, in the file or not.
 
 Both grow with the pages used, not with the arena: untouched parts of the arrays are never written, and take no memory.
 """
@@ -38,7 +39,8 @@ class PageState(Code):
 BUSY = 0x80
 """Beside a state: the page is on its way in or out; whoever needs it pauses at its gate."""
 
-LOST_UNIT = 0xFFFFFFFF
+LOST_UNIT, DOOMED_UNIT = 0xFFFFFFFF, 0xFFFFFFFE
+"""Of entries that name no copy."""
 _ENTRY_BYTES = 10
 
 
@@ -61,7 +63,7 @@ class PageTable:
         self.units = np.zeros(n_pages, np.uint32)
         self.stored = np.zeros(n_pages, np.uint16)
         self.crcs = np.zeros(n_pages, np.uint32)
-        self._doomed = np.zeros(n_pages, np.bool_)
+        self._marks = np.zeros(n_pages, np.uint32)  # DOOMED_UNIT or 0: what an entry without a copy says
         self.state: memoryview = self.states.data
         self.unit: memoryview = self.units.data
         self._shared_units: NDArray[np.uint32] = shared[: 4 * n_pages].view(np.uint32)
@@ -86,27 +88,33 @@ class PageTable:
     def remember(
         self, pages: NDArray[np.int64], units: NDArray[np.uint32], stored: NDArray[np.uint16], crcs: NDArray[np.uint32]
     ) -> None:
-        """Note where complete copies are: the unit last, because it makes the entry count. Not there if doomed."""
+        """Note where complete copies are: the unit last, because it makes the entry count. Not of doomed pages."""
         self.units[pages], self.stored[pages], self.crcs[pages] = units, stored, crcs
         self._shared_crcs[pages], self._shared_stored[pages] = crcs, stored
-        self._shared_units[pages] = np.where(self._doomed[pages], 0, units)
+        self._shared_units[pages] = np.maximum(units, self._marks[pages])
 
-    def doom(self, pages: NDArray[np.int64]) -> None:
-        """Have a successor find no copies of pages: they are given up, and their process knows. Until `forget`."""
-        self._doomed[pages] = True
-        self._shared_units[pages] = 0
+    def doom(self, pages: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Have a successor give pages up, until they are pardoned; returns those of which that is new."""
+        fresh: NDArray[np.int64] = pages[self._marks[pages] == 0]
+        self._marks[fresh] = self._shared_units[fresh] = DOOMED_UNIT
+        return fresh
+
+    def pardon(self, pages: NDArray[np.int64]) -> None:
+        """Have a successor find pages as they are: given up by now, or not at all."""
+        self._marks[pages] = 0
+        is_lost = self.states[pages] & ~np.uint8(BUSY) == PageState.LOST
+        self._shared_units[pages] = np.where(is_lost, LOST_UNIT, self.units[pages])
 
     def forget(self, pages: NDArray[np.int64] | int) -> None:
         """Drop the entries of pages, or of one."""
         self.units[pages] = 0
-        self._shared_units[pages] = 0
-        self._doomed[pages] = False
+        self._shared_units[pages] = self._marks[pages]
 
     def lose(self, page: int) -> None:
         """Note that the bytes of a page are gone for good."""
         self.state[page] = PageState.LOST
         self.unit[page] = 0
-        self._shared_unit[page] = LOST_UNIT
+        self._shared_unit[page] = int(self._marks[page]) or LOST_UNIT
 
     def load_shared(self) -> NDArray[np.int64]:
         """Take over the entries that a predecessor wrote; returns the pages that have one, sorted.

@@ -24,6 +24,7 @@ A runner never runs two steps at once. So between two effects there are no locks
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from nopin.mm import faults, giving_up, recovery
@@ -34,7 +35,7 @@ from nopin.mm.eviction import batch_pages, evict
 from nopin.mm.first_touch import FirstTouch
 from nopin.mm.notifier import Notifiers
 from nopin.mm.page_table import PageTable
-from nopin.mm.residency import BATCH_PAGES, Budget
+from nopin.mm.residency import BATCH_PAGES, Budget, Pages
 from nopin.mm.swap import SwapSpace
 
 LOW_SHARE, HIGH_SHARE = 0.94, 0.98
@@ -106,6 +107,14 @@ class Pager:
         """Heed a process's madvise; see `giving_up.removed`."""
         return giving_up.removed(self._arena, pages, dropped=dropped)
 
+    def expect_removal(self, runs: Sequence[PageRun]) -> Pages:
+        """Have a successor give up what processes are giving up, before their word is read; see `giving_up.expect`."""
+        return giving_up.expect(self._arena, runs)
+
+    def expect_no_more(self, expected: Pages, read: Sequence[PageRun]) -> None:
+        """Take that back but for what was read of; see `giving_up.expect_no_more`."""
+        giving_up.expect_no_more(self._arena, expected, read)
+
     @property
     def n_held(self) -> int:
         """Holds outstanding."""
@@ -120,8 +129,8 @@ class Pager:
 
     @property
     def uses_swap(self) -> bool:
-        """True while bytes of some page are in swap, perhaps there alone."""
-        return self._arena.swap.n_used > 0
+        """True while bytes of some page are in swap, perhaps there alone, or may be on their way there."""
+        return self._arena.swap.n_used > 0 or self._arena.any_gate() is not None
 
     def reclaim(self) -> Procedure[int]:
         """Bring residency below the low mark, as far as it goes; returns the pages that left.

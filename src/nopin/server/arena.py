@@ -189,6 +189,7 @@ class Arena:
     def _add(self, mapper: Mapper) -> None:
         """Serve it. A successor has to know it already: once it is served, its bytes may depend on us."""
         self._next_mapper += 1
+        mapper.removals = self.pager
         self._machine.mappers[mapper.number] = mapper
         self._host.serve(self, mapper)
 
@@ -348,10 +349,9 @@ class Arena:
             view.tell(source, Cause.REMAP)
 
     def _removals(self, mapper: Mapper, where: Range, *, dropped: bool | None) -> list[Procedure[None]]:
-        parts = [part for part in (place.part(where) for place in mapper.places) if part is not None]
         for view in mapper.views:
             view.tell(where, Cause.REMOVE)
-        return [self.pager.removed(PageRun(part.first, part.n), dropped=dropped) for part in parts]
+        return [self.pager.removed(run, dropped=dropped) for run in mapper.runs_at(where)]
 
     def _unmapped(self, mapper: Mapper, where: Range) -> None:
         gone = mapper.cut(where)

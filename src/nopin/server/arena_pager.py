@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from nopin.mm.device_faults import DeviceFaults, FaultPages
 from nopin.mm.effects import Mapper as MapperNumber
 from nopin.mm.effects import PageRun, Procedure
+from nopin.mm.residency import Pages
 
 
 class FirstTouch(Protocol):
@@ -21,7 +23,19 @@ class FirstTouch(Protocol):
         ...
 
 
-class ArenaPager(DeviceFaults, Protocol):
+class Removals(Protocol):
+    """Who is told what processes give up, before their word of it is read."""
+
+    def expect_removal(self, runs: Sequence[PageRun]) -> Pages:
+        """Have a successor give pages up, should we be killed; returns what to hand to `expect_no_more`."""
+        ...
+
+    def expect_no_more(self, expected: Pages, read: Sequence[PageRun]) -> None:
+        """Take that back but for the runs of which word was read: those are going to be given up here."""
+        ...
+
+
+class ArenaPager(DeviceFaults, Removals, Protocol):
     """What the server needs of `mm.pager.Pager`."""
 
     def cpu_fault(
@@ -58,7 +72,7 @@ class ArenaPager(DeviceFaults, Protocol):
 
     @property
     def uses_swap(self) -> bool:
-        """True while bytes of some page are in swap, perhaps there alone."""
+        """True while bytes of some page are in swap, perhaps there alone, or may be on their way there."""
         ...
 
     def give_back(self, n_pages: int) -> Procedure[int]:

@@ -13,6 +13,7 @@ from nopin.linux.proc import Maps
 from nopin.linux.uffd_handshake import EventKind
 from nopin.mm.effects import PageRun
 from nopin.ranges import Range
+from nopin.server.arena_pager import Removals
 from nopin.units import PAGE_BYTES, PAGE_SHIFT
 
 if TYPE_CHECKING:  # a view shows places
@@ -68,6 +69,7 @@ class Mapper:
         unread: messages that were read in order to go on, still to be dealt with.
         to_wake: addresses of threads to be woken once the process can be served again.
         gone: its address space has ended.
+        removals: who is told what it gives up, before that is read; None: it is not served yet.
         views: the arena in its address space, for each connection of the process through which devices reach that.
         low, high, bias: where all is in one place, pages [low, high) lie at bias + page * 4096; else no page is in
             [low, high).
@@ -83,6 +85,7 @@ class Mapper:
         "number",
         "places",
         "process",
+        "removals",
         "to_wake",
         "uffd",
         "unread",
@@ -106,18 +109,32 @@ class Mapper:
         self.unread: list[Message] = []
         self.to_wake: list[Range] = []
         self.gone = False
+        self.removals: Removals | None = None
         self.views: list[OwnerView] = []
         self._set_places(places)
 
     def look_and_read(self) -> list[Message]:
         """Read messages that wait, as `PagingUffd.read`; the last word of each REMOVE says what was asked for.
 
-        As far as that can be seen.
+        As far as that can be seen. Whoever sent such a message waits until it is read; we may be killed right after
+        that, so what it gives up is noted for a successor before.
         """
         if not self.uffd.event_waits():
             return self.uffd.read()
-        advice = advice_of(self.process.pid)  # before the message is read: whoever sent it waits until then
-        return [_marked(message, advice) for message in self.uffd.read()]
+        advice = advice_of(self.process.pid)
+        given_up = [run for each in advice if each.gives_up for run in self.runs_at(each.where)]
+        if not given_up or self.removals is None:
+            return [_marked(message, advice) for message in self.uffd.read()]
+        expected = self.removals.expect_removal(given_up)
+        messages = [_marked(message, advice) for message in self.uffd.read()]
+        removals = [Range(*each[1:3]) for each in messages if each[0] == EventKind.REMOVE and each[3] == GIVES_UP]
+        self.removals.expect_no_more(expected, [run for where in removals for run in self.runs_at(where)])
+        return messages
+
+    def runs_at(self, where: Range) -> list[PageRun]:
+        """Return the pages at some addresses."""
+        parts = [part for part in (place.part(where) for place in self.places) if part is not None]
+        return [PageRun(part.first, part.n) for part in parts]
 
     def _set_places(self, places: list[Placed]) -> None:
         """Note where pages are; with only one place, looking up is one addition."""

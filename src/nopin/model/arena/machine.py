@@ -48,7 +48,7 @@ from nopin.mm.effects import (
     Zero,
 )
 from nopin.mm.space import Bytes
-from nopin.model.effects import Lane
+from nopin.model.effects import Lane, Work
 from nopin.model.scheduler import LATER, Performed, Scheduler, Task, _Later
 from nopin.units import PAGE_BYTES
 
@@ -64,6 +64,21 @@ class Fault(NamedTuple):
     write: bool
     minor: bool
     protected: bool
+
+
+class Message(NamedTuple):
+    """What a process has to say to the server.
+
+    Attributes:
+        answer: what the server does when it has read it.
+        read: opened then: senders of what is no fault go on. Between that and the answer the server can be killed.
+        look: done before it is read, while its sender waits; returns what is done when it has been.
+    """
+
+    name: str
+    answer: Callable[[], Procedure[Any]]
+    read: Gate | None = None
+    look: Callable[[], Callable[[], None]] | None = None
 
 
 class Killed(Exception):
@@ -105,7 +120,7 @@ class ArenaMachine:
         memory: (n_pages * 4096,) uint8, the frames; those of `present` pages count.
         mappings: of processes, by number from 1.
         fault: called with each fault of a thread that has gone to sleep; to `send` a message.
-        messages: not read yet, as (name, what answers, gate).
+        messages: not read yet.
         swap: the swap file's bytes; grows as it is written.
         n_frames_left: pages that can be made before ENOMEM.
         lane: the server's. tasks: of the server, alive.
@@ -120,7 +135,7 @@ class ArenaMachine:
         self.present: NDArray[np.bool_] = np.zeros(n_pages, np.bool_)
         self.mappings = {number: Mapping() for number in range(1, n_mappings + 1)}
         self.fault: Callable[[Fault], None] = _unheard
-        self.messages: deque[tuple[str, Callable[[], Procedure[Any]], Gate | None]] = deque()
+        self.messages: deque[Message] = deque()
         self.swap = bytearray()
         self.n_frames_left = 1 << 60
         self.n_silent_zeros = 0
@@ -197,13 +212,9 @@ class ArenaMachine:
             self.scheduler.step()
         return task
 
-    def send(self, name: str, answer: Callable[[], Procedure[Any]], read: Gate | None = None) -> None:
-        """Leave a message for the server. It reads them in order, at some time, and begins to answer in that step.
-
-        Args:
-            read: opened in that step: senders of what is no fault may go on when it is read.
-        """
-        self.messages.append((name, answer, read))
+    def send(self, message: Message) -> None:
+        """Leave a message for the server. It reads them in order, at some time, and then begins to answer."""
+        self.messages.append(message)
         self._have_one_read()
 
     def hear(self, *, heard: bool) -> None:
@@ -224,16 +235,23 @@ class ArenaMachine:
         if self._reads and self.messages and self._reader is None:
             self._reader = self.start("reads a message", self._read())
 
-    def _read(self) -> Procedure[Any]:
+    def _read(self) -> Generator[Any, Any, Any]:
         """Take the oldest message and be its answer."""
+        message = self.messages[0]
+        noted = message.look() if message.look is not None else None
+        if noted is not None:
+            yield Work("has looked what is asked for")
         reader, self._reader = self._reader, None
         assert reader is not None
-        name, answer, read = self.messages.popleft()
-        reader.name = self._unique(name)
+        self.messages.popleft()
+        reader.name = self._unique(message.name)
         self._have_one_read()
-        if read is not None:
-            self.scheduler.open(read)
-        return (yield from answer())
+        if message.read is not None:
+            self.scheduler.open(message.read)
+            yield Work("has read it")
+        if noted is not None:
+            noted()
+        return (yield from message.answer())
 
     def _unique(self, name: str) -> str:
         taken = {task.name for task in self.tasks if not task.ended}

@@ -6,7 +6,8 @@ Processes and the device reach cells of pages, which the oracle watches (`oracle
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from nopin.mm.pager import Pager
 from nopin.mm.residency import Budget
 from nopin.mm.space import Reason
 from nopin.mm.swap import SwapSpace, n_units
-from nopin.model.arena.machine import ArenaMachine, Fault, Killed
+from nopin.model.arena.machine import ArenaMachine, Fault, Killed, Message
 from nopin.model.effects import Work
 from nopin.model.oracle.cells import Cells
 from nopin.model.oracle.violation import violate
@@ -97,7 +98,7 @@ class PagedArena:
         def answer() -> Procedure[None]:
             return self.pager.cpu_fault(mapper, page, write=write, minor=minor, protected=protected)
 
-        self.machine.send(f"answers process {mapper} at page {page}", answer)
+        self.machine.send(Message(f"answers process {mapper} at page {page}", answer))
 
     # What processes, devices and owners do
 
@@ -169,7 +170,11 @@ class PagedArena:
             new.extend(page for page in range(run.first, run.end) if self.table.state[page] == PageState.EMPTY)
             return self.pager.removed(run, dropped=dropped)
 
-        self.machine.send("hears of madvise", hear, read)
+        def look() -> Callable[[], None]:
+            expected = self.pager.expect_removal([run])
+            return partial(self.pager.expect_no_more, expected, [run])
+
+        self.machine.send(Message("hears of madvise", hear, read, look if dropped else None))
         yield Pause(read)
         yield Work("drops the pages")
         self._zapped.update(range(run.first, run.end))

@@ -9,7 +9,7 @@ import numpy as np
 
 from nopin.mm import bring, eviction, faults, giving_up, recovery, swap
 from nopin.mm.arena_pages import ArenaPages, Transit
-from nopin.mm.effects import Effect, Fill, MapIn, Open, PageRun, Unprotect, WriteProtect
+from nopin.mm.effects import Effect, Fill, MapIn, Open, PageRun, Punch, Unprotect, WriteProtect
 from nopin.mm.notifier import Bracket
 from nopin.mm.page_table import BUSY, PageTable
 from nopin.mm.residency import Budget, Pages
@@ -17,6 +17,7 @@ from nopin.mm.swap import SwapSpace, n_units
 from nopin.model.explore.mutants import Patch, mutant
 
 Steps = Generator[Effect, Any, Any]
+_recover = recovery.recover
 
 
 def without(steps: Steps, kind: type[Effect]) -> Steps:
@@ -142,7 +143,25 @@ def devices_hear_of_giving_up_late(patch: Patch) -> None:
 @mutant("arena_remove_vs_takeover")
 def a_successor_finds_copies_of_what_was_given_up(patch: Patch) -> None:
     """Copies of pages that a process was told are given up are no copies to a successor either."""
-    patch.setattr(PageTable, "doom", lambda _table, _pages: None)
+    patch.setattr(PageTable, "doom", lambda _table, pages: pages[:0])
+
+
+@mutant("arena_remove_vs_takeover")
+def what_is_given_up_is_noted_when_its_word_has_been_read(patch: Patch) -> None:
+    """What a process gives up is noted for a successor before its word is read, because then it goes on."""
+    patch.setattr(giving_up, "expect", lambda _arena, _runs: np.empty(0, np.int64))
+
+
+@mutant("arena_remove_vs_takeovers_and_evict")
+def a_successor_leaves_doomed_pages_in_the_file(patch: Patch) -> None:
+    """A successor gives doomed pages up: their process may not have come to that yet, and they would go to swap."""
+    patch.setattr(recovery, "recover", lambda arena: without(_recover(arena), Punch))
+
+
+@mutant("arena_store_after_remove_vs_takeover")
+def pages_given_up_stay_doomed(patch: Patch) -> None:
+    """Pages are pardoned once they are given up: what is stored there from then on is there to stay."""
+    patch.setattr(PageTable, "pardon", lambda _table, _pages: None)
 
 
 # Bringing pages in
@@ -222,6 +241,7 @@ def entries_outlive_their_pages(patch: Patch) -> None:
         table.units[pages] = 0
 
     patch.setattr(PageTable, "forget", only_here)
+    patch.setattr(PageTable, "pardon", lambda _table, _pages: None)
 
 
 @mutant("arena_store_vs_takeover")

@@ -103,6 +103,11 @@ class Arena(PagedArena):
         self._devices.clear()
         self.take_over()
 
+    def is_killed_twice(self) -> Steps:
+        """Kill the server at some time, and its successor, too, perhaps while it recovers."""
+        yield from self.is_killed()
+        yield from self.is_killed()
+
     def drops_translations(self) -> Steps:
         """MADV_DONTNEED of a process: its page table, not the pages."""
         self.machine.drop_mapping(1, _ALL)
@@ -125,6 +130,7 @@ ACTORS: dict[str, Actor] = {
     "remove": lambda a, who: a.world.spawn(f"{who}: madvise", a.remove(PageRun(0, 3))),
     "dontneed": lambda a, who: a.world.spawn(f"{who}: madvise", a.drops_translations()),
     "takeover": lambda a, who: a.world.spawn(f"{who}: takeover", a.is_killed()),
+    "takeovers": lambda a, who: a.world.spawn(f"{who}: takeovers", a.is_killed_twice()),
 }
 
 
@@ -145,6 +151,8 @@ def _must_be_there(arena: Arena) -> None:
 
 
 for _one, _other in combinations_with_replacement(ACTORS, 2):
+    if _one.startswith("takeover") and _other == "takeovers":
+        continue  # nothing is done in between
     add(f"arena_{_one}_vs_{_other}", _pair(_one, _other), f"managed memory: {_one} while {_other}")
 
 
@@ -208,3 +216,29 @@ def arena_device_store_after_remove(world: World) -> None:
 
     world.spawn("a: program", program())
     ACTORS["read"](arena, "b")
+
+
+@scenario("arena_remove_vs_takeovers_and_evict")
+def arena_remove_vs_takeovers_and_evict(world: World) -> None:
+    """A program gives pages up, two servers are killed, and the third evicts before the kernel has dropped them."""
+    arena = Arena(world)
+
+    def takes_over() -> Steps:
+        yield from arena.is_killed_twice()
+        ACTORS["evict"](arena, "b")
+
+    ACTORS["remove"](arena, "a")
+    world.spawn("b: takeovers", takes_over())
+
+
+@scenario("arena_store_after_remove_vs_takeover")
+def arena_store_after_remove_vs_takeover(world: World) -> None:
+    """A program gives pages up and stores there when madvise has returned; its server is killed at some time."""
+    arena = Arena(world)
+
+    def program() -> Steps:
+        yield from arena.remove(PageRun(0, 3))
+        arena.cpu_stores("a", 1, 1)
+
+    world.spawn("a: program", program())
+    ACTORS["takeover"](arena, "b")
