@@ -113,7 +113,7 @@ class FifoPager:
                 if isinstance(data, int):
                     self.lost.add(page)
                     return Reason.LOST
-                outcome = yield Fill(run, data, mapper, False)
+                outcome = yield Fill(run, data.data, mapper, False)
                 self.counts.swap_in += 1
                 self.swapped.discard(page)
             else:

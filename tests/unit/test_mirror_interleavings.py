@@ -91,7 +91,8 @@ class Manager:
         return None
 
     def bring(self, page: int, n: int = 1, *, write: bool = False) -> Steps:
-        yield from self.mirror.fill_at_once(PageRun(page, n), write=write)
+        yield from self.mirror.settle(PageRun(page, n), write=write)
+        self.mirror.fill_present(PageRun(page, n), write=write)
         yield CHANGED
         return None
 

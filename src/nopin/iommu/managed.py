@@ -21,7 +21,7 @@ After one all is looked at again, so none comes between the last look and the co
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nopin.iommu.access import PARKED, Span
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
@@ -49,7 +49,7 @@ class Fault(NamedTuple):
 _End = tuple[int, int, AddressSpace | None]
 """PASID, address, and the space of a process without windows."""
 
-RunFault = Callable[[DeviceArena, Procedure[None]], None]
+RunFault = Callable[[DeviceArena, Procedure[Any]], None]
 """Carries what answers a fault in an arena out, now as far as it goes without waiting."""
 
 _FEW_PAGES = 2
@@ -285,13 +285,13 @@ class ManagedAccess:
         mirror, pages = arena.mirror, PageRun(first, n)
         n_missing = mirror.fill_present(pages, write=write)
         if not n_missing and n <= _FEW_PAGES:
-            n_missing = mirror.n_missing(first, n, write=write)
-            self._run(arena, mirror.fill_at_once(pages, write=write))
-            if not mirror.holds(first, n, write=write):
-                return False
+            self._run(arena, mirror.settle(pages, write=write))
+            n_missing = mirror.fill_present(pages, write=write)
+        if not n_missing:
+            return False
         meter.page_faults += n_missing
-        meter.page_faults_handled += n_missing > 0
-        return n_missing > 0
+        meter.page_faults_handled += 1
+        return True
 
     def _space_of(self, span: Span, plain: AddressSpace | None) -> WindowedSpace | None:
         return WindowedSpace(plain) if plain is not None else self._spaces.get(span.pasid)

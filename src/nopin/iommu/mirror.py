@@ -21,8 +21,8 @@ about exactly these pages, so traffic elsewhere never makes a fill repeat. Repea
 `ATTEMPTS` times ends with BUSY, and whoever wanted the pages asks again later, behind others.
 
 **At once.** Pages that are in memory need nobody brought and nothing waited for: `fill_present` asks the pager and
-installs in one step. There is no moment in between to remember; only an invalidation that runs forbids it. Where pages
-are brought by no more than that, `fill_at_once` installs them in the step in which they came.
+installs in one step. There is no moment in between to remember; only an invalidation that runs forbids it. Pages that
+can be brought without a wait are brought first (`settle`), and then taken in so, in the step in which they came.
 
 **How does it go?** The notifiers tell (`mm/notifier.py`). For eviction, unmapping and all else that takes a page away
 its entry is dropped and its bits are handed over: *dirty* tells the pager that its copy in swap is out of date,
@@ -52,7 +52,7 @@ Source: mm/hmm.c and Documentation/mm/hmm.rst of Linux for fill; virt/kvm/dirty_
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -80,15 +80,17 @@ _SET = bytes([1]) * CHUNK_PAGES
 _CLEAR = bytes(CHUNK_PAGES)
 
 
-@dataclass(slots=True)
 class _Chunk:
     """512 pages: one byte, 0 or 1, a page and kind."""
 
-    present: bytearray = field(default_factory=lambda: bytearray(CHUNK_PAGES))
-    writable: bytearray = field(default_factory=lambda: bytearray(CHUNK_PAGES))
-    young: bytearray = field(default_factory=lambda: bytearray(CHUNK_PAGES))
-    dirty: bytearray = field(default_factory=lambda: bytearray(CHUNK_PAGES))
-    n_present: int = 0
+    __slots__ = ("dirty", "n_present", "present", "writable", "young")
+
+    def __init__(self) -> None:
+        self.present = bytearray(CHUNK_PAGES)
+        self.writable = bytearray(CHUNK_PAGES)
+        self.young = bytearray(CHUNK_PAGES)
+        self.dirty = bytearray(CHUNK_PAGES)
+        self.n_present = 0
 
 
 @dataclass(slots=True)  # counted in place; handed out as a copy
@@ -244,7 +246,8 @@ class Mirror(Subscriber):
             finally:
                 self._notifiers.read_end(reading)
             if not stale and came.reason is not Reason.BUSY:
-                self._install(pages.first, came.n_done, write=write)
+                if came.n_done:
+                    self._install(pages.first, came.n_done, write=write)
                 self._statistics.fills += 1
                 return came
             self.unhold(pages, came)
@@ -260,44 +263,49 @@ class Mirror(Subscriber):
 
         Requires: some are missing.
         """
-        if self._released or not self._pager.settled(pages, write=write):
+        first, n = pages
+        if self._released or not self._pager.settled(pages, write=write) or self._is_changing(first, n):
             return 0
-        if self._notifiers.running(Range(pages.first, pages.end)):
-            return 0
-        n_missing = self.n_missing(*pages, write=write)
-        self._install(*pages, write=write)
+        n_missing = 1 if n == 1 else self.n_missing(first, n, write=write)
+        self._install(first, n, write=write)
         self._statistics.fills += 1
         return n_missing
 
-    def fill_at_once(self, pages: PageRun, *, write: bool) -> Procedure[None]:
-        """Bring pages for which nothing has to be waited for, and install them in the step in which they are there.
-
-        All or none are installed; they are not held. Who asked looks whether they are there now.
-        """
-        if self._released or not (yield from self._pager.settle(pages, write=write)):
-            return
-        if not self._released and not self._notifiers.running(Range(pages.first, pages.end)):
-            self._install(*pages, write=write)
-            self._statistics.fills += 1
+    def settle(self, pages: PageRun, *, write: bool) -> Procedure[bool]:
+        """Bring pages for which nothing is waited for; `fill_present` takes them in, in the step in which this ends."""
+        return self._pager.settle(pages, write=write)
 
     def unhold(self, pages: PageRun, came: FaultPages) -> None:
         """Give back the hold that `fill` of `pages` returned with. The entries stay until they are invalidated."""
         if came.n_done:
             self._pager.release(PageRun(pages.first, came.n_done))
 
+    def _is_changing(self, first: int, n: int) -> bool:
+        """Tell whether an invalidation of some of the pages runs."""
+        notifiers = self._notifiers
+        return bool(notifiers.ongoing) and notifiers.running(Range(first, first + n))
+
     def _install(self, first: int, n: int, *, write: bool) -> None:
-        """Make entries, or add the right to write to present ones. Called in the step that found them true."""
-        for index, low, high in _chunks_of(first, n):
-            chunk = self._chunks.get(index)
-            if chunk is None:
-                chunk = self._chunks[index] = _Chunk()
-            n_new = high - low - chunk.present.count(1, low, high)
-            chunk.present[low:high] = _SET[: high - low]
-            if write:
-                chunk.writable[low:high] = _SET[: high - low]
-            chunk.n_present += n_new
-            self._statistics.n_present += n_new
-            self._statistics.installed += n_new
+        """Make entries (at least 1), or add the right to write to them. Called in the step that found them true."""
+        index, low = first >> CHUNK_SHIFT, first & _CHUNK_MASK
+        if low + n <= CHUNK_PAGES:  # the common case
+            self._install_in(index, low, low + n, write=write)
+            return
+        for part in _chunks_of(first, n):
+            self._install_in(*part, write=write)
+
+    def _install_in(self, index: int, low: int, high: int, *, write: bool) -> None:
+        chunk = self._chunks.get(index)
+        if chunk is None:
+            chunk = self._chunks[index] = _Chunk()
+        n_new = high - low - chunk.present.count(1, low, high)
+        chunk.present[low:high] = _SET[: high - low]
+        if write:
+            chunk.writable[low:high] = _SET[: high - low]
+        chunk.n_present += n_new
+        statistics = self._statistics
+        statistics.n_present += n_new
+        statistics.installed += n_new
 
     # What the notifiers call
 

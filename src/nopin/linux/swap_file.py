@@ -14,9 +14,10 @@ import numpy as np
 from nopin.mm.space import Bytes
 from nopin.units import PAGE_BYTES
 
+_NOWAIT = os.RWF_NOWAIT
 _PIECES_PER_CALL = 1024  # IOV_MAX
 _SHORT_BYTES = 2 * PAGE_BYTES
-"""To find out where memory begins takes longer than a slow copy of this much."""
+"""To find out where memory begins takes longer than a slow copy of this much, and to get some takes as long as that."""
 
 
 class SwapFile:
@@ -32,14 +33,18 @@ class SwapFile:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._fd = _open_nameless(directory)
+        self._begin(_open_nameless(directory))
+
+    def _begin(self, fd: int) -> None:
+        self._fd = fd
         self._nowait = True
+        self._short = np.empty(_SHORT_BYTES, np.uint8)  # where little is read to, again and again
 
     @classmethod
     def adopt(cls, fd: int) -> SwapFile:
         """Go on with a swap file that is open already; owns the descriptor."""
         file = cls.__new__(cls)
-        file._fd, file._nowait = fd, True
+        file._begin(fd)
         return file
 
     def fileno(self) -> int:
@@ -47,12 +52,15 @@ class SwapFile:
         return self._fd
 
     def read_cached(self, offset_bytes: int, length_bytes: int) -> Bytes | None:
-        """Return the bytes if they need not come from a medium; None if they must, or cannot be told."""
+        """Return the bytes if they need not come from a medium; None if they must, or cannot be told.
+
+        What is returned is valid until the next call. One thread at a time.
+        """
         if not self._nowait:
             return None
-        buffer = _page_aligned(length_bytes)
+        buffer = self._short[:length_bytes] if length_bytes <= _SHORT_BYTES else _page_aligned(length_bytes)
         try:
-            n_read = os.preadv(self._fd, [buffer.data], offset_bytes, os.RWF_NOWAIT)
+            n_read = os.preadv(self._fd, [buffer.data], offset_bytes, _NOWAIT)
         except BlockingIOError:
             return None
         except OSError as problem:

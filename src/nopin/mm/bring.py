@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from nopin.mm.arena_pages import ArenaPages
 from nopin.mm.effects import (
+    SERVER,
     Backoff,
     Effect,
     Fill,
@@ -140,27 +141,27 @@ def _placed(arena: ArenaPages, run: PageRun, outcome: Outcome) -> Generator[Effe
     return Came(0)
 
 
-def bring_at_once(arena: ArenaPages, page: int, mapper: Mapper, *, write: bool) -> Generator[Effect, Any, bool]:
-    """Make a page resident and map it, if nothing has to be waited for, or to leave for it; tell whether it is so.
+def bring_at_once(arena: ArenaPages, one: PageRun, mapper: Mapper, *, write: bool) -> Generator[Effect, Any, bool]:
+    """Make one page resident and map it, if nothing has to be waited for, or to leave for it; tell whether it is so.
 
     Two effects, both of them carried out at once, so nothing comes between and the page need not be marked. Whatever is
     special about it (no room, no frame, a damaged copy, a page nobody knew of) leaves all as it was, for
     `bring_zeros` or `bring_swapped` to find again and to deal with.
     """
+    page, counts = one.first, arena.counts
     code = arena.state[page]
     if code not in (_EMPTY, _SWAPPED) or not arena.budget.take():
         return False
-    one, counts = PageRun(page, 1), arena.counts
     outcome = _NOT_DONE
     if code == _EMPTY:
         outcome = yield Zero(one, mapper)
     else:
         table = arena.table
-        stored = int(table.stored[page])
+        stored = table.size[page]
         length = n_units(stored) * UNIT_BYTES
         found = yield ReadCached(table.unit[page] * UNIT_BYTES, length)
-        data = found if stored == PAGE_BYTES else np.empty(PAGE_BYTES, np.uint8)
-        if found is not None and decode(found, stored, int(table.crcs[page]), data):
+        data = None if found is None else decode(found, stored, table.crc[page])
+        if data is not None:
             outcome = yield Fill(one, data, mapper, not write)
             counts.swapped_in += outcome.n_done
             counts.swap_read_bytes += length
@@ -171,6 +172,12 @@ def bring_at_once(arena: ArenaPages, page: int, mapper: Mapper, *, write: bool) 
     arena.arrived_one(page)
     if write:
         arena.dirtied(one)
+    if mapper == SERVER:
+        counts.faults_device += 1
+    elif code == _EMPTY:
+        counts.faults_zero += 1
+    else:
+        counts.faults_swap += 1
     return True
 
 
@@ -214,7 +221,7 @@ def _put_in(
     if not n_good:
         return Came(0)
     good = PageRun(run.first, n_good)
-    outcome: Outcome = yield Fill(good, data[: n_good * PAGE_BYTES], mapper, not write)
+    outcome: Outcome = yield Fill(good, data.data[: n_good * PAGE_BYTES], mapper, not write)
     came = yield from _placed(arena, good, outcome)
     if write or outcome.errno == errno.EEXIST:
         span = slice(good.first, good.end)
@@ -267,10 +274,12 @@ def _decode(found: Bytes, into: Bytes, stored: list[int], crcs: list[int]) -> in
     if min(stored) == PAGE_BYTES:
         into[:] = found
         return n_intact(into, crcs)
-    start = 0
+    start, target = 0, into.data
     for index, (n_bytes, crc) in enumerate(zip(stored, crcs, strict=True)):
-        if not decode(found[start:], n_bytes, crc, into[index * PAGE_BYTES :][:PAGE_BYTES]):
+        page = decode(found[start:], n_bytes, crc)
+        if page is None:
             return index
+        target[index * PAGE_BYTES : (index + 1) * PAGE_BYTES] = page
         start += n_units(n_bytes) * UNIT_BYTES
     return len(stored)
 

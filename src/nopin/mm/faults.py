@@ -73,9 +73,7 @@ def cpu_fault(
         elif code == _LOST:
             yield from _refuse(arena, mapper, page)
             return
-        elif ahead is JUST_THIS and (yield from bring_at_once(arena, page, mapper, write=write)):
-            arena.counts.faults_zero += code == _EMPTY
-            arena.counts.faults_swap += code != _EMPTY
+        elif ahead is JUST_THIS and (yield from bring_at_once(arena, PageRun(page, 1), mapper, write=write)):
             return
         else:
             came = yield from _bring_ahead(arena, mapper, page, ahead, write=write)
@@ -219,11 +217,17 @@ def settled(arena: ArenaPages, pages: PageRun, *, write: bool) -> bool:
 
 def settle(arena: ArenaPages, pages: PageRun, *, write: bool) -> Procedure[bool]:
     """Make pages such that a device can have them, as far as nothing is waited for; see `DeviceFaults`."""
-    for page in range(pages.first, pages.end):
+    first, n = pages
+    if n == 1 and arena.state[first] != _RESIDENT:  # the common case: one procedure less to go through
+        return bring_at_once(arena, pages, SERVER, write=write)
+    return _settle_each(arena, range(first, first + n), write=write)
+
+
+def _settle_each(arena: ArenaPages, pages: range, *, write: bool) -> Procedure[bool]:
+    for page in pages:
         if arena.state[page] != _RESIDENT:
-            if not (yield from bring_at_once(arena, page, SERVER, write=write)):
+            if not (yield from bring_at_once(arena, PageRun(page, 1), SERVER, write=write)):
                 return False
-            arena.counts.faults_device += 1
         elif write:
             arena.dirtied(PageRun(page, 1))
     return True

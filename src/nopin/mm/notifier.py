@@ -157,11 +157,13 @@ class Notifiers:
 
     Attributes:
         n_wanting: how many asked to be told of pages that become present: see `update`.
+        ongoing: invalidations that run, of whatever pages: while it is empty `running` need not be asked.
     """
 
     def __init__(self) -> None:
         self._index: IntervalIndex[Subscription] = IntervalIndex()
         self._eras = Eras()
+        self.ongoing = self._eras.ongoing
         self._released = False
         self._release_fences: Sequence[Fence] = ()
         self._by_cause: Counter[Cause] = Counter()

@@ -53,7 +53,7 @@ class PageTable:
     Attributes:
         state: a PageState each, perhaps with BUSY. As a memoryview for single pages, `states` the same as an array.
         unit: where the copy in swap begins, in units of 512 bytes; 0: there is none. `units` the same as an array.
-        stored: (n,) uint16, bytes of the copy. crcs: (n,) uint32, CRC-32 of the page.
+        size: bytes of the copy, likewise, and `stored`. crc: CRC-32 of the page, likewise, and `crcs`.
     """
 
     def __init__(self, n_pages: int, shared: Bytes) -> None:
@@ -66,6 +66,8 @@ class PageTable:
         self._marks = np.zeros(n_pages, np.uint32)  # DOOMED_UNIT or 0: what an entry without a copy says
         self.state: memoryview = self.states.data
         self.unit: memoryview = self.units.data
+        self.size: memoryview = self.stored.data
+        self.crc: memoryview = self.crcs.data
         self._shared_units: NDArray[np.uint32] = shared[: 4 * n_pages].view(np.uint32)
         self._shared_crcs: NDArray[np.uint32] = shared[4 * n_pages : 8 * n_pages].view(np.uint32)
         self._shared_stored: NDArray[np.uint16] = shared[8 * n_pages : 10 * n_pages].view(np.uint16)

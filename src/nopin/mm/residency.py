@@ -97,10 +97,15 @@ class Budget:
 
     def take(self) -> bool:
         """Charge one page, if there is room for it."""
-        n_used, parent = self.n_used, self.parent
-        if n_used >= self.n_pages or (parent is not None and not parent.take()):
-            return False
-        self.n_used = n_used + 1
+        budget: Budget | None = self
+        while budget is not None:
+            if budget.n_used >= budget.n_pages:
+                return False
+            budget = budget.parent
+        budget = self
+        while budget is not None:
+            budget.n_used += 1
+            budget = budget.parent
         return True
 
     def charge(self, n: int) -> None:

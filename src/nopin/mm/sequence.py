@@ -64,11 +64,14 @@ class Eras:
 
     Args:
         clock: where to start counting; any integer does, which a test of the width shows.
+
+    Attributes:
+        ongoing: those that run; most of the time there is none.
     """
 
     def __init__(self, clock: int = 0) -> None:
         self._clock = clock
-        self._running: dict[Era, None] = {}
+        self.ongoing: dict[Era, None] = {}
         self._readings: dict[Reading, None] = {}  # open ones, by `began_at`
         self._noted: deque[tuple[int, Sequence[Range]]] = deque()
 
@@ -80,18 +83,18 @@ class Eras:
     def start(self, ranges: Sequence[Range]) -> Era:
         """Note that an invalidation of sorted, disjoint ranges begins."""
         era = Era(ranges)
-        self._running[era] = None
+        self.ongoing[era] = None
         self._note(ranges)
         return era
 
     def end(self, era: Era) -> None:
         """Note that it is over. Requires: it was started, and not ended."""
-        del self._running[era]
+        del self.ongoing[era]
         self._note(era.ranges)
 
     def running(self, where: Range) -> bool:
         """Tell whether an invalidation of some address of `where` runs now."""
-        return any(overlap_any(era.ranges, where) for era in self._running)
+        return any(overlap_any(era.ranges, where) for era in self.ongoing)
 
     def begin(self, where: Range) -> Reading:
         """Open a reading; to be closed with `close`."""

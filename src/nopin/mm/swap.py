@@ -27,7 +27,7 @@ WORTH_IT_BYTES = PAGE_BYTES - UNIT_BYTES
 _LOOKS = 64
 """Free extents looked at before the file grows instead."""
 
-page_crc: Callable[[Bytes | memoryview], int] = isal_zlib.crc32
+page_crc: Callable[[Bytes | memoryview | bytes], int] = isal_zlib.crc32
 
 
 def n_units(n_bytes: int) -> int:
@@ -149,17 +149,16 @@ def n_intact(pages: Bytes, crcs: Sequence[int]) -> int:
     return len(crcs)
 
 
-def decode(data: Bytes, stored: int, crc: int, into: Bytes) -> bool:
-    """Bring a stored page back into (4096,) uint8; False if it is damaged."""
+def decode(data: Bytes, stored: int, crc: int) -> bytes | memoryview | None:
+    """Return the 4096 bytes of a stored page, perhaps as they lie in `data`; None if they are damaged."""
+    page: bytes | memoryview
     if stored == PAGE_BYTES:
-        if data is not into:
-            into[:] = data[:PAGE_BYTES]
+        page = data.data[:PAGE_BYTES]
     else:
         try:
-            page = lz4.block.decompress(data.data[:stored], uncompressed_size=PAGE_BYTES)
+            page = lz4.block.decompress(data[:stored], uncompressed_size=PAGE_BYTES)
         except lz4.block.LZ4BlockError:
-            return False
+            return None
         if len(page) != PAGE_BYTES:
-            return False
-        into[:] = np.frombuffer(page, np.uint8)
-    return page_crc(into) == crc
+            return None
+    return page if page_crc(page) == crc else None

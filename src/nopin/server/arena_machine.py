@@ -90,6 +90,7 @@ class ArenaMachine:
 
     def __init__(self, frames: ServerMapping, attention: Callable[[Mapper], None]) -> None:
         self.frames = frames
+        self._one = Staging(np.empty(PAGE_BYTES, np.uint8))  # single pages are filled from here
         self.mappers: dict[int, Mapper] = {}
         self.n_put_off = 0
         self._attention = attention
@@ -104,7 +105,7 @@ class ArenaMachine:
             return Outcome(*self.zero_at(mapper, *pages))
         if effect.mapper != SERVER:
             return Outcome(0, errno.ESRCH)
-        return self._through_server(None, pages, 0, None)
+        return self._through_server(None, pages, 0, 0)
 
     def zero_at(self, mapper: Mapper, first: int, n: int) -> tuple[int, int]:
         """Do the same without an effect; returns as `Outcome`."""
@@ -120,18 +121,20 @@ class ArenaMachine:
             if outcome.errno != errno.EAGAIN:
                 return outcome
             n_done = outcome.n_done
-        return self._through_server(mapper, PageRun(first, n), n_done, None)
+        return self._through_server(mapper, PageRun(first, n), n_done, 0)
 
     def fill(self, effect: Fill) -> Outcome:
         """Make pages from bytes and map them."""
-        pages, data = effect.pages, effect.data
+        pages, source = effect.pages, self._source_of(effect)
+        if effect.mapper == SERVER:
+            return self._through_server(None, pages, 0, source)
         mapper = self.mappers.get(effect.mapper)
-        if mapper is None and effect.mapper != SERVER:
+        if mapper is None:
             return Outcome(0, errno.ESRCH)
-        address = mapper.address_of(pages) if mapper is not None else None
-        if mapper is None or address is None:
-            return self._through_server(mapper, pages, 0, data)
-        uffd, source, protect, length = mapper.uffd, data.ctypes.data, effect.protect, pages.n * PAGE_BYTES
+        address = mapper.address_of(pages)
+        if address is None:
+            return self._through_server(mapper, pages, 0, source)
+        uffd, protect, length = mapper.uffd, effect.protect, pages.n * PAGE_BYTES
         done, problem = uffd.copy(address, source, length, protect=protect)
         if not problem:
             return Outcome(pages.n, 0)
@@ -142,7 +145,14 @@ class ArenaMachine:
         outcome = self._go_on(mapper, operation, address, length, done, problem)
         if outcome.errno != errno.EAGAIN:
             return outcome
-        return self._through_server(mapper, pages, outcome.n_done, data)
+        return self._through_server(mapper, pages, outcome.n_done, source)
+
+    def _source_of(self, effect: Fill) -> int:
+        """Return the address of what pages are made from. To copy one takes less time than to ask where it is."""
+        if effect.pages.n == 1:
+            self._one.view[:] = effect.data
+            return self._one.address
+        return np.frombuffer(effect.data, np.uint8).ctypes.data
 
     def map_in(self, effect: MapIn) -> Outcome:
         """Map pages of the file."""
@@ -286,21 +296,24 @@ class ArenaMachine:
         mapper.to_wake += [piece.where for piece in mapper.pieces(pages)]
         self._attention(mapper)
 
-    def _through_server(self, mapper: Mapper | None, pages: PageRun, n_done: int, data: Bytes | None) -> Outcome:
-        """Fill pages from the n_done-th on by the server's own mapping; who waits finds them there a little later."""
+    def _through_server(self, mapper: Mapper | None, pages: PageRun, n_done: int, source: int) -> Outcome:
+        """Fill pages from the n_done-th on by the server's own mapping; who waits finds them there a little later.
+
+        Args:
+            source: address of the bytes of all of them; 0: they are zeros.
+        """
         frames = self.frames
-        start = frames.memory.address + (pages.first + n_done) * PAGE_BYTES
-        length, done, problem = (pages.n - n_done) * PAGE_BYTES, 0, errno.EAGAIN
+        start = frames.memory.address + pages.first * PAGE_BYTES
+        done, length, problem = n_done * PAGE_BYTES, pages.n * PAGE_BYTES, errno.EAGAIN
         while problem == errno.EAGAIN:  # for each page that another has, one more
-            if data is None:
-                more, problem = frames.uffd.zero(start + done, length - done)
+            if source:
+                more, problem = frames.uffd.copy(start + done, source + done, length - done, protect=False)
             else:
-                source = data.ctypes.data + n_done * PAGE_BYTES + done
-                more, problem = frames.uffd.copy(start + done, source, length - done, protect=False)
+                more, problem = frames.uffd.zero(start + done, length - done)
             done += more
         if mapper is not None:
             self._wake_later(mapper, pages)
-        return Outcome(n_done + done // PAGE_BYTES, problem)
+        return Outcome(done // PAGE_BYTES, problem)
 
 
 def _length(parts: list[Range]) -> int:

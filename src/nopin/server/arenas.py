@@ -88,7 +88,7 @@ class Arenas:
         for _ in range(len(self._soon)):
             self._soon.popleft()()
 
-    def run(self, arena: DeviceArena, procedure: Procedure[None]) -> None:
+    def run(self, arena: DeviceArena, procedure: Procedure[Any]) -> None:
         """Run what answers a device's fault."""
         self._of_device[arena].runner.start(procedure)
 

@@ -288,7 +288,7 @@ class ArenaMachine:
                 return self._fill(pages, mapper, None, protect=False)
             case Fill(pages, data, mapper, protect):
                 assert len(data) == pages.n * PAGE_BYTES
-                return self._fill(pages, mapper, data, protect=protect)
+                return self._fill(pages, mapper, np.frombuffer(data, np.uint8), protect=protect)
             case MapIn(pages, mapper, protect):
                 return self._map_in(pages, mapper, protect=protect)
             case WriteProtect(pages, mapper):

@@ -124,8 +124,8 @@ class PagedArena:
             if at_once:
                 if self.mirror.fill_present(run, write=value is not None):
                     continue
-                yield from self.mirror.fill_at_once(run, write=value is not None)
-                if self.mirror.holds(run.first, run.n, write=value is not None):
+                yield from self.mirror.settle(run, write=value is not None)
+                if self.mirror.fill_present(run, write=value is not None):
                     continue
             came = yield from self.mirror.fill(run, write=value is not None)
             if came.reason is not None and came.reason is not Reason.BUSY:
