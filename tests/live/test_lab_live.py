@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 from typing import Any
 
 import numpy as np
 import pytest
 
 from nopin.errors import PeerError
-from nopin.lab import pattern
+from nopin.lab import demo, pattern
 from nopin.lab.child import Child
 from nopin.lab.demo import run_demo
 from nopin.lab.floor import measure_floors
@@ -100,3 +101,28 @@ def test_the_demo_shows_what_a_pin_costs_and_misses() -> None:
     assert pinned.bytes_wrong == 0
     assert pinned.hazards["madvise_dontneed"] == "stale"
     assert pinned.hazards["remap"] == "stale"
+
+
+@pytest.mark.needs_io_uring
+def test_the_demo_pins_less_where_the_limit_forbids_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class LimitedOwner(Child):
+        """As if this user could lock 1 MiB."""
+
+        def ask(self, message: Any, timeout_s: float | None = 60.0) -> Any:
+            if message[0] == "share":
+                asked.append(message[1])
+                if message[1] > MIB:
+                    return {"refused": "over the limit"}
+            return super().ask(message, timeout_s)
+
+    monkeypatch.setattr(demo, "Child", LimitedOwner)
+    monkeypatch.setattr(demo, "DISCIPLINES", {"pinned": "pinned"})
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (2 * MIB, 2 * MIB))
+    figures = run_demo(lambda name, n_bytes: None, work_bytes=4 * MIB, seed=1)
+    assert asked == [4 * MIB, MIB]
+    pinned = figures.disciplines["pinned"]
+    assert (pinned.bytes_moved, pinned.bytes_wrong, pinned.hazards["remap"]) == (MIB, 0, "stale")
+    assert figures.reduced == {"pinned": "over the limit"}
+    assert not figures.left_out

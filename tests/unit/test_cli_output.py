@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from nopin.cli import demo as demo_command
 from nopin.cli import doctor, main, perftest, stat
 from nopin.cli.demo import sentences, table_of
 from nopin.errors import HostLacks, PeerError, UsageError
@@ -259,11 +260,11 @@ def demo(**disciplines: DisciplineFigures) -> DemoFigures:
 def test_the_demo_says_what_its_figures_say() -> None:
     hazards = column().hazards | {"remap": "stale"}
     figures = demo(pinned=column(hazards=hazards, fork_s=0.1, vm_pin_bytes=MIB), on_demand=column())
-    work, coherence = sentences(figures)
+    work, cost, coherence, staleness = sentences(figures)
     assert "pinned 0 B" in work
-    assert "held 1 MiB and made fork 50 times as long" in work
-    assert "after 4 of 4 hazards; pinned" in coherence
-    assert coherence.endswith("after remap.")
+    assert "held 1 MiB and made fork 50 times as long" in cost
+    assert "after 4 of 4 hazards" in coherence
+    assert staleness.endswith("after remap.")
     assert figures.as_promised
     assert table_of(figures).row_count == 8 + 4
 
@@ -272,6 +273,20 @@ def test_the_demo_without_pinning_shows_the_rest() -> None:
     figures = demo(on_demand=column())
     assert all("inned, " not in sentence for sentence in sentences(figures))
     assert figures.as_promised
+
+
+def test_the_demo_says_what_the_host_forbids_and_shows_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = demo(pinned=column(bytes_moved=4096), on_demand=column())
+    figures.left_out["managed"] = "no userfaultfd"
+    figures.reduced["pinned"] = "over RLIMIT_MEMLOCK"
+    monkeypatch.setattr(demo_command, "run_demo", lambda advance, seed: figures)
+    assert main.main(["demo"]) == 0
+    streams = capsys.readouterr()
+    assert "managed memory is left out, this host forbids it: no userfaultfd" in streams.err
+    assert "pinned moves 4 KiB only, this host forbids more: over RLIMIT_MEMLOCK" in streams.err
+    assert "1 MiB are more than this host lets a process pin" in streams.out
 
 
 def test_a_wrong_byte_or_a_stale_read_on_demand_is_a_failure() -> None:

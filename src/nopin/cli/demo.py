@@ -9,13 +9,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from rich.table import Table
 
 from nopin.cli.options import examples, json_option
-from nopin.cli.output import data, put, put_json, say, talk
+from nopin.cli.output import data, put_json, say, talk
 from nopin.lab.demo import COHERENT, DISCIPLINES, WORK_BYTES, DemoFigures, DisciplineFigures, run_demo
 from nopin.lab.demo_managed import ManagedFigures
 from nopin.lab.demo_owner import HAZARDS
-from nopin.units import format_bytes
+from nopin.units import format_bytes, format_ns
 
-TITLES = {"pinned": "pinned", "on_demand": "on demand"}
+TITLES = {"pinned": "pinned", "on_demand": "on demand", "managed": "managed memory"}
 HAZARD_TITLES = {
     "madvise_dontneed": "after MADV_DONTNEED and a store",
     "remap": "after munmap, mmap there and a store",
@@ -36,13 +36,16 @@ def command(seed: int | None, as_json: bool) -> int:
     figures = _run(seed)
     for name, reason in figures.left_out.items():
         say(f"{TITLES[name]} is left out, this host forbids it: {reason}")
+    for name, reason in figures.reduced.items():
+        moved = format_bytes(figures.disciplines[name].bytes_moved)
+        say(f"{TITLES[name]} moves {moved} only, this host forbids more: {reason}")
     if as_json:
         put_json(figures)
     else:
-        data().print(table_of(figures))
-        for sentence in sentences(figures):
-            put(sentence)
-        put(NEXT)
+        console = data()
+        console.print(table_of(figures))
+        for sentence in [*sentences(figures), NEXT]:
+            console.print(sentence, markup=False)
     return 0 if figures.as_promised else 1
 
 
@@ -81,9 +84,9 @@ def table_of(figures: DemoFigures) -> Table:
 
 
 _ROWS: dict[str, Callable[[DisciplineFigures], str]] = {
-    "registration": lambda c: _duration(c.register_s),
+    "registration": lambda c: format_ns(c.register_s * 1e9),
     "memory pinned (VmPin)": lambda c: format_bytes(c.vm_pin_bytes),
-    "fork of the owner": lambda c: _duration(c.fork_s),
+    "fork of the owner": lambda c: format_ns(c.fork_s * 1e9),
     "moved": lambda c: format_bytes(c.bytes_moved),
     "throughput": lambda c: f"{c.throughput_bytes_per_s / 1e9:.2f} GB/s",
     "page faults of the device": lambda c: str(c.page_faults),
@@ -92,53 +95,50 @@ _ROWS: dict[str, Callable[[DisciplineFigures], str]] = {
 }
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
-
-
 def _marked(outcome: str) -> str:
     return f"[green]{outcome}[/]" if outcome == COHERENT else f"[red]{outcome}[/]"
 
 
 def sentences(figures: DemoFigures) -> list[str]:
     """Say in a sentence each what was shown; they follow from the figures."""
-    on_demand = figures.disciplines["on_demand"]
-    said = [_work_sentence(on_demand, figures.disciplines.get("pinned")), _hazard_sentence(figures)]
-    return said if figures.managed is None else [*said, _managed_sentence(figures.managed)]
+    on_demand, pinned = figures.disciplines["on_demand"], figures.disciplines.get("pinned")
+    said = [
+        f"On demand, sharing {format_bytes(on_demand.bytes_moved)} took {format_ns(on_demand.register_s * 1e9)} and "
+        f"pinned {format_bytes(on_demand.vm_pin_bytes)}; {on_demand.bytes_wrong} of {on_demand.bytes_verified} bytes "
+        "were wrong."
+    ]
+    if pinned is not None:
+        said.append(_cost_of_pinning(pinned, on_demand))
+    said.append(
+        f"On demand, the device saw the process's own bytes after {len(HAZARDS) - len(_stale(on_demand))} of "
+        f"{len(HAZARDS)} hazards."
+    )
+    if pinned is not None:
+        stale = _stale(pinned)
+        kept = f"kept to pages the process no longer has after {' and '.join(stale)}" if stale else "saw them after all"
+        said.append(f"Pinned, it {kept}.")
+    if figures.managed is not None:
+        said.append(_managed_sentence(figures.managed))
+    return said
+
+
+def _cost_of_pinning(pinned: DisciplineFigures, on_demand: DisciplineFigures) -> str:
+    took = format_ns(pinned.register_s * 1e9)
+    if pinned.bytes_moved < on_demand.bytes_moved:
+        moved, work = format_bytes(pinned.bytes_moved), format_bytes(on_demand.bytes_moved)
+        return f"Pinned, {moved} took {took}; {work} are more than this host lets a process pin."
+    held, ratio = format_bytes(pinned.vm_pin_bytes), pinned.fork_s / on_demand.fork_s
+    return f"Pinned, it took {took}, held {held} and made fork {ratio:.0f} times as long."
+
+
+def _stale(figures: DisciplineFigures) -> list[str]:
+    return [hazard for hazard, outcome in figures.hazards.items() if outcome != COHERENT]
 
 
 def _managed_sentence(managed: ManagedFigures) -> str:
     return (
-        f"Managed, an array of {format_bytes(managed.array_bytes)} was filled by its owner, read and written by a peer "
-        f"and added up by an accelerator with at most {format_bytes(managed.resident_bytes_max)} resident of "
-        f"{format_bytes(managed.budget_bytes)} allowed: {managed.page_faults} page faults, {managed.evicted_pages} "
-        f"pages evicted, {managed.bytes_wrong} of {managed.bytes_verified} bytes wrong."
+        f"Managed, {format_bytes(managed.array_bytes)} were filled, read, written and added up by owner, peer and "
+        f"accelerator in {format_bytes(managed.resident_bytes_max)} of {format_bytes(managed.budget_bytes)} allowed: "
+        f"{managed.page_faults} page faults, {managed.evicted_pages} pages evicted, {managed.bytes_wrong} of "
+        f"{managed.bytes_verified} bytes wrong."
     )
-
-
-def _work_sentence(on_demand: DisciplineFigures, pinned: DisciplineFigures | None) -> str:
-    said = (
-        f"On demand, sharing {format_bytes(on_demand.bytes_moved)} took {_duration(on_demand.register_s)} and "
-        f"pinned {format_bytes(on_demand.vm_pin_bytes)}, and {on_demand.bytes_wrong} of "
-        f"{on_demand.bytes_verified} bytes were wrong"
-    )
-    if pinned is None:
-        return f"{said}."
-    return (
-        f"{said}; pinned, it took {_duration(pinned.register_s)}, held {format_bytes(pinned.vm_pin_bytes)} and "
-        f"made fork {pinned.fork_s / on_demand.fork_s:.0f} times as long."
-    )
-
-
-def _hazard_sentence(figures: DemoFigures) -> str:
-    stale = {
-        name: [hazard for hazard, outcome in column.hazards.items() if outcome != COHERENT]
-        for name, column in figures.disciplines.items()
-    }
-    n_coherent = len(HAZARDS) - len(stale["on_demand"])
-    said = f"On demand, the device saw the process's own bytes after {n_coherent} of {len(HAZARDS)} hazards"
-    if "pinned" not in stale:
-        return f"{said}."
-    if not stale["pinned"]:
-        return f"{said}, and pinned after all of them."
-    return f"{said}; pinned, it kept to pages the process no longer has after {' and '.join(stale['pinned'])}."

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 from nopin.cli.options import examples, json_option, socket_option
 from nopin.cli.output import put, put_json, say, talk
 from nopin.cli.slices import Index, parse_index, piece_by_piece
+from nopin.control.url import ShareUrl
 from nopin.errors import UsageError
 from nopin.units import format_bytes, format_ns
 from nopin.verbs.attach import attach
@@ -45,6 +46,7 @@ def command(url: str, selection: str, output: Path | None, socket_path: Path | N
     URL goes in quotes where the shell gives # a meaning.
     """
     index = parse_index(selection)
+    ShareUrl.parse(url)  # before a server is started for nothing
     with Device(server=socket_path) as device, attach(url, device=device) as remote:
         chosen = select(index, remote.shape, remote.strides, remote.dtype.itemsize)
         start = time.perf_counter()

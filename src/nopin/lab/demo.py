@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import secrets
 import tempfile
 import time
@@ -34,6 +35,7 @@ from nopin.verbs.remote import RemoteArray
 
 WORK_BYTES = 512 << 20
 CHUNK_WORDS = 2 << 20
+CHUNK_WORDS_MIN = 1 << 12
 DISCIPLINES = {"pinned": "pinned", "on_demand": "on-demand"}
 """Name in the figures, and as the library spells it."""
 COHERENT, STALE = "coherent", "stale"
@@ -74,6 +76,7 @@ class DemoFigures(msgspec.Struct, kw_only=True):
     Attributes:
         managed: the second part; None where the host forbids it.
         left_out: names disciplines, or "managed", that this host forbids, with its reason.
+        reduced: names disciplines that moved less than `work_bytes`, with this host's reason.
     """
 
     work_bytes: int
@@ -81,6 +84,7 @@ class DemoFigures(msgspec.Struct, kw_only=True):
     seconds: float
     disciplines: dict[str, DisciplineFigures]
     left_out: dict[str, str]
+    reduced: dict[str, str] = {}
     managed: ManagedFigures | None = None
 
     @property
@@ -105,6 +109,7 @@ def run_demo(progress: Progress, *, work_bytes: int = WORK_BYTES, seed: int | No
         seconds=0.0,
         disciplines={},
         left_out={},
+        reduced={},
     )
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="nopin-demo-")))
@@ -143,8 +148,14 @@ def _one_discipline(
     device: Device, owner: Child, name: str, figures: DemoFigures, progress: Progress
 ) -> DisciplineFigures | str:
     """Do the work and the hazards under one discipline; a text says why the host forbids it."""
-    shared: dict[str, Any] = owner.ask(["share", figures.work_bytes], OWNER_TIMEOUT_S)
+    work_bytes = figures.work_bytes
+    shared: dict[str, Any] = owner.ask(["share", work_bytes], OWNER_TIMEOUT_S)
+    if "refused" in shared and _fewer_bytes(work_bytes):
+        figures.reduced[name] = shared["refused"]
+        work_bytes = _fewer_bytes(work_bytes)
+        shared = owner.ask(["share", work_bytes], OWNER_TIMEOUT_S)
     if "refused" in shared:
+        figures.reduced.pop(name, None)
         return str(shared["refused"])
     with attach(shared["url"], device=device) as remote:
         n_wrong, seconds = _transfer(remote, figures.seed, lambda n_bytes: progress(name, n_bytes))
@@ -153,13 +164,21 @@ def _one_discipline(
         register_s=shared["register_s"],
         vm_pin_bytes=shared["vm_pin_bytes"],
         fork_s=owner.ask(["fork_s"], OWNER_TIMEOUT_S),
-        throughput_bytes_per_s=figures.work_bytes / seconds,
+        throughput_bytes_per_s=work_bytes / seconds,
         page_faults=owner.ask(["page_faults"]),
-        bytes_moved=figures.work_bytes,
-        bytes_verified=figures.work_bytes,
+        bytes_moved=work_bytes,
+        bytes_verified=work_bytes,
         bytes_wrong=n_wrong,
         hazards={hazard: _hazard(device, owner, hazard) for hazard in HAZARDS},
     )
+
+
+def _fewer_bytes(work_bytes: int) -> int:
+    """Return how much may be pinned where all of the work is over RLIMIT_MEMLOCK, and half is left for the hazards."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft == resource.RLIM_INFINITY or soft // 2 >= work_bytes:
+        return 0
+    return 1 << (soft // 2).bit_length() - 1 if soft // 2 >= CHUNK_WORDS_MIN * WORD_BYTES else 0
 
 
 def _transfer(remote: RemoteArray, seed: int, progress: Callable[[int], None]) -> tuple[int, float]:

@@ -56,7 +56,7 @@ def _guarded(name: str, probe: Callable[[str], Feature]) -> Feature:
     except HostLacks as lack:
         return Feature(name, False, lack.reason, lack.remedy)
     except (OSError, NopinError, MemoryError) as error:
-        return Feature(name, False, str(error), _REMEDIES[name])
+        return Feature(name, False, getattr(error, "strerror", None) or str(error), _REMEDIES[name])
 
 
 @contextlib.contextmanager
@@ -250,7 +250,7 @@ _REMEDIES: dict[str, str] = {
     "pagemap": "mount /proc without hidepid, and run client and server as one user",
     "pagemap_scan": "use Linux 6.7 or later for speed; nothing is lost without it",
     "procmap_query": "use Linux 6.11 or later for speed; nothing is lost without it",
-    "userfaultfd": "use a kernel with CONFIG_USERFAULTFD; sharing works without it, unwatched",
+    "userfaultfd": "use a kernel with CONFIG_USERFAULTFD; without it sharing works unwatched, none is managed",
     "userfaultfd_fork": "run as root or set sysctl vm.unprivileged_userfaultfd=1; without it forks go unheard",
     "io_uring": "set sysctl kernel.io_uring_disabled=0; only the pinned discipline needs it",
     "memlock": "raise the limit with `ulimit -l` or in /etc/security/limits.conf",

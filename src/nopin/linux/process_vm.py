@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import struct
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nopin.errors import HostLacks
 from nopin.linux.libc import FAST_LIBC, LIBC
 from nopin.mm.space import IoVec
 
@@ -36,6 +38,21 @@ def _function(library: ctypes.CDLL, name: str) -> Any:
     function = library[name]  # indexing, unlike an attribute, makes a private object
     function.restype = ctypes.c_ssize_t
     return function
+
+
+def require_process_vm() -> None:
+    """Check that the two calls are to be had at all; of other processes each has to be asked by itself.
+
+    Raises:
+        HostLacks: they are not in this kernel, or a container forbids them.
+    """
+    word, copy = ctypes.c_uint64(1), ctypes.c_uint64(0)
+    own = ProcessVm(os.getpid())
+    for copied in (own.read, own.write):
+        count = copied(ctypes.addressof(word), 8, ctypes.addressof(copy))
+        if count < 0:
+            remedy = "allow process_vm_readv and process_vm_writev in the container's seccomp profile"
+            raise HostLacks("process_vm", os.strerror(-count), f"{remedy}; nothing works without them")
 
 
 class ProcessVm:

@@ -19,7 +19,10 @@ _SYS_USERFAULTFD = 323
 _USER_MODE_ONLY = 1
 _API = 0xAA
 _UFFDIO_API = 0xC018AA3F
-_REMEDY = "run as root, or set sysctl vm.unprivileged_userfaultfd=1; sharing works without it, unwatched"
+_REMEDY = (
+    "allow userfaultfd in the container's seccomp profile, run as root or set sysctl vm.unprivileged_userfaultfd=1; "
+    "without it sharing works unwatched, and there is no managed memory"
+)
 
 
 class Feature(IntFlag):
@@ -95,15 +98,20 @@ def open_fd() -> int:
     except PermissionError:
         pass
     except OSError as error:
-        raise HostLacks("userfaultfd", f"{error.strerror}", "use a kernel built with CONFIG_USERFAULTFD") from None
+        raise HostLacks("userfaultfd", _reason(error), "use a kernel built with CONFIG_USERFAULTFD") from None
     try:
         return syscall(_SYS_USERFAULTFD, "userfaultfd", flags | _USER_MODE_ONLY)
     except OSError as error:
         if error.errno == errno.EINVAL:
             reason = "not allowed for this user, and this kernel (before 5.11) has no user-mode form"
         else:
-            reason = f"{error.strerror}"
+            reason = _reason(error)
         raise HostLacks("userfaultfd", reason, _REMEDY) from None
+
+
+def _reason(error: OSError) -> str:
+    """Return the kernel's words without the name of the call, which the feature has."""
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def handshake(fd: int, features: Feature) -> Feature:

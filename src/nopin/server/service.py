@@ -23,6 +23,7 @@ from nopin.link.raw import RawLink
 from nopin.link.udp import bind_link
 from nopin.linux.libc import keep_freed_memory
 from nopin.linux.pidfd import PidFd
+from nopin.linux.process_vm import require_process_vm
 from nopin.nic.nic import Nic
 from nopin.nic.wire.gid import address_of
 from nopin.server.arena import Arena
@@ -66,6 +67,7 @@ def serve(config: ServeConfig, when_ready: Callable[[str, int], None] = _unannou
         HostLacks: the host forbids something asked for.
     """
     keep_freed_memory()
+    require_process_vm()
     with contextlib.ExitStack() as stack:
         parent = None if config.parent_pid is None else _hold_parent(config.parent_pid, stack)
         core, exchange_socket, client_socket = _put_together(config, stack)
