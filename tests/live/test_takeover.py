@@ -19,6 +19,7 @@ import pytest
 
 from nopin import Device, attach
 from nopin.control.packets import close_all
+from nopin.control.paths import registry_path
 from nopin.errors import ServerError
 from nopin.lab.child import Child
 from nopin.lab.line import Line
@@ -267,6 +268,26 @@ def test_what_cannot_be_taken_over_leaves_nothing_half_made_and_others_go_on(
         owner.line.receive()
         owner.line.send("end")
         spoiler.kill()
+
+
+def test_a_successor_killed_when_it_has_taken_one_of_two_arenas_over_leaves_both_to_the_next(
+    path: Path, servers: list[LocalServer]
+) -> None:
+    with Child(compute, str(path), 7) as one, Child(compute, str(path), 8) as other:
+        assert (one.line.receive(), other.line.receive()) == ("ready", "ready")
+        kill(servers[-1])
+        left = registry_path(path)
+        before = left.stat().st_ino
+        command = [sys.executable, "-m", "nopin", "serve", "--takeover", "--socket", str(path)]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as starting:
+            while left.stat().st_ino == before:  # until it has written of the first
+                time.sleep(0)
+            starting.kill()
+        servers.append(LocalServer(path, ["--takeover"]))
+        assert (one.line.receive(), other.line.receive()) == ("right", "right")
+        for owner in (one, other):
+            owner.line.receive()
+            owner.line.send("end")
 
 
 def test_a_budget_of_several_arenas_is_kept_though_their_owner_asks_for_nothing(

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from nopin.control.legacy import Legacy
 from nopin.control.packets import close_all
 from nopin.linux.fd_identity import Identity, find_fds, holders, identity_of
 from nopin.linux.pidfd import PidFd
@@ -130,8 +131,8 @@ class Registry:
         self._path = path
         self.place: Place | None = None
         self.left = self._read()
-        self._arenas: dict[Record, None] = {}
-        self._books: dict[Record, None] = {}
+        self._arenas = Legacy(self.left.arenas)
+        self._books = Legacy(self.left.books)
 
     def _read(self) -> Content:
         try:
@@ -141,37 +142,42 @@ class Registry:
 
     def add_arena(self, record: Record) -> None:
         """Note an arena."""
-        self._arenas[record] = None
+        self._arenas.add(record)
         self._write()
 
     def remove_arena(self, record: Record) -> None:
-        """An arena has ended. Not noted is fine."""
-        if self._arenas.pop(record, self) is not self:
+        """An arena has ended, or cannot be taken over. Not noted is fine."""
+        if self._arenas.remove(record):
             self._write()
 
     def add_book(self, record: Record) -> None:
         """Note a client's share book."""
-        self._books[record] = None
+        self._books.add(record)
         self._write()
 
     def remove_book(self, record: Record) -> None:
-        """A client has ended. Not noted is fine."""
-        if self._books.pop(record, self) is not self:
+        """A client has ended, or cannot be taken over. Not noted is fine."""
+        if self._books.remove(record):
             self._write()
+
+    def disown(self) -> None:
+        """Take over nothing of what a predecessor left."""
+        self._arenas.disown()
+        self._books.disown()
 
     @property
     def n_arenas(self) -> int:
         """Arenas noted."""
-        return len(self._arenas)
+        return len(self._arenas.records)
 
     def _write(self) -> None:
         """Replace the file. A full disk costs the successor, not us."""
         fresh = self._path.with_name(self._path.name + ".new")
         with contextlib.suppress(OSError):
-            if not self._arenas and not self._books:
+            content = Content(self.place, list(self._arenas.records), list(self._books.records))
+            if not content.arenas and not content.books:
                 self._path.unlink(missing_ok=True)
                 return
-            content = Content(self.place, list(self._arenas), list(self._books))
             fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             with os.fdopen(fd, "wb") as file:
                 file.write(msgspec.json.encode(content))

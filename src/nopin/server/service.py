@@ -77,6 +77,7 @@ def serve(config: ServeConfig, when_ready: Callable[[str, int], None] = _unannou
             take_over(core, core.registry.left)
         else:
             _refuse_to_leave_behind(core.registry.left, config)
+            core.registry.disown()
         exchange = Exchange(core, exchange_socket)
         clients = Clients(core, client_socket)
         loop = Loop(core, config.spin_us * US_NS if _has_cpus() else 0)

@@ -40,30 +40,35 @@ CHILDREN_COME_WITHIN_NS = 10 * S_NS
 def take_over(core: Core, left: Content) -> None:
     """Go on with what a predecessor left: arenas, then what lies in them and elsewhere and is shared.
 
-    What cannot be taken over is logged.
+    What cannot be taken over is logged, and no successor of ours finds it.
     """
     for record in left.arenas:
         try:
-            _take_over_arena(core, record)
+            if _take_over_arena(core, record):
+                continue
         except (OSError, UsageError, HostLacks) as problem:
             log.warning("the arena of process %d cannot be taken over: %s", record.pid, problem)
+        core.registry.remove_arena(record)
     for record in left.books:
         try:
             n_shares = take_over_shares(core, record)
             log.info("took over %d shares of process %d", n_shares, record.pid)
+            if n_shares:
+                continue
         except (OSError, UsageError) as problem:
             log.warning("the shares of process %d cannot be taken over: %s", record.pid, problem)
+        core.registry.remove_book(record)
 
 
-def _take_over_arena(core: Core, record: Record) -> None:
-    """Go on with one arena.
+def _take_over_arena(core: Core, record: Record) -> bool:
+    """Go on with one arena; False if nobody holds it any more.
 
     Raises:
         OSError, UsageError, HostLacks: it cannot be.
     """
     held = record.from_anyone()
     if held is None:
-        return
+        return False
     held.process.close()
     try:
         store = ArenaStore(FdStore(*held.fds))
@@ -78,6 +83,7 @@ def _take_over_arena(core: Core, record: Record) -> None:
     arena.record = record
     core.registry.add_arena(record)
     log.info("took over the arena %r of process %d: %d pages", left.entry.name, record.pid, left.entry.n_pages)
+    return True
 
 
 def _restore(core: Core, left: Left, store: ArenaStore) -> Arena:

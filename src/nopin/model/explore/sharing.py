@@ -42,7 +42,7 @@ LONG = 2 * MTU
 """A packet in each page."""
 COUNTER = 0
 """Of the two pages: where atomics go."""
-_NAME, _TOKEN = "share", bytes(range(32))
+_NAME, _OURS, _TOKEN = "share", "ours", bytes(range(32))
 
 
 class OneLife(DeviceObserver):
@@ -98,11 +98,25 @@ class Served:
     def is_replaced(self) -> Steps:
         """Kill the server, and start another a while later."""
         yield Work("kills the server")
+        self._kill()
+        yield Work("starts another")
+        yield from self.server.start()
+
+    def is_replaced_twice(self) -> Steps:
+        """Kill the server, and the next one, too, perhaps while it starts."""
+        yield Work("kills the server")
+        self._kill()
+        yield Work("starts another")
+        self.world.spawn("starts", self.server.start())
+        yield Work("kills that, too")
+        self._kill()
+        yield Work("starts a third")
+        yield from self.server.start()
+
+    def _kill(self) -> None:
         self.n_killed += 1
         self._life.killed = True
         self.server.kill()
-        yield Work("starts another")
-        yield from self.server.start()
 
     def check(self) -> None:
         """Check what holds when nothing is under way."""
@@ -144,9 +158,12 @@ class Sharing:
     Args:
         length: of a transfer.
         one_server: both processes are clients of it.
+        both_share: ours shares its pages as well.
     """
 
-    def __init__(self, world: World, length: int = SHORT, *, one_server: bool = False) -> None:
+    def __init__(
+        self, world: World, length: int = SHORT, *, one_server: bool = False, both_share: bool = False
+    ) -> None:
         self.world = world
         self.length = length
         network = Network(world.scheduler)
@@ -156,6 +173,7 @@ class Sharing:
         self.ended = False  # the share, by its owner
         self.over = False  # the attachment, by an operation that failed
         self.n_added = self.n_doubtful = 0
+        self._both_share = both_share
         self._n_values = 0
         self._last: bytes | None = None
         world.prepare(self._prepare())
@@ -181,14 +199,15 @@ class Sharing:
         for place in dict.fromkeys((self.theirs, self.ours)):
             yield from place.server.start()
         yield from self.theirs.server.publish(self.owner, _NAME, _TOKEN, self.va, 2 * PAGE_BYTES)
+        if self._both_share:
+            yield from self.ours.server.publish(self.peer, _OURS, _TOKEN, self.buffer, 2 * PAGE_BYTES)
         self.array = self._new_array()
         yield from self.array.attach()
 
-    def _new_array(self) -> AttachedArray:
+    def _new_array(self, name: str = _NAME) -> AttachedArray:
         where = Range.of_length(self.buffer, 2 * PAGE_BYTES)
-        return AttachedArray(
-            self.world.scheduler, self.peer, self.ours.server, self.theirs.server, _NAME, _TOKEN, where
-        )
+        whose = self.theirs if name == _NAME else self.ours
+        return AttachedArray(self.world.scheduler, self.peer, self.ours.server, whose.server, name, _TOKEN, where)
 
     # What ours does
 
@@ -315,6 +334,14 @@ class Sharing:
         else:
             if self.ended:
                 violate("stale_access", "the share has ended, and somebody attached to it")
+        if self._both_share:
+            yield from self._attach_to_ours()
+
+    def _attach_to_ours(self) -> Steps:
+        try:
+            yield from self._new_array(_OURS).attach()
+        except (PeerError, ServerGone) as problem:
+            violate("transient_as_permanent", f"the share of ours lives, and nobody can attach to it: {problem}")
 
     def _expect_last(self) -> Steps:
         if self._last is not None:

@@ -1,9 +1,10 @@
 """A device server of a modelled host: a NIC, shares by name, peers; it may be killed, and has successors.
 
-Real are: the book in which shares outlive it, the message by which a peer attaches and its proof, and the NIC.
+Real are: the list of those who hold something for a successor, the book in which shares outlive it, the message by
+which a peer attaches and its proof, and the NIC.
 Modelled is what lies between: processes that end, connections whose ends hear of each other a while later.
 
-    down -> starting (it listens, and reads the books) -> up -> down, and so on
+    down -> starting (it listens, and reads the books) -> up -> down, and so on; it may be killed while it starts
 
 Where a server is killed what its NIC has sent is on its way, what it was told is forgotten, and memory is as its last
 turn left it. Nothing reaches memory through its registrations any more: they were in it.
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nopin.control.exchange import Attach, Attached, Denied, proof_of
+from nopin.control.legacy import Legacy
 from nopin.control.mending import LOST
 from nopin.control.share_book import SLOT_BYTES, ShareBook, ShareEntry
 from nopin.errors import ServerGone
@@ -107,10 +109,12 @@ class _Life:
     """What dies with a server.
 
     Attributes:
+        books: who holds a share book.
         hung_up: what clients are to be told by the end of their connections.
     """
 
     nic: NicHost
+    books: Legacy[Process]
     up: Gate = field(default_factory=Gate)
     shares: dict[str, Published] = field(default_factory=dict)
     peers: list[_Peer] = field(default_factory=list)
@@ -132,7 +136,8 @@ class Server:
         self.n_lives = 0
         self._scheduler = scheduler
         self._make_nic = make_nic
-        self._books: dict[Process, np.ndarray[tuple[int], np.dtype[np.uint8]]] = {}
+        self._books: dict[Process, np.ndarray[tuple[int], np.dtype[np.uint8]]] = {}  # in memory of theirs
+        self._registry: tuple[Process, ...] = ()  # on disk
         self._life: _Life | None = None
 
     # Its life
@@ -141,24 +146,37 @@ class Server:
         """Have a server there, which goes on with what is in the books of its clients."""
         assert self._life is None
         self.n_lives += 1
-        life = self._life = _Life(self._make_nic(self.n_lives))
+        life = self._life = _Life(self._make_nic(self.n_lives), Legacy(self._registry))
+        return self._take_over(life)
+
+    def _take_over(self, life: _Life) -> Procedure[None]:
         yield Work("listens")
-        for process, memory in self._books.items():
+        for process in life.books.left:
+            memory = self._books[process]
             left = ShareBook(memory, bytes(memory)).entries if process.alive else []
             yield Work("has read a book")
             for entry in left:
+                if self._life is not life:
+                    return  # killed
                 self._restore(life, process, entry)
                 yield Work("has restored a share")
+            if self._life is not life:
+                return
+            (life.books.add if left else life.books.remove)(process)
+            self._registry = life.books.records
+        if self._life is not life:
+            return
         self._scheduler.open(life.up)
-        for process in self._books:
+        for process in life.books.records:
             if not process.alive:
                 self.owner_ended(process)
 
     def kill(self) -> None:
-        """Kill it; its clients and peers hear of that as news comes by. Requires: it is up."""
+        """Kill it; its clients and peers hear of that as news comes by. Requires: it is up, or starting."""
         life, self._life = self._life, None
         assert life is not None
-        assert life.up.is_open
+        if not life.up.is_open:
+            self._scheduler.open(life.up)  # who waits for it finds it gone
         life.nic.end()
         for peer in life.peers:
             peer.line.end(LOST)
@@ -218,6 +236,8 @@ class Server:
         if not self.is_run_by(nic):
             raise ServerGone(f"the server at {self.name} was killed")
         ShareBook(memory, bytes(memory)).note(entry)
+        life.books.add(process)
+        self._registry = life.books.records
         yield Work("has noted the share")
 
     def withdraw(self, process: Process, name: str) -> Procedure[None]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from nopin.control import mending
 from nopin.control.exchange import Attach
+from nopin.control.legacy import Legacy
 from nopin.control.mending import Broken, Mending
 from nopin.control.share_book import ShareBook
 from nopin.model.explore.mutants import Patch, mutant
@@ -22,6 +24,18 @@ def shares_are_not_written_down(patch: Patch) -> None:
 def shares_that_ended_stay_in_the_book(patch: Patch) -> None:
     """A share that ends is struck out of the book, or a successor publishes it again."""
     patch.setattr(ShareBook, "strike", lambda _book, _name: None)
+
+
+@mutant("share_two_books_vs_takeovers")
+def a_successor_forgets_what_it_has_not_come_to(patch: Patch) -> None:
+    """What was left counts until it was looked at: a successor may be killed while it takes over."""
+    original = Legacy.__init__
+
+    def forgetful(legacy: Legacy[Any], left: Iterable[Any] = ()) -> None:
+        original(legacy, left)
+        legacy._records.clear()
+
+    patch.setattr(Legacy, "__init__", forgetful)
 
 
 @mutant("share_two_writes_vs_cut")

@@ -60,12 +60,13 @@ def _unless_refused(procedure: Steps) -> Steps:
         return
 
 
-def _build(whose: str, acts: dict[str, Act], *, length: int = SHORT) -> Callable[[World], None]:
+def _build(whose: str, acts: dict[str, Act], *, length: int = SHORT, twice: bool = False) -> Callable[[World], None]:
     def build(world: World) -> None:
         of = Sharing(world, length, one_server=whose == "both")
         for who, (name, act) in zip("abc", acts.items(), strict=False):
             world.spawn(f"{who}: {name}", _unless_refused(act(of)))
-        world.spawn("takeover", WHOSE[whose](of).is_replaced())
+        served = WHOSE[whose](of)
+        world.spawn("takeover", served.is_replaced_twice() if twice else served.is_replaced())
 
     return build
 
@@ -78,6 +79,14 @@ for _whose in WHOSE:
 for _name in ("write", "read"):
     _about = f"an attached array: a {_name} of two packets while the owner's server is killed and another takes over"
     add(f"share_long_{_name}_vs_takeover", _build("theirs", {_name: TRANSFERS[_name]}, length=LONG), _about)
+
+for _name in ("write", "read"):
+    _about = f"an attached array: {_name} while the server of theirs is killed, and the next one, too, while it starts"
+    add(f"share_{_name}_vs_takeovers", _build("theirs", {_name: TRANSFERS[_name]}, twice=True), _about)
+
+for _name in ("withdraw", "exit", "store"):
+    _about = f"shared plain memory: {_name} by its owner while its server is killed, and the next one while it starts"
+    add(f"share_{_name}_vs_takeovers", _build("theirs", {_name: EVENTS[_name]}, twice=True), _about)
 
 for _name, _act in EVENTS.items():
     _about = f"shared plain memory: {_name} by its owner while its server is killed and another takes over"
@@ -120,3 +129,10 @@ def share_two_writes_vs_cut(world: World) -> None:
     of = Sharing(world)
     world.spawn("cut", of.is_cut_off())
     world.spawn("a: two writes", of.writes_twice())
+
+
+@scenario("share_two_books_vs_takeovers")
+def share_two_books_vs_takeovers(world: World) -> None:
+    """Two processes share memory by one server, which is killed, and the next one, too, while it starts."""
+    of = Sharing(world, one_server=True, both_share=True)
+    world.spawn("takeover", of.theirs.is_replaced_twice())
