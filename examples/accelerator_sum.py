@@ -10,5 +10,5 @@ with nopin.Device(budget="32MiB") as device:
     accelerator.launch("fill", numbers, 0.5).result()
     jobs = [accelerator.launch("sum", half) for half in np.split(numbers, 2)]
     print("The sum is", sum(job.result() for job in jobs))
-    for job in jobs:
-        print(f"{job.usage.n_faults} page faults in {job.usage.run_ns / 1e6:.0f} ms")
+    for usage in (job.usage for job in jobs if job.usage is not None):
+        print(f"{usage.n_faults} page faults in {usage.run_ns / 1e6:.0f} ms")

@@ -267,14 +267,11 @@ def test_a_worker_waits_for_the_successor_of_a_killed_server_and_loses_no_store(
         owner.line.send("end")
 
 
-def test_the_example_and_the_page_about_accelerators_run(tmp_path: Path) -> None:
+def test_the_page_about_accelerators_runs(tmp_path: Path) -> None:
     (runtime := tmp_path / "run").mkdir(mode=0o700)
     environment = os.environ | {"XDG_RUNTIME_DIR": str(runtime), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    example = (ROOT / "examples" / "accelerator_sum.py").read_text()
     page = re.search(r"^```python\n(.*?)^```$", (ROOT / "docs" / "accelerator.md").read_text(), re.M | re.S)
     assert page is not None
-    for program, words in ((example, "The sum is 8388608.0"), (page[1], "16777216.0\n[1.41421356 1.41421356]")):
-        ran = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=WAIT_S
-        )
-        assert words in ran.stdout, ran.stderr
+    command = [sys.executable, "-c", page[1]]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert "16777216.0\n[1.41421356 1.41421356]" in ran.stdout, ran.stderr

@@ -66,14 +66,17 @@ def test_capture_passes_packets_on_unchanged(tmp_path: FilePath) -> None:
     link.close()
 
 
-def test_an_idle_link_leaves_a_readable_file(tmp_path: FilePath) -> None:
+def test_a_packet_is_in_the_file_as_soon_as_it_has_passed(tmp_path: FilePath) -> None:
     near, far = memory_pair()
     file = tmp_path / "x.pcapng"
     link = PcapLink(near, file)
-    link.send(one_packet(Path(near.endpoint, far.endpoint), 1, 40), 0)
     before = file.stat().st_size
-    assert list(link.receive(1)) == []
-    assert file.stat().st_size > before
+    link.send(one_packet(Path(near.endpoint, far.endpoint), 1, 40), 0)
+    sent = file.stat().st_size
+    assert sent > before
+    far.send(one_packet(Path(far.endpoint, near.endpoint), 1, 40), 0)
+    assert len(list(link.receive(1))) == 1
+    assert file.stat().st_size > sent
     link.close()
 
 

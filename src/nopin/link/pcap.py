@@ -112,20 +112,18 @@ class PcapLink(Wrapper):
         local, remote = batch.path
         for offset, length in packets_of(batch.segments):
             self._record(now, local, remote, batch.staging.view[offset : offset + length])
+        self._flush()
         self.inner.send(batch, now)
 
     def receive(self, now: int) -> Iterator[PacketBatch]:
-        """Record what arrives on its way up; flush the file when nothing did."""
-        is_idle = True
+        """Record what arrives on its way up."""
         for batch in self.inner.receive(now):
-            is_idle = False
             local, remote = batch.path
             view = batch.buffer.data
             for offset, length in zip(batch.offsets.tolist(), batch.lengths.tolist(), strict=True):
                 self._record(now, remote, local, view[offset : offset + length])
-            yield batch
-        if is_idle:
             self._flush()
+            yield batch
 
     def close(self) -> None:
         """Finish the file, then close the inner link."""
@@ -149,6 +147,7 @@ class PcapLink(Wrapper):
             self._stop_recording()
 
     def _flush(self) -> None:
+        """Hand everything so far to the kernel: who looks at the file, or kills us, finds whole batches."""
         if self._writer is None:
             return
         try:

@@ -77,7 +77,8 @@ class WorkProducer(_Ring):
         """
         stride, mask, at = self._stride, self._mask, self._next
         if at + len(entries) - self._index[_CONSUMER] > self.depth:
-            raise QueueFull(f"{len(entries)} work requests for {self.free} free of {self.depth} entries")
+            text = f"{len(entries)} work requests for {self.free} free of {self.depth} entries"
+            raise QueueFull(f"{text}; take completions first, or make deeper queues by QpCaps")
         for entry in entries:
             start = (at & mask) * stride
             self._bytes[start : start + len(entry)] = entry
