@@ -29,7 +29,7 @@ from nopin import (
 from nopin.lab.child import Child
 from nopin.lab.line import Line
 from nopin.linux.libc import LIBC, checked
-from nopin.linux.proc import memory_use
+from nopin.linux.proc import pinned_bytes
 
 N_PAGES = 16
 MIB = 1 << 20
@@ -111,9 +111,9 @@ def test_memory_never_touched_reads_as_zeros_and_takes_writes(
 def test_unpinned_memory_is_always_what_the_process_sees(
     pair: Pair, pages: Pages, buffer: Pages, discipline: str
 ) -> None:
-    pin_before = memory_use(os.getpid()).vm_pin
+    pin_before = pinned_bytes(os.getpid())
     region = register(pair, pages, discipline)
-    assert memory_use(os.getpid()).vm_pin <= pin_before  # the kernel may still be at releasing an earlier one
+    assert pinned_bytes(os.getpid()) <= pin_before  # the kernel may still be at releasing an earlier one
     pages.fill(2)
     pages.advise(1, MADV_DONTNEED)
     pages.put(PAGE, b"stored afterwards")
@@ -163,11 +163,11 @@ def test_an_implicit_share_reaches_any_address_with_the_mappings_rights(
 
 @pytest.mark.needs_io_uring
 def test_a_pin_is_charged_as_long_as_the_region_lives(pair: Pair, pages: Pages) -> None:
-    assert eventually(lambda: memory_use(os.getpid()).vm_pin == 0)  # earlier ones are released
+    assert eventually(lambda: pinned_bytes(os.getpid()) == 0)  # earlier ones are released
     region = register(pair, pages, "pinned")
-    assert memory_use(os.getpid()).vm_pin == pages.length
+    assert pinned_bytes(os.getpid()) == pages.length
     region.close()
-    assert eventually(lambda: memory_use(os.getpid()).vm_pin == 0)
+    assert eventually(lambda: pinned_bytes(os.getpid()) == 0)
 
 
 @pytest.mark.needs_io_uring

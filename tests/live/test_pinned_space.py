@@ -14,7 +14,7 @@ from nopin.errors import UsageError
 from nopin.linux.io_uring import PinnedBuffer, PinnedFrames
 from nopin.linux.pidfd import PidFd
 from nopin.linux.probe import probe_all
-from nopin.linux.proc import memory_use
+from nopin.linux.proc import pinned_bytes
 from nopin.mm.pinned import PinnedSpace
 from nopin.mm.space import FaultResult, Reason, Staging
 from nopin.ranges import Range
@@ -66,7 +66,7 @@ def write(space: PinnedSpace, address: int, data: bytes) -> None:
 
 
 def test_the_pin_is_charged_and_the_whole_range_is_reached(owner: Owner, address: int, space: PinnedSpace) -> None:
-    assert memory_use(owner.pid).vm_pin == LENGTH
+    assert pinned_bytes(owner.pid) == LENGTH
     assert read(space, address, LENGTH) == b"original" * (LENGTH // 8)
     write(space, address + 5, b"from the device" * 50000)
     assert owner.do("get", address + 5, 15 * 50000) == b"from the device" * 50000
@@ -155,7 +155,7 @@ def test_a_user_cannot_pin_beyond_the_memlock_limit() -> None:
     with Owner(become_limited) as owner:
         address = owner.do("map", LENGTH)
         owner.do("pin", address, 2 * PAGE)
-        assert memory_use(owner.pid).vm_pin == 2 * PAGE
+        assert pinned_bytes(owner.pid) == 2 * PAGE
         with pytest.raises(MemoryError, match="RLIMIT_MEMLOCK"):
             owner.do("pin", address, LENGTH)
 

@@ -15,7 +15,7 @@ from nopin.iommu.access import PARKED
 from nopin.iommu.iommu import Iommu
 from nopin.iommu.page_requests import Meter
 from nopin.linux.pidfd import PidFd
-from nopin.linux.proc import Maps, memory_use
+from nopin.linux.proc import Maps, pinned_bytes
 from nopin.linux.process_memory import ProcessMemory
 from nopin.linux.process_vm import ProcessVm
 from nopin.mm.plain import PlainSpace
@@ -186,7 +186,7 @@ def test_swapped_pages_park_come_back_whole_and_pin_nothing(owner: Owner, space:
         assert iommu.read(pasid, address, len(data), staging, 0, meter, "qp") == len(data)
         assert (staging.array == data).all()
         assert (meter.page_faults, meter.page_faults_handled) == (64, 1)
-        assert memory_use(owner.pid).vm_pin == 0
+        assert pinned_bytes(owner.pid) == 0
 
 
 def test_a_short_copy_in_one_step_is_made_only_where_all_of_it_is_present(owner: Owner, space: PlainSpace) -> None:

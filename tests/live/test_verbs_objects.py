@@ -159,6 +159,20 @@ def test_many_requests_built_by_numpy(ends: tuple[End, End]) -> None:
     )
 
 
+def test_many_completions_are_taken_as_an_array(ends: tuple[End, End]) -> None:
+    a, b = ends
+    write = SendWr(WrOpcode.RDMA_WRITE, [a.sge()], remote_address=b.region.iova, rkey=b.region.rkey)
+    a.qp.post_send([replace(write, wr_id=number) for number in range(50)])
+    taken: list[int] = []
+    deadline_s = time.monotonic() + PATIENCE_S
+    while len(taken) < 50 and time.monotonic() < deadline_s:
+        completions = a.cq.poll_array(20)
+        assert len(completions) <= 20
+        assert (completions["status"] == WcStatus.SUCCESS).all()
+        taken += completions["wr_id"].tolist()
+    assert taken == list(range(50))
+
+
 def test_a_region_may_have_another_address_for_peers(ends: tuple[End, End]) -> None:
     a, b = ends
     moved = b.pd.register(b.memory, access="r", iova=0x1000)

@@ -129,18 +129,6 @@ def test_tables_divide_the_opcodes() -> None:
     assert not HEADER_BYTES[~IS_KNOWN].any()
 
 
-def test_a_receive_is_taken_at_first_and_only_sends_and_at_immediate_writes() -> None:
-    taken = {Opcode(op) for op in np.flatnonzero(opcodes.TAKES_RECEIVE).tolist()}
-    assert taken == {
-        Opcode.SEND_FIRST,
-        Opcode.SEND_ONLY,
-        Opcode.SEND_ONLY_IMM,
-        Opcode.SEND_ONLY_INVALIDATE,
-        Opcode.WRITE_LAST_IMM,
-        Opcode.WRITE_ONLY_IMM,
-    }
-
-
 def test_psn_distance_wraps_at_the_half_circle() -> None:
     assert psn_diff(5, 3) == 2
     assert psn_diff(3, 5) == -2

@@ -13,7 +13,7 @@ from nopin.errors import HostLacks, ServerRefused
 from nopin.lab.line import Line
 from nopin.lab.mapping import Mapping
 from nopin.lab.pattern import WORD_BYTES, Words, count_wrong_bytes, pattern
-from nopin.linux.proc import memory_use
+from nopin.linux.proc import pinned_bytes
 from nopin.verbs.device import Device
 from nopin.verbs.share import Share
 
@@ -50,7 +50,7 @@ class Owner:
         return {
             "url": self._share.url,
             "register_s": time.perf_counter() - start,
-            "vm_pin_bytes": memory_use(os.getpid()).vm_pin,
+            "vm_pin_bytes": pinned_bytes(os.getpid()),
         }
 
     def count_wrong(self) -> int:

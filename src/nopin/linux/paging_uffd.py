@@ -52,7 +52,6 @@ FAULT_WRITE, FAULT_WP, FAULT_MINOR = 1, 2, 4
 """Flags of a fault message: a store; to a protected page; to a page that the file has."""
 
 _READ_MESSAGES = 256
-_EEXIST = errno.EEXIST
 
 _PAGING = EVENTS | Feature.MISSING_SHMEM | Feature.MINOR_SHMEM | Feature.FLAG_WP | Feature.WP_HUGETLBFS_SHMEM
 NEEDED = _PAGING | Feature.POISON

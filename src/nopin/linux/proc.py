@@ -138,25 +138,13 @@ def start_time(pid: int) -> int:
     return int(text.rpartition(")")[2].split()[19])  # field 22 of proc_pid_stat(5); the name may hold anything
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryUse:
-    """Memory of a process, in bytes, by the names of /proc/PID/status."""
-
-    vm_rss: int
-    vm_pin: int
-    vm_lck: int
-    vm_swap: int
-
-
-def memory_use(pid: int) -> MemoryUse:
-    """Read what a process has resident, pinned, locked and swapped.
+def pinned_bytes(pid: int) -> int:
+    """Return how much memory of a process is pinned (VmPin of /proc/PID/status).
 
     Raises:
         OSError: the process is gone (ENOENT, ESRCH).
     """
-    fields: dict[str, int] = {}
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name in ("VmRSS", "VmPin", "VmLck", "VmSwap"):
-            fields[name] = int(value.split()[0]) * 1024
-    return MemoryUse(fields.get("VmRSS", 0), fields.get("VmPin", 0), fields.get("VmLck", 0), fields.get("VmSwap", 0))
+        if line.startswith("VmPin:"):
+            return int(line.split()[1]) * 1024
+    return 0

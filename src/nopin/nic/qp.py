@@ -24,7 +24,6 @@ from nopin.nic.wire.psn import psn_add
 from nopin.nic.work import RecvWork, SendWork
 
 RECEIVING_STATES = (QpState.RTR, QpState.RTS, QpState.SQD)
-_RTS = QpState.RTS
 
 WINDOW_PACKETS_MAX = 2048
 """Four batches: two are received, as one, while the next two are built."""
@@ -261,7 +260,3 @@ class QueuePair:
     def may_receive(self) -> bool:
         """Packets are taken from RTR on."""
         return self.state in RECEIVING_STATES
-
-    def may_send(self) -> bool:
-        """New requests go out in RTS; SQD only finishes what is under way."""
-        return self.state is _RTS

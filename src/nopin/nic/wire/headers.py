@@ -40,9 +40,6 @@ unpack_reth = _RETH.unpack_from
 
 RETH_DTYPE = np.dtype([("address", ">u8"), ("rkey", ">u4"), ("length", ">u4")])
 
-MAX_MESSAGE_BYTES = 1 << 31
-"""The longest message a RETH may announce."""
-
 
 class Reth(NamedTuple):
     """RDMA extended transport header: what remote memory a whole message means."""

@@ -89,13 +89,8 @@ IS_SEND = _table(_SEND)
 IS_WRITE = _table(_WRITE)
 IS_READ_RESPONSE = _table(_READ_RESPONSE)
 IS_ATOMIC = _table(_ATOMIC)
-IS_FIRST = _table(_named("_FIRST"))
-IS_MIDDLE = _table(_named("_MIDDLE"))
-IS_LAST = _table(_named("_LAST"))
-IS_ONLY = _table(_named("_ONLY"))
-STARTS_MESSAGE = _table(_named("_FIRST", "_ONLY") | {Opcode.READ_REQUEST} | _ATOMIC)
-"""First or only, or a request of one packet."""
 ENDS_MESSAGE = _table(_named("_LAST", "_ONLY") | {Opcode.READ_REQUEST} | _ATOMIC)
+"""Last or only, or a request of one packet."""
 
 HAS_RETH = _table({Opcode.WRITE_FIRST, Opcode.WRITE_ONLY, Opcode.WRITE_ONLY_IMM, Opcode.READ_REQUEST})
 HAS_ATOMIC_ETH = _table(_ATOMIC)
@@ -103,11 +98,6 @@ HAS_ATOMIC_ACK_ETH = _table({Opcode.ATOMIC_ACKNOWLEDGE})
 HAS_AETH = _table(_RESPONSES - {Opcode.READ_RESPONSE_MIDDLE})
 HAS_IMM = _table(_named("_IMM"))
 HAS_IETH = _table(_named("_INVALIDATE"))
-HAS_PAYLOAD = _table(_SEND | _WRITE | _READ_RESPONSE)
-TAKES_RECEIVE = _table(
-    {Opcode.SEND_FIRST, Opcode.WRITE_LAST_IMM, Opcode.WRITE_ONLY_IMM} | {op for op in _SEND if IS_ONLY[op]}
-)
-"""At this packet the responder consumes a receive work request."""
 
 HEADER_BYTES: NDArray[np.int64] = (
     BTH_BYTES * IS_KNOWN
