@@ -513,3 +513,27 @@ def test_devices_need_no_fault_for_what_the_owner_touched_where_mappings_are_pus
             assert region["page_faults"] == (0 if pushes else 16 + (array.ctypes.data % PAGE != 0))
             remote[0] = 9  # a device's first store is heard all the same
             assert array[0] == 9
+
+
+def test_pages_that_the_pager_takes_from_a_device_are_counted_by_region(device: nopin.Device) -> None:
+    array = device.zeros((256, PAGE), np.uint8)
+    array[:] = 7
+
+    def invalidations() -> dict[int, int]:
+        return {row["mrlen"]: row["page_invalidations"] for row in device.stat() if row["kind"] == "mr"}
+
+    with (
+        device.share(array[:100]) as shared,
+        device.share(array[50:240]),
+        nopin.attach(shared.url, device=device) as remote,
+    ):
+        assert (remote[:] == 7).all()
+        device.set_budget(4 * PAGE)
+        found = invalidations()
+        assert 90 <= found[100 * PAGE] <= 100, "what the device had has left, but for what may stay"
+        assert found[100 * PAGE] - 50 <= found[190 * PAGE] <= 50, "it is of both"
+        device.set_budget("16MiB")
+        array[200:] = 8
+        assert invalidations() == found, "nobody took anything since"
+    with device.share(array):
+        assert invalidations()[256 * PAGE] == 0, "it was registered since"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nopin.iommu.mirror import ATTEMPTS, CHUNK_PAGES, FIRST_BACKOFF_NS
+from nopin.iommu.reclaimed import Reclaimed
 from nopin.mm.causes import Cause
 from nopin.mm.device_faults import FaultPages
 from nopin.mm.effects import Backoff, PageRun, ReadSwap
@@ -256,3 +257,26 @@ def test_what_a_device_wrote_comes_back_from_swap() -> None:
     arena.memory[:4] = 7
     arena.evict_now()
     assert arena.page(0)[:5] == bytes([7, 7, 7, 7, 0])
+
+
+def test_what_is_reclaimed_is_counted_by_page_and_added_up_by_range() -> None:
+    counts, truth = Reclaimed(2000), np.zeros(2000, np.int64)
+    draw = np.random.default_rng(1)
+    for _ in range(300):
+        block = int(draw.integers(3))
+        low, high = sorted(draw.integers(0, CHUNK_PAGES + 1, 2).tolist())
+        present = draw.integers(0, 2, CHUNK_PAGES, np.uint8)
+        counts.note(block, low, high, bytearray(present), int(present[low:high].sum()))
+        truth[block * CHUNK_PAGES :][low:high] += present[low:high]
+    for _ in range(300):
+        first, end = sorted(draw.integers(0, 2001, 2).tolist())
+        assert counts.count(PageRun(first, end - first)) == truth[first:end].sum()
+
+
+def test_only_what_the_memory_manager_takes_counts_as_reclaimed() -> None:
+    arena = filled((0, 8), (510, 4))
+    invalidate(arena, Cause.RECLAIM, Range(0, 4), Range(511, 513))
+    invalidate(arena, Cause.RECLAIM, Range(0, 4))
+    invalidate(arena, Cause.TRUNCATE, Range(0, 2048))
+    assert arena.mirror.reclaimed.count(PageRun(0, 2048)) == 6, "where there was an entry"
+    assert arena.mirror.reclaimed.count(PageRun(2, 510)) == 3

@@ -58,6 +58,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from nopin.iommu.reclaimed import Reclaimed
 from nopin.mm.device_faults import DeviceFaults, FaultPages
 from nopin.mm.effects import Backoff, PageRun, Procedure
 from nopin.mm.notifier import Notifiers
@@ -126,6 +127,9 @@ class Mirror(Subscriber):
         n_pages: size of the arena.
         wants_updates: install what CPU faults bring in, too.
         owner: as whom this device asks for migrations and exclusive pages.
+
+    Attributes:
+        reclaimed: entries dropped because the memory manager wanted the pages.
     """
 
     def __init__(
@@ -138,6 +142,7 @@ class Mirror(Subscriber):
         owner: object = None,
     ) -> None:
         self.n_pages = n_pages
+        self.reclaimed = Reclaimed(n_pages)
         self._notifiers = notifiers
         self._pager = pager
         self._chunks: dict[int, _Chunk] = {}
@@ -311,11 +316,12 @@ class Mirror(Subscriber):
 
     def invalidate_start(self, event: Invalidation) -> None:
         """Drop the entries and hand their bits over."""
+        is_reclaim = event.cause.deferrable
         for index, low, high in self._touched(event.ranges):
             chunk = self._chunks[index]
             _collect(chunk.dirty, index, low, high, event.harvest.dirty)
             _collect(chunk.young, index, low, high, event.harvest.young)
-            self._drop(index, chunk, low, high)
+            self._drop(index, chunk, low, high, is_reclaim=is_reclaim)
 
     def protect(self, event: Invalidation) -> None:
         """Drop the right to write, and hand the dirty bits over; reads go on hitting."""
@@ -393,8 +399,10 @@ class Mirror(Subscriber):
             if low < high:
                 yield index, low, high
 
-    def _drop(self, index: int, chunk: _Chunk, low: int, high: int) -> None:
+    def _drop(self, index: int, chunk: _Chunk, low: int, high: int, *, is_reclaim: bool) -> None:
         n_gone = chunk.present.count(1, low, high)
+        if is_reclaim and n_gone:
+            self.reclaimed.note(index, low, high, chunk.present, n_gone)
         chunk.n_present -= n_gone
         self._statistics.n_present -= n_gone
         self._statistics.invalidated += n_gone

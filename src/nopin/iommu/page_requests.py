@@ -34,8 +34,8 @@ class Meter:
     Attributes:
         page_faults: pages that were found absent.
         page_faults_handled: fault events dealt with: one an access, or one a slow range of a scatter list.
-        page_invalidations: pages that invalidations covered.
-        page_invalidations_handled: invalidation events.
+        page_invalidations: pages that were changed by their owner. What a pager takes away is counted elsewhere.
+        page_invalidations_handled: such changes.
     """
 
     page_faults: int = 0

@@ -76,6 +76,7 @@ class ClientRegion:
         watched: all of its range was watched at registration.
         generation: counts the invalidations that hit it.
         ring_fd: of a pinned one, the number of its io_uring in the client.
+        reclaimed_before: counted in its range when it was registered; see `regions.reclaimed`.
     """
 
     session: Session
@@ -87,6 +88,7 @@ class ClientRegion:
     watched: bool = False
     generation: int = 0
     ring_fd: int | None = None
+    reclaimed_before: int = 0
 
 
 @dataclass(slots=True, eq=False)

@@ -9,10 +9,13 @@ from nopin.control.messages import Event, Register
 from nopin.control.share_book import ShareEntry
 from nopin.control.url import TOKEN_BYTES, is_share_name
 from nopin.errors import ServerRefused
+from nopin.iommu.windows import page_run
 from nopin.mm.causes import Cause
+from nopin.mm.effects import PageRun
 from nopin.mm.subscriber import Invalidation, Subscriber
 from nopin.nic.abi import Access, AsyncEventType, Discipline
 from nopin.nic.errors import VerbsError
+from nopin.nic.mr import Region
 from nopin.ranges import Range
 from nopin.server.domain import Domain
 from nopin.server.objects import ClientRegion, find
@@ -107,6 +110,24 @@ def restore(session: Session, pd: int, left: ShareEntry) -> ClientRegion:
     return entry
 
 
+def reclaimed(entry: ClientRegion) -> int:
+    """Count the pages of managed memory in a region that the pager took from the device since it was registered.
+
+    Where its owner moves arenas about meanwhile, this is of where they are now.
+    """
+    return max(0, _reclaimed_ever(entry.session, entry.region) - entry.reclaimed_before)
+
+
+def _reclaimed_ever(session: Session, region: Region) -> int:
+    n_pages, where = 0, Range(region.start, region.end)
+    for window in session.core.iommu.windows(region.pasid):
+        hit = where.intersection(Range(window.start, window.end))
+        if hit is not None:
+            run = PageRun(*page_run(window.at(hit.start), hit.length))
+            n_pages += window.arena.mirror.reclaimed.count(run)
+    return n_pages
+
+
 def watch_all(session: Session) -> None:
     """Hear about changes of regions that were registered while the client's userfaultfd was not there."""
     for entry in session.objects.regions.values():
@@ -183,6 +204,7 @@ def _register(session: Session, request: Register, domain: Domain, discipline: D
         raise
     entry = ClientRegion(session, session.objects.new_handle(), region, domain, pinned_pasid, ring_fd=request.ring_fd)
     region.owner = entry
+    entry.reclaimed_before = _reclaimed_ever(session, region)
     return entry
 
 

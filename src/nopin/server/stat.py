@@ -12,6 +12,7 @@ from nopin.control.messages import MESSAGE_BYTES_MAX, Stat
 from nopin.nic.abi import QpState
 from nopin.nic.qp import QueuePair
 from nopin.server.core import Core
+from nopin.server.regions import reclaimed
 from nopin.units import PAGE_BYTES, U64_MAX
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _client(session: Session) -> Iterator[Row]:
             "watched": entry.watched,
             "page_faults": meter.page_faults,
             "page_faults_handled": meter.page_faults_handled,
-            "page_invalidations": meter.page_invalidations,
+            "page_invalidations": meter.page_invalidations + reclaimed(entry),
             "page_invalidations_handled": meter.page_invalidations_handled,
         }
     for number, arena in session.arenas.rows():

@@ -56,7 +56,7 @@ from nopin.units import PAGE_BYTES
 _IGNORED: dict[type, frozenset[str]] = {
     World: frozenset({"trace", "guide"}),
     Scheduler: frozenset({"trace", "chooser", "n_steps", "_n_put", "now_ns", "_heap", "_ready"}),
-    Mirror: frozenset({"_statistics"}),
+    Mirror: frozenset({"_statistics", "reclaimed"}),
     ArenaPages: frozenset({"counts"}),
     ProcessFaults: frozenset({"n_faults"}),
     Engine: frozenset({"_n_dropped_before"}),
