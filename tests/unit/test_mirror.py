@@ -260,7 +260,7 @@ def test_what_a_device_wrote_comes_back_from_swap() -> None:
 
 
 def test_what_is_reclaimed_is_counted_by_page_and_added_up_by_range() -> None:
-    counts, truth = Reclaimed(2000), np.zeros(2000, np.int64)
+    counts, truth = Reclaimed(), np.zeros(2000, np.int64)
     draw = np.random.default_rng(1)
     for _ in range(300):
         block = int(draw.integers(3))

@@ -142,7 +142,7 @@ class Mirror(Subscriber):
         owner: object = None,
     ) -> None:
         self.n_pages = n_pages
-        self.reclaimed = Reclaimed(n_pages)
+        self.reclaimed = Reclaimed()
         self._notifiers = notifiers
         self._pager = pager
         self._chunks: dict[int, _Chunk] = {}

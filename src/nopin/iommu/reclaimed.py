@@ -11,32 +11,46 @@ import numpy as np
 from nopin.mm.effects import PageRun
 
 _SHIFT = 9
-"""So many pages, a *block*, have a sum of their own, so that long ranges are added up quickly: a chunk of the mirror."""
+BLOCK_PAGES = 1 << _SHIFT
+
+
+class _Block:
+    """512 pages: a count each, and their sum."""
+
+    __slots__ = ("page", "pages", "total")
+
+    def __init__(self) -> None:
+        self.pages = np.zeros(BLOCK_PAGES, np.uint32)
+        self.page: memoryview = self.pages.data  # quicker for single ones
+        self.total = 0
 
 
 class Reclaimed:
-    """The counts of one mirror, since it was made. They take memory where pages are counted only."""
+    """The counts of one mirror, since it was made. They grow with what was taken, not with the mirror."""
 
-    def __init__(self, n_pages: int) -> None:
-        self._by_page = np.zeros(n_pages, np.uint32)
-        self._by_block = np.zeros((n_pages >> _SHIFT) + 1, np.uint64)
-        self._page: memoryview = self._by_page.data
-        self._block: memoryview = self._by_block.data
+    def __init__(self) -> None:
+        self._blocks: dict[int, _Block] = {}
 
     def note(self, block: int, low: int, high: int, present: bytearray, n: int) -> None:
         """Count the pages [low, high) of a block that are present, `n` of them: byte 1, not 0, of the block's 512."""
-        self._block[block] += n
-        first = (block << _SHIFT) + low
+        counts = self._blocks.get(block)
+        if counts is None:
+            counts = self._blocks[block] = _Block()
+        counts.total += n
         if high - low == 1:  # the common case
-            self._page[first] += 1
+            counts.page[low] += 1
         else:
-            self._by_page[first : first + high - low] += np.frombuffer(present, np.uint8)[low:high]
+            counts.pages[low:high] += np.frombuffer(present, np.uint8)[low:high]
 
     def count(self, pages: PageRun) -> int:
         """Add up what was counted in a run."""
-        first, end = pages.first, pages.end
-        low, high = -(-first >> _SHIFT), end >> _SHIFT  # whole blocks
-        if low >= high:
-            return int(self._by_page[first:end].sum())
-        edges = self._by_page[first : low << _SHIFT].sum() + self._by_page[high << _SHIFT : end].sum()
-        return int(edges + self._by_block[low:high].sum())
+        first, end = pages.first >> _SHIFT, (pages.end - 1 >> _SHIFT) + 1
+        total = 0
+        for index in range(first, end) if end - first < len(self._blocks) else list(self._blocks):
+            block = self._blocks.get(index)
+            if block is None or not first <= index < end:
+                continue
+            start = index << _SHIFT
+            low, high = max(pages.first - start, 0), min(pages.end - start, BLOCK_PAGES)
+            total += block.total if high - low == BLOCK_PAGES else int(block.pages[low:high].sum())
+        return total
