@@ -9,7 +9,9 @@ what the copier cannot reach, and what it left when it failed.
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 
 from nopin.iommu.relay import Copy, Relayed, after, relay_in_turn, start_of
 from nopin.linux.process_memory import ProcessMemory
@@ -29,11 +31,12 @@ N_CHUNKS = 8
 HEAD_BYTES = 256 << 10
 """What the server copies by itself while a copier that sleeps wakes up."""
 
-TRY_OTHER_EVERY = 256
-"""How often the slower way is tried, to see whether it still is."""
-
 TRIES = 3
-"""Times in a row: the first wakes the copier up, or leaves it to sleep, and says little about those after it."""
+"""Times in a row that a way is tried: the first wakes the copier up, or leaves it to sleep, and says little about those
+after it. Of so many the median counts."""
+
+TRY_AGAIN_FIRST, TRY_AGAIN_LAST = 8, 256
+"""After how many copies the slower way is tried again, to see whether it still is: at first, and at last."""
 
 RESTART_NS = S_NS
 """How long to do without after a copier had to be ended."""
@@ -122,32 +125,40 @@ class Copier:
 class Speeds:
     """Whether help makes copies quicker: not where other processes want the CPUs, or where those are far apart.
 
-    Each way's time per byte is averaged over its last copies: many of the way in use, so that a hiccup does not
-    matter; few of the other, which is tried only now and then and may have changed since.
+    Each way is known by the median of its last copies, so a hiccup says nothing. The way in use is left as soon as it
+    is slower than what is known of the other; the other is tried now and then, for it may have changed: soon after a
+    change, more and more rarely while it stays slower.
     """
 
-    _WEIGHT_IN_USE, _WEIGHT_OTHER = 1 / 8, 1 / 2
-
     def __init__(self) -> None:
-        self._ns_per_byte: dict[bool, float] = {}
-        self._n_asked = 0
+        self._latest: dict[bool, deque[float]] = {way: deque(maxlen=TRIES) for way in (True, False)}
+        self._way = self._used = True
+        self._trying = True
+        self._n_left = TRIES
+        self._pause = TRY_AGAIN_FIRST
 
     def prefer_help(self) -> bool:
         """Choose for the next copy."""
-        self._n_asked += 1
-        if len(self._ns_per_byte) < 2:
-            return True not in self._ns_per_byte
-        return self._is_better(True) != (self._n_asked % TRY_OTHER_EVERY < TRIES)
+        if self._n_left <= 0 or not (self._trying or self._is_better(self._way)):
+            self._choose()
+        self._n_left -= 1
+        return self._way
 
     def learn(self, duration_ns: int, n_bytes: int, *, helped: bool) -> None:
         """Take note of what a copy took."""
-        latest = duration_ns / n_bytes
-        before = self._ns_per_byte.setdefault(helped, latest)
-        weight = self._WEIGHT_IN_USE if self._is_better(helped) else self._WEIGHT_OTHER
-        self._ns_per_byte[helped] = before + weight * (latest - before)
+        self._latest[helped].append(duration_ns / n_bytes)
+
+    def _choose(self) -> None:
+        """Begin to try the other way, or to use the better one."""
+        if not all(self._latest.values()) or (not self._trying and self._is_better(self._way)):
+            self._trying, self._way, self._n_left = True, not self._way, TRIES
+            return
+        better = self._is_better(True)
+        self._pause = TRY_AGAIN_FIRST if better != self._used else min(2 * self._pause, TRY_AGAIN_LAST)
+        self._trying, self._way, self._used, self._n_left = False, better, better, self._pause
 
     def _is_better(self, helped: bool) -> bool:
-        return self._ns_per_byte[helped] <= self._ns_per_byte.get(not helped, 0.0)
+        return median(self._latest[helped]) <= median(self._latest[not helped])
 
 
 def chunk_bytes(total: int) -> int:
