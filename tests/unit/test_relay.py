@@ -299,10 +299,9 @@ def share_of_help(speeds: Speeds, cost: Callable[[int], int], n: int = 5000) -> 
 
 
 def test_the_quicker_way_is_taken_and_the_other_tried_now_and_then() -> None:
-    for cost in (100, 200):
-        share = share_of_help(Speeds(), lambda _, cost=cost: cost)
-        of_the_other = 1 - share if cost < 150 else share
-        assert 10 * TRIES <= of_the_other * 5000 <= 40 * TRIES
+    others = 1 - share_of_help(Speeds(), lambda _: 100), share_of_help(Speeds(), lambda _: 200)
+    for share in others:
+        assert 10 * TRIES <= share * 5000 <= 40 * TRIES
 
 
 def test_help_that_is_slow_only_at_first_is_taken() -> None:

@@ -2,8 +2,8 @@
 
 No packet is built and nothing can be lost, but the outcomes are those of the wire, decided by the same functions: who
 may access what (`refusal.check_target`), which receive is used, what is told to whom when a page cannot be reached.
-A message is copied chunk by chunk (`direct_copy.py`); it parks between chunks. Short READs and WRITEs about which
-nothing is special are not even taken from the ring (`direct_short.py`), long ones go together (`direct_run.py`).
+A message is copied chunk by chunk (`direct_copy.py`); it parks between chunks. READs and WRITEs about which
+nothing is special are not even taken from the ring (`direct_posted.py`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from nopin.nic.abi import AsyncEventType, QpState, SendFlags, WcFlags, WcOpcode,
 from nopin.nic.completer import NAK_STATUS, finish_with_error, wait_for_receiver
 from nopin.nic.core import Core, available, recv_done, send_done, take_recv
 from nopin.nic.direct_copy import LocalFault, move
-from nopin.nic.direct_run import LONG_BYTES, copy_run
-from nopin.nic.direct_short import copy_posted
+from nopin.nic.direct_posted import copy_posted
 from nopin.nic.qp import Inbound, QueuePair
 from nopin.nic.refusal import (
     NotReady,
@@ -26,7 +25,7 @@ from nopin.nic.refusal import (
     no_access,
     prepare,
 )
-from nopin.nic.requester import fetch, timeout_ns
+from nopin.nic.requester import fetch_one, timeout_ns
 from nopin.nic.rights import REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE
 from nopin.nic.scatter import accesses, prepare_pieces, push
 from nopin.nic.wire.aeth import Nak
@@ -60,7 +59,9 @@ def advance(core: Core, qp: QueuePair, now: int) -> None:
     while n_bytes > 0 and n_works > 0:
         peer = find_peer(core, qp)
         if not side.works and qp.state is _RTS:
-            n_works -= _take_posted(core, qp, peer, n_works)
+            done, length = _take_posted(core, qp, peer, n_works, n_bytes)
+            n_works -= done
+            n_bytes -= length
         if not side.works:
             break
         work = side.works[0]
@@ -74,32 +75,24 @@ def advance(core: Core, qp: QueuePair, now: int) -> None:
         if not peer.established and peer.state is _RTR:
             peer.established = True
             core.event(AsyncEventType.COMM_EST, peer)
-        run = copy_run(core, qp, peer) if work.length >= LONG_BYTES else []
-        if not run and not _carry_out(core, qp, peer, work, now):
+        if not _carry_out(core, qp, peer, work, now):
             return
-        for done in run or [work]:
-            _complete(core, qp, done)
-            n_bytes -= done.length
-            n_works -= 1
+        _complete(core, qp, work)
+        n_bytes -= work.length
+        n_works -= 1
     if side.works or qp.send_ring.has_work:
         core.ready[qp] = None
 
 
-def _take_posted(core: Core, qp: QueuePair, peer: QueuePair | None, n_max: int) -> int:
-    """Carry out what can be in the ring, then take what is to go the general way: one work, or a long one's company.
-
-    Returns how many were carried out.
-    """
-    n_posted, n_done = min(available(core, qp, qp.send_ring), n_max), 0
+def _take_posted(core: Core, qp: QueuePair, peer: QueuePair | None, max_works: int, max_bytes: int) -> tuple[int, int]:
+    """Carry out what can be in the ring, then take a work that cannot; returns how many were done, and their bytes."""
+    n_posted = min(available(core, qp, qp.send_ring), max_works)
+    done = 0, 0
     if peer is not None and (peer.established or peer.state is not _RTR):
-        n_done = copy_posted(core, qp, peer, n_posted)
-    if n_done < n_posted:
-        fetch(core, qp, 1)
-        first = qp.send.works[0]
-        assert isinstance(first, SendWork), "runs are of the wire"
-        if first.length >= LONG_BYTES:
-            fetch(core, qp)
-    return n_done
+        done = copy_posted(core, qp, peer, n_posted, max_bytes)
+    if done[0] < n_posted and done[1] < max_bytes:
+        fetch_one(core, qp)
+    return done
 
 
 def find_peer(core: Core, qp: QueuePair) -> QueuePair | None:

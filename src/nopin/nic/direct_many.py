@@ -1,8 +1,7 @@
 """Many short READs or WRITEs copied as one: the steady state of batched small messages on the direct path.
 
 Their ring entries are decoded and judged as arrays, and the bytes go by two calls for all. So it is for works of one
-kind between one region and another, of one packet's bytes each; who is different ends the row and goes by itself. All
-are read before the first is written, as `direct_run.py` explains for long ones.
+kind between one region and another, of one packet's bytes each; who is different ends the row and goes by itself.
 """
 
 from __future__ import annotations
@@ -20,43 +19,39 @@ from nopin.nic.runs import RUN_MIN, n_alike
 from nopin.nic.wire.psn import psn_add
 
 _READ, _WRITE = int(WrOpcode.RDMA_READ), int(WrOpcode.RDMA_WRITE)
+_NOT_DONE = 0, 0
 
 
-def copy_many(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> int:
-    """Carry out the oldest of n posted works together; returns how many, 0 if they do not go together.
+def copy_many(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> tuple[int, int]:
+    """Carry out the oldest of n posted works together; returns how many, and their bytes. (0, 0) if they do not go so.
 
-    Requires: as `direct_short.copy_posted`, and room for a scatter entry in each work.
+    Requires: as `direct_posted.copy_posted`, and room for a scatter entry in each work.
     """
     ring = qp.send_ring
-    _, opcode, _, _, _, _, rkey, _, _, _, _, _, lkey = ring.fields(ONE_SGE)
-    if not _allows(peer, opcode):
-        return 0
+    _, opcode, _, _, _, _, rkey, _, _, _, _, length, lkey = ring.fields(ONE_SGE)
+    if not 0 < length <= qp.mtu or not _allows(peer, opcode):
+        return _NOT_DONE
     read = opcode == _READ
     ours = _usable(core.regions.find(lkey, qp.pd), LOCAL_WRITE if read else NOTHING)
     theirs = _usable(core.regions.find(rkey, peer.pd), REMOTE_READ if read else REMOTE_WRITE)
     if ours is None or theirs is None:
-        return 0
+        return _NOT_DONE
     entries = ring.peek(n_posted)
     posts = entries.view(one_sge_dtype(entries.shape[1])).reshape(-1)
     posts = posts[: n_alike(posts, opcode, ours, qp.mtu)]
     posts = posts[: _n_inside(posts, theirs)]
-    n = len(posts)
-    if n < RUN_MIN:
-        return 0
-    here = ours.places(posts["local_address"], posts["local_length"])
-    there = theirs.places(posts["remote_address"], posts["local_length"])
-    source, target = (
-        ((theirs.pasid, there), (ours.pasid, here)) if read else ((ours.pasid, here), (theirs.pasid, there))
-    )
+    if len(posts) < RUN_MIN:
+        return _NOT_DONE
+    here = ours.pasid, ours.places(posts["local_address"], posts["local_length"])
+    there = theirs.pasid, theirs.places(posts["remote_address"], posts["local_length"])
+    source, target = (there, here) if read else (here, there)
     if not core.iommu.copy_present_v(*source, *target, core.plan.staging):
-        return 0
+        return _NOT_DONE
     side = qp.send
-    side.next_psn = side.una = side.sent = side.high = psn_add(side.next_psn, n)
-    core.counters.direct_messages += n
-    core.counters.direct_bytes += int(posts["local_length"].sum())
-    ring.skip(n)
+    side.next_psn = side.una = side.sent = side.high = psn_add(side.next_psn, len(posts))
+    ring.skip(len(posts))
     posts_done(core, qp, posts, opcode)
-    return n
+    return len(posts), int(posts["local_length"].sum())
 
 
 def _allows(peer: QueuePair, opcode: int) -> bool:

@@ -66,18 +66,18 @@ _ONE_PACKET = {
 
 
 def can_fetch(qp: QueuePair) -> bool:
-    """Say whether `fetch` could take something if it were posted."""
+    """Say whether posted work could be taken if there were any."""
     side = qp.send
     return side.halted is None and not side.parked and len(side.works) < WORKS_MAX
 
 
-def fetch(core: Core, qp: QueuePair, n_max: int = WORKS_MAX) -> None:
-    """Take posted work from the ring, at most n_max of it, and give it PSNs."""
-    _fetch_singly(core, qp, min(available(core, qp, qp.send_ring), WORKS_MAX - len(qp.send.works), n_max))
+def fetch_one(core: Core, qp: QueuePair) -> None:
+    """Take the oldest posted work from the ring and give it PSNs."""
+    _fetch_singly(core, qp, min(available(core, qp, qp.send_ring), 1))
 
 
 def _fetch_in_runs(core: Core, qp: QueuePair) -> None:
-    """Do the same, holding small WRITEs that follow one another as one."""
+    """Take all there is, holding small WRITEs that follow one another as one."""
     side = qp.send
     n_new = min(available(core, qp, qp.send_ring), WORKS_MAX - len(side.works))
     while n_new >= RUN_MIN and side.halted is None and qp.caps.max_send_sge:

@@ -138,9 +138,9 @@ class WorkConsumer(_Ring):
         self._taken += 1
         return bytes(self._bytes[start : start + self._stride])
 
-    def fields(self, form: struct.Struct) -> tuple[int, ...]:
-        """Copy the fields of the next entry out without taking it. Requires: `available` is positive."""
-        return form.unpack_from(self._bytes, (self._taken & self._mask) * self._stride)
+    def fields(self, form: struct.Struct, nth: int = 0) -> tuple[int, ...]:
+        """Copy the fields of the next entry, or the nth after it, without taking it. Requires: it is `available`."""
+        return form.unpack_from(self._bytes, (self._taken + nth & self._mask) * self._stride)
 
     def finish(self) -> None:
         """Take the next entry and give its slot back, because its work is done already."""

@@ -114,7 +114,7 @@ def decode_writes(entries: Bytes, regions: RegionTable, pd: Pd, mtu: int) -> Wri
 
 
 def n_alike(posts: NDArray[np.void], opcode: int, region: Region, mtu: int) -> int:
-    """Count the posts, from the first on, that are of one kind, of one packet and one range of that region."""
+    """Count the posts, from the first on, that are of one kind, one packet and one range of that region."""
     length = posts["local_length"]
     good = (posts["opcode"] == opcode) & (posts["num_sge"] == 1) & (posts["local_lkey"] == region.lkey)
     good &= (posts["flags"] & ~_SIGNALED) == 0  # nothing inline, no fence
