@@ -177,12 +177,25 @@ def test_outcomes_are_shown_by_live_tests_where_nothing_else_is_said() -> None:
 
 def test_the_verbs_example_prints_what_the_page_says(tmp_path: Path, environment: dict[str, str]) -> None:
     page = PAGES["verbs.md"]
-    (source,), (expected,) = blocks(page, "python"), blocks(page, "text")
+    (source, _fixture), (expected,) = blocks(page, "python"), blocks(page, "text")
     (tmp_path / "example.py").write_text(source)
     ran = subprocess.run(
         [sys.executable, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT_S
     )
     assert ran.stdout == expected, ran.stderr
+
+
+def test_the_fixture_of_the_verbs_page_gives_two_ends_of_a_lossy_wire(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    _example, fixture = blocks(PAGES["verbs.md"], "python")
+    use = "def test_it(ends):\n    assert ends[0].info.server_pid != ends[1].info.server_pid\n"
+    (tmp_path / "test_it.py").write_text(f"{fixture}\n\n{use}")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+    assert "1 passed" in ran.stdout, ran.stdout
 
 
 def test_functions_of_the_architecture_are_where_it_says() -> None:

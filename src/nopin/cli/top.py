@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
@@ -35,7 +34,7 @@ def command(delay_s: float, n_looks: int | None, socket_path: Path | None, as_js
     Residency, faults, evictions, swap traffic, the hottest regions and how long faults took: on a terminal until
     Ctrl-C, every DELAY seconds; otherwise, and with -j, one report over DELAY seconds.
     """
-    live = sys.stdout.isatty() and not as_json
+    live = _is_live(data()) and not as_json
     n = n_looks if n_looks is not None or live else 1
     with Device(server=socket_path or default_socket_path()) as device:
         loads = itertools.islice(_loads(device, delay_s), n)
@@ -48,6 +47,11 @@ def command(delay_s: float, n_looks: int | None, socket_path: Path | None, as_js
             else:
                 data().print(report(load, device.info.server_pid))
     return 0
+
+
+def _is_live(console: Console) -> bool:
+    """Tell whether one report can be drawn over the last."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 def _loads(device: Device, delay_s: float) -> Iterator[Load]:

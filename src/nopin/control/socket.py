@@ -43,10 +43,7 @@ class ControlSocket:
             self._sock.connect(os.fspath(path))
         except OSError as problem:
             self._sock.close()
-            reason = problem.strerror or problem
-            raise ServerGone(
-                f"no device server at {path} ({reason}); one is started by: nopin serve --socket {path}"
-            ) from problem
+            raise _unreachable(path, problem) from problem
 
     def fileno(self) -> int:
         """Return the descriptor (readable: an event, or the server's end), or -1 once closed."""
@@ -200,3 +197,10 @@ class ControlSocket:
     def _broken(self, what: str) -> ServerGone:
         self._sock.close()
         return ServerGone(f"lost the device server at {self.path} {what}; the Device goes on with the next one there")
+
+
+def _unreachable(path: Path, problem: OSError) -> ServerGone:
+    if isinstance(problem, PermissionError):
+        return ServerGone(f"{path} is in a folder of another user's, whose device server serves nobody else")
+    reason = problem.strerror or problem
+    return ServerGone(f"no device server at {path} ({reason}); one is started by: nopin serve --socket {path}")
