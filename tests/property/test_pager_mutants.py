@@ -103,6 +103,9 @@ SEEN_BY_CHANCE = {
     "stores_stay_forbidden_where_pages_have_left",
     "devices_hear_of_giving_up_late",
     "a_successor_finds_copies_of_what_was_given_up",
+    "what_is_given_up_is_noted_when_its_word_has_been_read",
+    "a_successor_leaves_doomed_pages_in_the_file",
+    "pages_given_up_stay_doomed",
 }
 """They take a store, or a kill, in the right moment, which the explorer finds and few storms do."""
 

@@ -89,8 +89,10 @@ def _in_parent() -> None:
     try:
         if fork is not None:
             os.close(fork.tell)
-            os.read(fork.told, 1)
-            os.close(fork.told)
+            try:
+                os.read(fork.told, 1)
+            finally:
+                os.close(fork.told)
     finally:
         _one_at_a_time.release()
 
