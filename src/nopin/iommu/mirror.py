@@ -268,7 +268,7 @@ class Mirror(Subscriber):
 
         Requires: some are missing.
         """
-        first, n = pages
+        first, n = pages.first, pages.n
         if self._released or not self._pager.settled(pages, write=write) or self._is_changing(first, n):
             return 0
         n_missing = 1 if n == 1 else self.n_missing(first, n, write=write)
@@ -293,20 +293,18 @@ class Mirror(Subscriber):
     def _install(self, first: int, n: int, *, write: bool) -> None:
         """Make entries (at least 1), or add the right to write to them. Called in the step that found them true."""
         index, low = first >> CHUNK_SHIFT, first & _CHUNK_MASK
-        if low + n <= CHUNK_PAGES:  # the common case
-            self._install_in(index, low, low + n, write=write)
+        high = low + n
+        if high > CHUNK_PAGES:
+            for index, low, high in _chunks_of(first, n):
+                self._install((index << CHUNK_SHIFT) + low, high - low, write=write)
             return
-        for part in _chunks_of(first, n):
-            self._install_in(*part, write=write)
-
-    def _install_in(self, index: int, low: int, high: int, *, write: bool) -> None:
         chunk = self._chunks.get(index)
         if chunk is None:
             chunk = self._chunks[index] = _Chunk()
-        n_new = high - low - chunk.present.count(1, low, high)
-        chunk.present[low:high] = _SET[: high - low]
+        n_new = n - chunk.present.count(1, low, high)
+        chunk.present[low:high] = _SET[:n]
         if write:
-            chunk.writable[low:high] = _SET[: high - low]
+            chunk.writable[low:high] = _SET[:n]
         chunk.n_present += n_new
         statistics = self._statistics
         statistics.n_present += n_new

@@ -237,7 +237,7 @@ class ArenaPages:
 
     def dirtied(self, run: PageRun) -> None:
         """Resident pages are being written: their copies in swap are out of date."""
-        first, n = run
+        first, n = run.first, run.n
         if n == 1:
             if self.table.unit[first]:
                 self._drop_copy(first)

@@ -114,7 +114,7 @@ def bring_zeros(arena: ArenaPages, run: PageRun, mapper: Mapper, effort: Effort)
         return Came(0, reason)
     if arena.state[run.first] != PageState.EMPTY:
         return Came(0)  # others came while room was made
-    run = PageRun(run.first, arena.table.run_length(*run))
+    run = PageRun(run.first, arena.table.run_length(run.first, run.n))
     arena.budget.charge(run.n)
     outcome: Outcome = yield Zero(run, mapper)
     return (yield from _placed(arena, run, outcome))
@@ -122,7 +122,7 @@ def bring_zeros(arena: ArenaPages, run: PageRun, mapper: Mapper, effort: Effort)
 
 def _placed(arena: ArenaPages, run: PageRun, outcome: Outcome) -> Generator[Effect, Any, Came]:
     """Take note of how far a fill of charged pages came."""
-    n_done, problem = outcome
+    n_done, problem = outcome.n_done, outcome.errno
     unknown = int(problem == errno.EEXIST)  # a page nobody knew of, mapped nowhere by this: the file is right
     arena.counts.repaired += unknown
     arena.budget.charge(n_done + unknown - run.n)
@@ -193,7 +193,7 @@ def bring_swapped(
         return Came(0, reason)
     if arena.state[run.first] != PageState.SWAPPED:
         return Came(0)
-    run = PageRun(run.first, arena.table.run_length(*run))
+    run = PageRun(run.first, arena.table.run_length(run.first, run.n))
     arena.budget.charge(run.n)
     cached = yield from _read(arena, run, ReadCached)
     if cached is not None:

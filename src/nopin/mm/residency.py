@@ -158,7 +158,7 @@ class Residency:
 
     def admit(self, run: PageRun) -> None:
         """Pages of a run have become resident."""
-        first, n = run
+        first, n = run.first, run.n
         if n == 1:
             self.admit_one(first)
             return

@@ -102,13 +102,13 @@ class ArenaMachine:
         pages = effect.pages
         mapper = self.mappers.get(effect.mapper)
         if mapper is not None:
-            return Outcome(*self.zero_at(mapper, *pages))
+            return self.zero_at(mapper, pages.first, pages.n)
         if effect.mapper != SERVER:
             return Outcome(0, errno.ESRCH)
         return self._through_server(None, pages, 0, 0)
 
-    def zero_at(self, mapper: Mapper, first: int, n: int) -> tuple[int, int]:
-        """Do the same without an effect; returns as `Outcome`."""
+    def zero_at(self, mapper: Mapper, first: int, n: int) -> Outcome:
+        """Do the same without an effect."""
         inside = mapper.low <= first and first + n <= mapper.high
         address = mapper.bias + (first << PAGE_SHIFT) if inside else mapper.address_of(PageRun(first, n))
         n_done = 0
@@ -116,7 +116,7 @@ class ArenaMachine:
             length = n << PAGE_SHIFT
             done, problem = mapper.uffd.zero(address, length)
             if not problem:
-                return n, 0
+                return Outcome(n, 0)
             outcome = self._go_on(mapper, mapper.uffd.zero, address, length, done, problem)
             if outcome.errno != errno.EAGAIN:
                 return outcome
@@ -213,7 +213,7 @@ class ArenaMachine:
 
     def present(self, effect: Present) -> NDArray[np.bool_]:
         """Tell which pages are in the file."""
-        return arena_file.present(self.frames.fd, *effect.pages)
+        return arena_file.present(self.frames.fd, effect.pages.first, effect.pages.n)
 
     # How
 

@@ -66,7 +66,7 @@ class FirstTouches:
                 break
             if n == 1 and not zero(address, PAGE_BYTES)[1]:
                 end(page, 1, 1)
-            elif not end(page, n, self._machine.zero_at(mapper, page, n)[0]):
+            elif not end(page, n, self._machine.zero_at(mapper, page, n).n_done):
                 break
             n_answered += 1
             now = clock()

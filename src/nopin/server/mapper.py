@@ -171,7 +171,7 @@ class Mapper:
 
     def address_of(self, pages: PageRun) -> int | None:
         """Return where a run is, if all of it is there, in one piece, and nowhere else, where it would be missed."""
-        first, n = pages
+        first, n = pages.first, pages.n
         if self.low <= first and first + n <= self.high:
             return self.bias + (first << PAGE_SHIFT)
         if self.doubled:
