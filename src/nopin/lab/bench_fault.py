@@ -133,30 +133,30 @@ class FaultBench:
     def device_faults(self) -> Iterator[FaultFigure]:
         """Time READs of pages that the device has to fault in, and take off what READs of mapped pages take.
 
-        A page that is in memory is held against a fault of a process; one in swap against three of these and the
-        medium: reading the page from the file.
+        A page that is in memory is held against a fault of a process, a first touch as in `cpu_fault`; one in swap
+        against three of these and the medium: reading such a page, by one call, from a file that is as cached as swap.
+        All of it by turns.
         """
-        with closing(ReadIntoPlaceFloor(self._n_pages * PAGE_BYTES, SWAP_DIR)) as medium:
-            medium_ns = median(medium.read_each(scattered_pages(self._n_pages, N_FAULTS, seed=3)))
-        memory = self._fresh().reshape(-1, PAGE_BYTES)
-        with closing(PageReader(self._device, memory, self._swap_out)) as reader:
-            minor, major, cpu = self._device_rounds(reader)
-        del memory
-        fault_ns = median(cpu)
-        yield _device_figure("device_minor", minor, 3.0, "cpu_fault", fault_ns)
-        yield _device_figure("device_major", major, 1.0, "medium_and_3_cpu_faults", medium_ns + 3 * fault_ns)
-
-    def _device_rounds(self, reader: PageReader) -> tuple[list[float], list[float], list[float]]:
         minor: list[float] = []
         major: list[float] = []
         cpu: list[float] = []
-        for _ in range(self._n_rounds):
-            pages = scattered_pages(self._n_pages, N_READS, next(self._seeds), apart=self._n_pages // N_READS)
-            added = reader.round(pages)
-            minor += added.minor
-            major += added.major
-            cpu += self._fault_round()
-        return minor, major, cpu
+        read: list[float] = []
+        memory = self._fresh().reshape(-1, PAGE_BYTES)
+        with ExitStack() as held:
+            medium = held.enter_context(closing(ReadIntoPlaceFloor(memory.nbytes, SWAP_DIR)))
+            reader = held.enter_context(closing(PageReader(self._device, memory, self._swap_out)))
+            medium.measure(0)  # so that its place has frames
+            for _ in range(self._n_rounds):
+                pages = scattered_pages(self._n_pages, N_READS, next(self._seeds), apart=self._n_pages // N_READS)
+                added = reader.round(pages)
+                minor += added.minor
+                major += added.major
+                cpu += self._fault_round()
+                read += medium.read_each(pages)
+        del memory
+        fault_ns = median(cpu)
+        yield _device_figure("device_minor", minor, 3.0, "cpu_fault", fault_ns)
+        yield _device_figure("device_major", major, 1.0, "medium_and_3_cpu_faults", median(read) + 3 * fault_ns)
 
     def _swap_out(self) -> None:
         self._arena.set_budget(PAGE_BYTES)

@@ -125,8 +125,7 @@ class ReadIntoPlaceFloor:
         return median(rates)
 
     def read_each(self, pages: Sequence[int]) -> list[int]:
-        """Read single pages into memory that has frames; return how long each took, in nanoseconds."""
-        self._read_rate()
+        """Read single pages into place, which has frames once it was measured; return nanoseconds for each."""
         place, file, clock = self._place.data, self._file.fileno(), time.perf_counter_ns
         samples = []
         for offset in [page * PAGE_BYTES for page in pages]:

@@ -205,26 +205,9 @@ def device_fault(arena: ArenaPages, pages: PageRun, *, write: bool) -> Procedure
     return FaultPages(pages.n)
 
 
-def settled(arena: ArenaPages, pages: PageRun, *, write: bool) -> bool:
-    """Tell whether a device can have pages at once; see `DeviceFaults`."""
-    first, n = pages.first, pages.n
-    if arena.state[first] != _RESIDENT or (n > 1 and arena.table.run_length(first, n) < n):
-        return False
-    if write:
-        arena.dirtied(pages)
-    return True
-
-
 def settle(arena: ArenaPages, pages: PageRun, *, write: bool) -> Procedure[bool]:
     """Make pages such that a device can have them, as far as nothing is waited for; see `DeviceFaults`."""
-    first, n = pages.first, pages.n
-    if n == 1 and arena.state[first] != _RESIDENT:  # the common case: one procedure less to go through
-        return bring_at_once(arena, pages, SERVER, write=write)
-    return _settle_each(arena, range(first, first + n), write=write)
-
-
-def _settle_each(arena: ArenaPages, pages: range, *, write: bool) -> Procedure[bool]:
-    for page in pages:
+    for page in range(pages.first, pages.end):
         if arena.state[page] != _RESIDENT:
             if not (yield from bring_at_once(arena, PageRun(page, 1), SERVER, write=write)):
                 return False

@@ -29,15 +29,17 @@ from dataclasses import replace
 
 from nopin.mm import faults, giving_up, recovery
 from nopin.mm.arena_pages import ArenaPages, News, PagerSettings, PagerStatistics
+from nopin.mm.bring import bring_at_once
 from nopin.mm.device_faults import FaultPages, Frames
-from nopin.mm.effects import Mapper, PageRun, Procedure
+from nopin.mm.effects import SERVER, Mapper, PageRun, Procedure
 from nopin.mm.eviction import batch_pages, evict
 from nopin.mm.first_touch import FirstTouch
 from nopin.mm.notifier import Notifiers
-from nopin.mm.page_table import PageTable
+from nopin.mm.page_table import PageState, PageTable
 from nopin.mm.residency import BATCH_PAGES, Budget, Pages
 from nopin.mm.swap import SwapSpace
 
+_RESIDENT = int(PageState.RESIDENT)  # plain integers compare quicker
 LOW_SHARE, HIGH_SHARE = 0.94, 0.98
 """Of the budget: reclaim begins above the high mark and ends below the low one; so a fault seldom has to evict."""
 
@@ -85,11 +87,19 @@ class Pager:
 
     def settled(self, pages: PageRun, *, write: bool) -> bool:
         """Tell whether pages are there, and so need no `device_fault`; see `DeviceFaults`."""
-        return faults.settled(self._arena, pages, write=write)
+        first, n, arena = pages.first, pages.n, self._arena
+        if arena.state[first] != _RESIDENT or (n > 1 and arena.table.run_length(first, n) < n):
+            return False
+        if write:
+            arena.dirtied(pages)
+        return True
 
     def settle(self, pages: PageRun, *, write: bool) -> Procedure[bool]:
         """Make them so as far as nothing has to be waited for; see `DeviceFaults`."""
-        return faults.settle(self._arena, pages, write=write)
+        arena = self._arena
+        if pages.n == 1 and arena.state[pages.first] != _RESIDENT:  # the common case: with one procedure less around it
+            return bring_at_once(arena, pages, SERVER, write=write)
+        return faults.settle(arena, pages, write=write)
 
     def release(self, pages: PageRun) -> None:
         """End one hold of pages."""

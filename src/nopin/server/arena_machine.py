@@ -125,7 +125,12 @@ class ArenaMachine:
 
     def fill(self, effect: Fill) -> Outcome:
         """Make pages from bytes and map them."""
-        pages, source = effect.pages, self._source_of(effect)
+        pages = effect.pages
+        if pages.n == 1:  # to copy it takes less time than to ask for its address
+            self._one.view[:] = effect.data
+            source = self._one.address
+        else:
+            source = np.frombuffer(effect.data, np.uint8).ctypes.data
         if effect.mapper == SERVER:
             return self._through_server(None, pages, 0, source)
         mapper = self.mappers.get(effect.mapper)
@@ -146,13 +151,6 @@ class ArenaMachine:
         if outcome.errno != errno.EAGAIN:
             return outcome
         return self._through_server(mapper, pages, outcome.n_done, source)
-
-    def _source_of(self, effect: Fill) -> int:
-        """Return the address of what pages are made from. To copy one takes less time than to ask where it is."""
-        if effect.pages.n == 1:
-            self._one.view[:] = effect.data
-            return self._one.address
-        return np.frombuffer(effect.data, np.uint8).ctypes.data
 
     def map_in(self, effect: MapIn) -> Outcome:
         """Map pages of the file."""

@@ -12,6 +12,7 @@ from nopin.mm.arena_pages import ArenaPages, Transit
 from nopin.mm.effects import Effect, Fill, MapIn, Open, PageRun, Punch, Unprotect, WriteProtect
 from nopin.mm.notifier import Bracket
 from nopin.mm.page_table import BUSY, PageTable
+from nopin.mm.pager import Pager
 from nopin.mm.residency import Budget, Pages
 from nopin.mm.swap import SwapSpace, n_units
 from nopin.model.explore.mutants import Patch, mutant
@@ -67,9 +68,9 @@ def dirty_bits_are_not_asked_for(patch: Patch) -> None:
 
 def device_faults_do_not_say_that_they_write(patch: Patch) -> None:
     """The other half."""
-    device_fault, settled = faults.device_fault, faults.settled
+    device_fault, settled = faults.device_fault, Pager.settled
     patch.setattr(faults, "device_fault", lambda arena, pages, *, write: device_fault(arena, pages, write=False))
-    patch.setattr(faults, "settled", lambda arena, pages, *, write: settled(arena, pages, write=False))
+    patch.setattr(Pager, "settled", lambda pager, pages, *, write: settled(pager, pages, write=False))
 
 
 @mutant("arena_device_store_vs_evict", "arena_device_store_vs_prefetch")
