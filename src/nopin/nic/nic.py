@@ -367,7 +367,7 @@ class Nic:
         if qp.send_cq.broken or qp.recv_cq.broken:
             fail(self._core, qp)
         at = side.deadline
-        if not side.wait_until is theirs.parked_at is theirs.stream_parked_at is None:
+        if side.wait_until is not None or theirs.parked_at is not None or theirs.stream_parked_at is not None:
             at = _deadline(qp)
         if at is not None:
             self._timed[qp] = None
