@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nopin.nic.abi import Access, Discipline, QpState, SendFlags, WcStatus, WrOpcode
+from nopin.nic.attributes import QpAttr
 from nopin.testing.pair import ALL_RIGHTS, Pair, connect, make_side
 from nopin.units import PAGE_BYTES
 
@@ -78,6 +79,19 @@ def test_more_than_a_turn_allows_is_all_carried_out() -> None:
     pair.run()
     assert a.sends.free == 256
     assert np.array_equal(a.space.memory[: 8 * 256], b.space.memory[: 8 * 256])
+
+
+def test_a_queue_that_is_drained_takes_nothing_new_and_rests() -> None:
+    pair = direct_pair()
+    a, b = pair.a, pair.b
+    a.nic.modify_qp(a.qp, QpAttr(state=QpState.SQD), 0)
+    a.post(WrOpcode.RDMA_READ, 0, 8, to=b.region)
+    pair.run()
+    assert a.poll() == []
+    assert not a.nic.busy
+    a.nic.modify_qp(a.qp, QpAttr(state=QpState.RTS), 0)
+    pair.run()
+    assert a.poll() == [(0, OK)]
 
 
 def test_absent_pages_are_brought_in_order() -> None:

@@ -80,7 +80,7 @@ def advance(core: Core, qp: QueuePair, now: int) -> None:
         _complete(core, qp, work)
         n_bytes -= work.length
         n_works -= 1
-    if side.works or qp.send_ring.has_work:
+    if side.works or (qp.state is _RTS and qp.send_ring.has_work):
         core.ready[qp] = None
 
 
