@@ -27,6 +27,7 @@ $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 		echo "python could not create $(VENV); on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 3; }
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@echo "nopin is installed in $(VENV); to have it on your path: . $(BIN)/activate" >&2
 	@touch $@
 
 demo: setup

@@ -41,7 +41,7 @@ def run_stress(spec: StressSpec, tell: Callable[[str], None]) -> StressFigures:
     pager: dict[str, int] = {}
     resident_bytes_max = 0
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nopin-stress-")))
         log_fd = stack.enter_context(_log_memory())
         path = folder / "journal"
         servers = Servers(folder)
