@@ -91,7 +91,7 @@ class Manager:
         return None
 
     def bring(self, page: int, n: int = 1, *, write: bool = False) -> Steps:
-        yield from self.mirror.settle(PageRun(page, n), write=write)
+        yield from self.settle(PageRun(page, n), write=write)
         self.mirror.fill_present(PageRun(page, n), write=write)
         yield CHANGED
         return None

@@ -285,7 +285,7 @@ class ManagedAccess:
         mirror, pages = arena.mirror, PageRun(first, n)
         n_missing = mirror.fill_present(pages, write=write)
         if not n_missing and n <= _FEW_PAGES:
-            self._run(arena, mirror.settle(pages, write=write))
+            self._run(arena, mirror.pager.settle(pages, write=write))
             n_missing = mirror.fill_present(pages, write=write)
         if not n_missing:
             return False

@@ -22,7 +22,8 @@ about exactly these pages, so traffic elsewhere never makes a fill repeat. Repea
 
 **At once.** Pages that are in memory need nobody brought and nothing waited for: `fill_present` asks the pager and
 installs in one step. There is no moment in between to remember; only an invalidation that runs forbids it. Pages that
-can be brought without a wait are brought first (`settle`), and then taken in so, in the step in which they came.
+can be brought without a wait are first asked of the pager (`settle`), and then taken in so, in the step in which they
+came.
 
 **How does it go?** The notifiers tell (`mm/notifier.py`). For eviction, unmapping and all else that takes a page away
 its entry is dropped and its bits are handed over: *dirty* tells the pager that its copy in swap is out of date,
@@ -129,6 +130,7 @@ class Mirror(Subscriber):
         owner: as whom this device asks for migrations and exclusive pages.
 
     Attributes:
+        pager: the same.
         reclaimed: entries dropped because the memory manager wanted the pages.
     """
 
@@ -144,7 +146,7 @@ class Mirror(Subscriber):
         self.n_pages = n_pages
         self.reclaimed = Reclaimed()
         self._notifiers = notifiers
-        self._pager = pager
+        self.pager = pager
         self._chunks: dict[int, _Chunk] = {}
         self._statistics = MirrorStatistics()
         self._released = False
@@ -246,7 +248,7 @@ class Mirror(Subscriber):
                 return FaultPages(0, Reason.OWNER_GONE)
             reading = self._notifiers.read_begin(where)
             try:
-                came = yield from self._pager.device_fault(pages, write=write)
+                came = yield from self.pager.device_fault(pages, write=write)
                 stale = self._notifiers.read_retry(reading)
             finally:
                 self._notifiers.read_end(reading)
@@ -269,26 +271,19 @@ class Mirror(Subscriber):
         Requires: some are missing.
         """
         first, n = pages.first, pages.n
-        if self._released or not self._pager.settled(pages, write=write) or self._is_changing(first, n):
+        if self._released or not self.pager.settled(pages, write=write):
+            return 0
+        if self._notifiers.ongoing and self._notifiers.running(Range(first, first + n)):
             return 0
         n_missing = 1 if n == 1 else self.n_missing(first, n, write=write)
         self._install(first, n, write=write)
         self._statistics.fills += 1
         return n_missing
 
-    def settle(self, pages: PageRun, *, write: bool) -> Procedure[bool]:
-        """Bring pages for which nothing is waited for; `fill_present` takes them in, in the step in which this ends."""
-        return self._pager.settle(pages, write=write)
-
     def unhold(self, pages: PageRun, came: FaultPages) -> None:
         """Give back the hold that `fill` of `pages` returned with. The entries stay until they are invalidated."""
         if came.n_done:
-            self._pager.release(PageRun(pages.first, came.n_done))
-
-    def _is_changing(self, first: int, n: int) -> bool:
-        """Tell whether an invalidation of some of the pages runs."""
-        notifiers = self._notifiers
-        return bool(notifiers.ongoing) and notifiers.running(Range(first, first + n))
+            self.pager.release(PageRun(pages.first, came.n_done))
 
     def _install(self, first: int, n: int, *, write: bool) -> None:
         """Make entries (at least 1), or add the right to write to them. Called in the step that found them true."""

@@ -39,6 +39,7 @@ class SwapFile:
         self._fd = fd
         self._nowait = True
         self._short = np.empty(_SHORT_BYTES, np.uint8)  # where little is read to, again and again
+        self._places: dict[int, tuple[Bytes, list[memoryview]]] = {}  # as much of it as is wanted, by length
 
     @classmethod
     def adopt(cls, fd: int) -> SwapFile:
@@ -58,15 +59,24 @@ class SwapFile:
         """
         if not self._nowait:
             return None
-        buffer = self._short[:length_bytes] if length_bytes <= _SHORT_BYTES else _page_aligned(length_bytes)
+        buffer, pieces = self._places.get(length_bytes) or self._place_of(length_bytes)
         try:
-            n_read = os.preadv(self._fd, [buffer.data], offset_bytes, _NOWAIT)
+            n_read = os.preadv(self._fd, pieces, offset_bytes, _NOWAIT)
         except BlockingIOError:
             return None
         except OSError as problem:
             self._nowait = problem.errno != errno.EOPNOTSUPP  # a file system without it
             return None
         return buffer if n_read == length_bytes else None
+
+    def _place_of(self, length_bytes: int) -> tuple[Bytes, list[memoryview]]:
+        """Return where to read so much to."""
+        if length_bytes > _SHORT_BYTES:
+            buffer = _page_aligned(length_bytes)
+            return buffer, [buffer.data]
+        buffer = self._short[:length_bytes]
+        place = self._places[length_bytes] = buffer, [buffer.data]
+        return place
 
     def read(self, offset_bytes: int, length_bytes: int) -> Bytes | int:
         """Return (length_bytes,) uint8, or the errno; EIO where the file ends before. May wait; any thread."""

@@ -124,7 +124,7 @@ class PagedArena:
             if at_once:
                 if self.mirror.fill_present(run, write=value is not None):
                     continue
-                yield from self.mirror.settle(run, write=value is not None)
+                yield from self.pager.settle(run, write=value is not None)
                 if self.mirror.fill_present(run, write=value is not None):
                     continue
             came = yield from self.mirror.fill(run, write=value is not None)

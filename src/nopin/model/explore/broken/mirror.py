@@ -40,7 +40,7 @@ def install_before_asking(patch: Patch) -> None:
             if self._released:
                 return FaultPages(0, Reason.OWNER_GONE)
             reading = self._notifiers.read_begin(where)
-            came = yield from self._pager.device_fault(pages, write=write)
+            came = yield from self.pager.device_fault(pages, write=write)
             self._install(pages.first, came.n_done, write=write)
             yield Backoff(0)
             stale = self._notifiers.read_retry(reading)
