@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Container, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,29 @@ def test_imports_run_one_way(path: Path) -> None:
         if part == "__init__" or pieces[1] == part:
             continue
         assert pieces[1] in ALLOWED[part] | {"__version__"}, f"{path} imports {name}: {part} must not know {pieces[1]}"
+
+
+def test_no_modules_import_each_other() -> None:
+    """Types that name each other are imported for checking only."""
+    names = {".".join(("nopin", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in modules()}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    needs = {name: set(imported_by(path, names)) for name, path in names.items()}
+    TopologicalSorter(needs).prepare()  # it raises CycleError, which names them
+
+
+def imported_by(path: Path, names: Container[str]) -> Iterator[str]:
+    """Yield those modules of `names` that one imports when it is run."""
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            waiting += node.orelse
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            found = (f"{node.module}.{alias.name}" for alias in node.names)
+            needed = (name if name in names else node.module for name in found)
+            yield from (name for name in needed if name in names)
+        waiting += ast.iter_child_nodes(node)
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))

@@ -13,46 +13,19 @@ from __future__ import annotations
 import contextlib
 import errno
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nopin.control.packets import close_all
 from nopin.errors import ServerRefused, UsageError
 from nopin.nic.errors import VerbsError
 from nopin.server import regions
 from nopin.server.client_book import ClientBook
-from nopin.server.core import Core, log
+from nopin.server.core import log
 from nopin.server.domain import Domain
 from nopin.server.refusal import refuse
 from nopin.server.registry import Record
-from nopin.server.session import Session
 
-
-def take_over_shares(core: Core, record: Record) -> int:
-    """Go on with the shares of a client that a predecessor had; returns how many. What cannot be is logged.
-
-    Raises:
-        OSError, UsageError: out of descriptors, or what its owner holds is no share book.
-    """
-    held = record.from_owner()
-    if held is None:
-        return 0
-    try:
-        book = ClientBook(core.registry, record.pid, held.fds[0], fresh=False)
-        session = Session(core, None, held.process, name_of(record.pid))
-    except BaseException:
-        held.process.close()
-        raise
-    finally:
-        close_all(held.fds)
-    session.book = book
-    core.sessions.add(session)
-    restore(session)
-    n_shares = len(session.objects.shares)
-    if n_shares:
-        core.orphans[book.record] = session
-        session.arenas.find_all()
-    else:
-        session.end("nothing of it could be taken over")
-    return n_shares
+if TYPE_CHECKING:
+    from nopin.server.session import Session
 
 
 def heir_of(newcomer: Session, book_fd: int) -> Session:

@@ -27,10 +27,12 @@ from nopin.linux.pidfd import PidFd, pid_of
 from nopin.linux.uffd_handshake import LINK
 from nopin.server.arena import Arena
 from nopin.server.arena_store import ArenaStore, Left, Mapped
+from nopin.server.client_book import ClientBook
 from nopin.server.core import Core, log
 from nopin.server.mapper import Mapper, Placed
-from nopin.server.orphans import take_over_shares
+from nopin.server.orphans import name_of, restore
 from nopin.server.registry import Content, Record
+from nopin.server.session import Session
 from nopin.units import PAGE_BYTES, S_NS
 
 CHILDREN_COME_WITHIN_NS = 10 * S_NS
@@ -51,13 +53,42 @@ def take_over(core: Core, left: Content) -> None:
         core.registry.remove_arena(record)
     for record in left.books:
         try:
-            n_shares = take_over_shares(core, record)
+            n_shares = _take_over_shares(core, record)
             log.info("took over %d shares of process %d", n_shares, record.pid)
             if n_shares:
                 continue
         except (OSError, UsageError) as problem:
             log.warning("the shares of process %d cannot be taken over: %s", record.pid, problem)
         core.registry.remove_book(record)
+
+
+def _take_over_shares(core: Core, record: Record) -> int:
+    """Go on with the shares of a client that a predecessor had; returns how many. What cannot be is logged.
+
+    Raises:
+        OSError, UsageError: out of descriptors, or what its owner holds is no share book.
+    """
+    held = record.from_owner()
+    if held is None:
+        return 0
+    try:
+        book = ClientBook(core.registry, record.pid, held.fds[0], fresh=False)
+        session = Session(core, None, held.process, name_of(record.pid))
+    except BaseException:
+        held.process.close()
+        raise
+    finally:
+        close_all(held.fds)
+    session.book = book
+    core.sessions.add(session)
+    restore(session)
+    n_shares = len(session.objects.shares)
+    if n_shares:
+        core.orphans[book.record] = session
+        session.arenas.find_all()
+    else:
+        session.end("nothing of it could be taken over")
+    return n_shares
 
 
 def _take_over_arena(core: Core, record: Record) -> bool:
