@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from own_memory import PAGE, Pages, anonymous
-from verbs_pair import CAPS, DIRECT, PATHS, WIRE, Pair, Servers, connected
+from verbs_pair import CAPS, DIRECT, PATHS, WIRE, Pair, Servers, connected, running_servers
 
 from nopin import Device, MemoryRegion, RecvWr, SendFlags, SendWr, Sge, WcStatus, WrOpcode, attach
 
@@ -16,6 +16,12 @@ N_PAGES = 96
 MTUS = (256, 512, 1024, 2048, 4096)
 N_RANDOM = 40
 GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with running_servers(tmp_path_factory.mktemp("patterns")) as running:
+        yield running
 
 
 @pytest.fixture

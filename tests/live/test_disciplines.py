@@ -13,7 +13,7 @@ import pytest
 from own_memory import PAGE, Pages, anonymous, forked
 from owner_process import MADV_DONTNEED, PROT_NONE, PROT_READ
 from serving import eventually
-from verbs_pair import PATIENCE_S, Pair, Servers, connected, figures
+from verbs_pair import PATHS, PATIENCE_S, Pair, Servers, connected, figures, running_servers
 
 from nopin import (
     AsyncEvent,
@@ -37,6 +37,17 @@ MIB = 1 << 20
 on_demand_like = ("on-demand", "implicit", "short-term")
 needs_pin = pytest.param("pinned", marks=pytest.mark.needs_io_uring)
 every_discipline = pytest.mark.parametrize("discipline", [*on_demand_like, needs_pin])
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with running_servers(tmp_path_factory.mktemp("disciplines")) as running:
+        yield running
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture

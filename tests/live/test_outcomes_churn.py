@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from own_memory import PAGE, Pages, anonymous, forked
 from owner_process import MADV_DONTNEED, PROT_NONE, PROT_RW
-from verbs_pair import PATHS, Pair, Servers, connected
+from verbs_pair import PATHS, Pair, Servers, connected, running_servers
 
 from nopin import SendWr, WcStatus, WrOpcode
 
@@ -18,6 +18,12 @@ N_PAGES = 64
 CHURNED = N_PAGES // 2
 """The page that is changed all the time; the others keep still."""
 N_ROUNDS = 60
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with running_servers(tmp_path_factory.mktemp("churn")) as running:
+        yield running
 
 
 @pytest.fixture(params=PATHS)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from own_memory import Pages, anonymous
 from serving import eventually
-from verbs_pair import PATIENCE_S, WIRE, End, Servers, connected
+from verbs_pair import PATHS, PATIENCE_S, WIRE, End, Servers, connected, running_servers
 
 from nopin import (
     Device,
@@ -37,6 +37,17 @@ from nopin.lab.servers import LocalServer
 LENGTH = 4 << 20
 OLD, NEW = 0x5A, 0xEE
 SHORT_TIMEOUT, FEW_RETRIES = 10, 2  # 4.2 ms each: a peer that is gone is noticed soon
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with running_servers(tmp_path_factory.mktemp("life")) as running:
+        yield running
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture

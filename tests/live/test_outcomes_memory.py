@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from own_memory import MADV_HUGEPAGE, PAGE, Pages, anonymous, forked, mapped_file
 from owner_process import MADV_DONTNEED, PROT_NONE, PROT_READ, PROT_RW
-from verbs_pair import Pair, Servers, connected
+from verbs_pair import PATHS, Pair, Servers, connected, running_servers
 
 from nopin import (
     AsyncEventType,
@@ -36,6 +36,17 @@ BAD = 5
 START, END = 2 * PAGE + 100, 8 * PAGE - 50
 """The bytes a message covers: unaligned, pages before and after the bad one."""
 MTU = 1024
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with running_servers(tmp_path_factory.mktemp("outcomes")) as running:
+        yield running
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture

@@ -6,13 +6,24 @@ from collections.abc import Iterator
 
 import pytest
 from own_memory import PAGE, Pages, anonymous
-from verbs_pair import ALL_RIGHTS, Pair, Servers, connected
+from verbs_pair import ALL_RIGHTS, PATHS, Pair, Servers, connected, running_servers
 
 from nopin import Access, AsyncEventType, Device, SendWr, UsageError, WcStatus, WrOpcode, attach
 from nopin.nic.attributes import QpAttr
 from nopin.units import U64_MAX
 
 N_PAGES = 8
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with running_servers(tmp_path_factory.mktemp("rights")) as running:
+        yield running
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture

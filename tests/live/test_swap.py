@@ -13,6 +13,7 @@ from own_memory import PAGE, Pages, anonymous, mapped_file
 from slow_page import held_back_pages, slow_pages
 from verbs_pair import (
     ALL_RIGHTS,
+    PATHS,
     PATIENCE_S,
     End,
     Pair,
@@ -21,6 +22,7 @@ from verbs_pair import (
     connected,
     count,
     figures,
+    running_servers,
 )
 from zram_swap import zram_swap
 
@@ -31,6 +33,17 @@ TIMEOUT, LONGER_THAN_ALL_RETRIES_S = 13, 0.35
 """Eight acknowledge timeouts of 34 ms, and more: an operation that could time out would have failed."""
 SWAPPED_PAGES = 4096
 SWAPPED_BYTES = SWAPPED_PAGES * PAGE
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with running_servers(tmp_path_factory.mktemp("swap")) as running:
+        yield running
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture

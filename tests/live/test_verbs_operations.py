@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from own_memory import Pages, anonymous
-from verbs_pair import CAPS, PATIENCE_S, WIRE, End, Pair, Servers, connect, connected
+from verbs_pair import CAPS, PATHS, PATIENCE_S, WIRE, End, Pair, Servers, connect, connected, running_servers
 
 from nopin import (
     Access,
@@ -30,6 +30,17 @@ from nopin import (
 )
 from nopin.nic.attributes import QpAttr
 from nopin.units import U64_MAX
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with running_servers(tmp_path_factory.mktemp("operations")) as running:
+        yield running
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
