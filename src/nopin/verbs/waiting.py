@@ -104,10 +104,14 @@ class Waiter:
             left_s = -1.0 if deadline_ns is None else (deadline_ns - time.monotonic_ns()) / S_NS
             if deadline_ns is not None and left_s <= 0:
                 return False
-            self._bed.poll(left_s)
+            woken = self._bed.poll(left_s)
             if until():  # also when this object has just been closed
                 return True
-            self._rise()
+            if self._ring.ready:  # as nearly always: what else has happened can wait for the next time
+                self._take_notices()
+                return True
+            if any(fd == self._nudge_fd for fd, _ in woken):
+                self._rise()
             self.collect()
             if self._ring.ready or until():
                 return True
@@ -125,8 +129,7 @@ class Waiter:
         """
         for fd, _ in self._events.poll(0):
             if fd == self._channel_fd:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(fd, NOTICES)
+                self._take_notices()
             elif fd == self._side_fd:
                 self.on_side_event()
             else:
@@ -156,6 +159,10 @@ class Waiter:
         while not self._asleep.acquire(timeout=_WAKE_AGAIN_S):
             self.wake()
         self._asleep.release()
+
+    def _take_notices(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._channel_fd, NOTICES)
 
     def _rise(self) -> None:
         with contextlib.suppress(BlockingIOError):
