@@ -63,6 +63,14 @@ class WalkedSpace(LooksThenCopies):
             done += n
         return done
 
+    def read_present(self, address: int, length: int, staging: Staging, offset: int) -> bool:
+        """Copy a short range that is present; that a fault of its failed is for the access to find that waited."""
+        return self._all_usable(address, length, write=False) and super().read_present(address, length, staging, offset)
+
+    def write_present(self, address: int, length: int, staging: Staging, offset: int) -> bool:
+        """Do the same the other way."""
+        return self._all_usable(address, length, write=True) and super().write_present(address, length, staging, offset)
+
     def read_v(self, remote: IoVec, staging: Staging, local: IoVec) -> int:
         """Copy process ranges into staging ranges; see `AddressSpace`."""
         return _in_pieces(self.read, remote, staging, local)
@@ -101,6 +109,10 @@ class WalkedSpace(LooksThenCopies):
             return False
         vma = self._process.vmas.find(page)
         return vma is not None and vma.allows(write=write)
+
+    def _all_usable(self, address: int, length: int, *, write: bool) -> bool:
+        pages = range(address >> PAGE_SHIFT, (address + length - 1 >> PAGE_SHIFT) + 1)
+        return all(self._usable(page, write=write) is not None for page in pages)
 
     def _usable(self, page: int, *, write: bool) -> Present | None:
         entry = lookup(self._process, page)
