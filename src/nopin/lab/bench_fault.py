@@ -133,9 +133,9 @@ class FaultBench:
     def device_faults(self) -> Iterator[FaultFigure]:
         """Time READs of pages that the device has to fault in, and take off what READs of mapped pages take.
 
-        A page that is in memory is held against a fault of a process, a first touch as in `cpu_fault`; one in swap
-        against three of these and the medium: reading such a page, by one call, from a file that is as cached as swap.
-        All of it by turns.
+        A page that is in memory is held against a fault of a process, a first touch as in `cpu_fault`, but in an arena
+        that has pages in swap, where it takes longer; one in swap against three of these and the medium: reading such a
+        page, by one call, from a file that is as cached as swap. All of it by turns.
         """
         minor: list[float] = []
         major: list[float] = []
