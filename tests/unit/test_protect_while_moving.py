@@ -7,6 +7,8 @@ import os
 from collections import deque
 from typing import Any, cast
 
+import pytest
+
 from nopin.linux.paging_uffd import PagingUffd
 from nopin.linux.pidfd import PidFd
 from nopin.linux.uffd_handshake import EventKind
@@ -22,13 +24,14 @@ class MovingUffd:
         self.messages: deque[Any] = deque([(EventKind.REMAP, 0x10000, 0x90000, 0x8000)])
         self.n_protected = 0
 
+    def n_faults(self) -> int:
+        return 0
+
     def event_waits(self) -> bool:
         return len(self.messages) > 0
 
-    def read(self) -> list[Any]:
-        messages = list(self.messages)
-        self.messages.clear()
-        return messages
+    def read(self, n_most: int) -> list[Any]:
+        return [self.messages.popleft() for _ in range(min(n_most, len(self.messages)))]
 
     def protect(self, _address: int, _length: int) -> int:
         if self.messages:
@@ -37,7 +40,8 @@ class MovingUffd:
         return 0
 
 
-def test_protection_is_tried_again_until_the_move_was_dealt_with() -> None:
+def test_protection_is_tried_again_until_the_move_was_dealt_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nopin.server.mapper.advice_of", lambda _pid, _mapped: [])
     attention: list[Mapper] = []
     machine = ArenaMachine(cast(ServerMapping, None), attention.append)
     uffd = MovingUffd()

@@ -51,7 +51,8 @@ _WRITEPROTECT_MODE_WP = 1
 FAULT_WRITE, FAULT_WP, FAULT_MINOR = 1, 2, 4
 """Flags of a fault message: a store; to a protected page; to a page that the file has."""
 
-_READ_MESSAGES = 256
+READ_MESSAGES = 256
+_PENDING = b"pending:\t"
 
 _PAGING = EVENTS | Feature.MISSING_SHMEM | Feature.MINOR_SHMEM | Feature.FLAG_WP | Feature.WP_HUGETLBFS_SHMEM
 NEEDED = _PAGING | Feature.POISON
@@ -142,6 +143,8 @@ class PagingUffd:
         "_fd",
         "_info_fd",
         "_iov",
+        "_iov_of_all",
+        "_iov_of_one",
         "_poll",
         "_range",
         "_range_mode",
@@ -158,8 +161,10 @@ class PagingUffd:
             raise UsageError("the userfaultfd is not open for faults, or it is blocking")
         self._fd = fd
         self._info_fd = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-        self._buffer = bytearray(MESSAGE.size * _READ_MESSAGES)
+        self._buffer = bytearray(MESSAGE.size * READ_MESSAGES)
         self._iov = [self._buffer]
+        self._iov_of_all = memoryview(self._buffer)
+        self._iov_of_one = [self._iov_of_all[: MESSAGE.size]]
         self._read_flags = os.RWF_NOWAIT
         self._range = bytearray(16)
         self._range_mode = bytearray(24)
@@ -170,14 +175,14 @@ class PagingUffd:
         """The descriptor; readable when messages wait."""
         return self._fd
 
-    def read(self) -> list[Message]:
-        """Up to 256 messages that wait, faults first; empty if none do. Never waits.
+    def read(self, n_most: int = READ_MESSAGES) -> list[Message]:
+        """Up to so many messages that wait, 256 at most, faults first; empty if none do. Never waits.
 
         Raises:
             UsageError: the process made the descriptor blocking, or otherwise unusable.
         """
         try:
-            n_bytes = os.preadv(self._fd, self._iov, -1, self._read_flags)
+            n_bytes = os.preadv(self._fd, self._room_for(n_most), -1, self._read_flags)
         except BlockingIOError:
             self._check_still_usable()
             return []
@@ -186,15 +191,26 @@ class PagingUffd:
                 # Linux before 6.10: only the descriptor's own flag counts.
                 self._check_still_usable()
                 self._read_flags = 0
-                return self.read()
+                return self.read(n_most)
             raise UsageError(f"the userfaultfd cannot be read: {error.strerror}") from None
         if n_bytes == 32:
             return [_unpack_one(self._buffer)]
         return list(_unpack_all(memoryview(self._buffer)[:n_bytes]))
 
+    def _room_for(self, n_messages: int) -> list[bytearray] | list[memoryview]:
+        if n_messages == READ_MESSAGES:
+            return self._iov
+        return self._iov_of_one if n_messages == 1 else [self._iov_of_all[: n_messages * MESSAGE.size]]
+
+    def n_faults(self) -> int:
+        """Count the page faults that wait to be read. Takes longer than `read` itself."""
+        info = os.pread(self._info_fd, 256, 0)
+        start = info.index(_PENDING) + len(_PENDING)
+        return int(info[start : info.index(b"\n", start)])
+
     def event_waits(self) -> bool:
-        """Tell whether what `read` would return first is no page fault. Takes longer than `read` itself."""
-        return b"pending:\t0\n" in os.pread(self._info_fd, 256, 0) and bool(self._poll.poll(0))
+        """Tell whether what `read` would return first is no page fault."""
+        return not self.n_faults() and bool(self._poll.poll(0))
 
     def copy(self, target: int, source: int, length: int, *, protect: bool) -> tuple[int, int]:
         """Make pages at holes from bytes at `source` in this process."""

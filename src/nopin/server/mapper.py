@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nopin.linux.fd_identity import Identity
 from nopin.linux.madvise_spy import Advice, advice_of, gives_up
-from nopin.linux.paging_uffd import Message, PagingUffd
+from nopin.linux.paging_uffd import READ_MESSAGES, Message, PagingUffd
 from nopin.linux.pidfd import PidFd
 from nopin.linux.proc import Maps
 from nopin.linux.uffd_handshake import EventKind
@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # a view shows places
 
 UNKNOWN, GIVES_UP, KEEPS = 0, 1, 2
 """The last word of a REMOVE message: what becomes of the bytes. The kernel leaves it 0."""
+_LOOKS_MAX = 64
+"""At a message whose sender is not to be seen: some 20 ms, in which it falls asleep unless all CPUs are long taken."""
+
 IS_GIVEN_UP = {UNKNOWN: None, GIVES_UP: True, KEEPS: False}
 
 
@@ -77,6 +80,7 @@ class Mapper:
     """
 
     __slots__ = (
+        "_n_unseen",
         "bias",
         "doubled",
         "gone",
@@ -110,23 +114,35 @@ class Mapper:
         self.to_wake: list[Range] = []
         self.gone = False
         self.removals: Removals | None = None
+        self._n_unseen = 0
         self.views: list[OwnerView] = []
         self._set_places(places)
 
     def look_and_read(self) -> list[Message]:
-        """Read messages that wait, as `PagingUffd.read`; the last word of each REMOVE says what was asked for.
+        """Read messages that wait, as `PagingUffd.read`; the last word of a REMOVE says what was asked for.
 
-        As far as that can be seen. Whoever sent such a message waits until it is read; we may be killed right after
-        that, so what it gives up is noted for a successor before.
+        Whoever sent a message of something else than a fault waits until it is read. So nothing is read that was not
+        looked at before, and such a message is left for later until its sender is seen, as long as it may take to fall
+        asleep. We may be killed right after reading, so what it gives up is noted for a successor before.
         """
+        n_faults = self.uffd.n_faults()
+        if n_faults:
+            return self.uffd.read(min(n_faults, READ_MESSAGES))
         if not self.uffd.event_waits():
-            return self.uffd.read()
-        advice = advice_of(self.process.pid)
+            return []
+        advice = advice_of(self.process.pid, [place.where for place in self.places])
+        if advice is None and self._n_unseen < _LOOKS_MAX:
+            self._n_unseen += 1
+            return []
+        self._n_unseen = 0
+        return self._read_event(advice or [])
+
+    def _read_event(self, advice: list[Advice]) -> list[Message]:
         given_up = [run for each in advice if each.gives_up for run in self.runs_at(each.where)]
         if not given_up or self.removals is None:
-            return [_marked(message, advice) for message in self.uffd.read()]
+            return [_marked(message, advice) for message in self.uffd.read(1)]
         expected = self.removals.expect_removal(given_up)
-        messages = [_marked(message, advice) for message in self.uffd.read()]
+        messages = [_marked(message, advice) for message in self.uffd.read(1)]
         removals = [Range(*each[1:3]) for each in messages if each[0] == EventKind.REMOVE and each[3] == GIVES_UP]
         self.removals.expect_no_more(expected, [run for where in removals for run in self.runs_at(where)])
         return messages
