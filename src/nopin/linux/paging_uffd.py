@@ -182,7 +182,8 @@ class PagingUffd:
             UsageError: the process made the descriptor blocking, or otherwise unusable.
         """
         try:
-            n_bytes = os.preadv(self._fd, self._room_for(n_most), -1, self._read_flags)
+            iov = self._iov if n_most == READ_MESSAGES else self._room_for(n_most)
+            n_bytes = os.preadv(self._fd, iov, -1, self._read_flags)
         except BlockingIOError:
             self._check_still_usable()
             return []
@@ -197,9 +198,7 @@ class PagingUffd:
             return [_unpack_one(self._buffer)]
         return list(_unpack_all(memoryview(self._buffer)[:n_bytes]))
 
-    def _room_for(self, n_messages: int) -> list[bytearray] | list[memoryview]:
-        if n_messages == READ_MESSAGES:
-            return self._iov
+    def _room_for(self, n_messages: int) -> list[memoryview]:
         return self._iov_of_one if n_messages == 1 else [self._iov_of_all[: n_messages * MESSAGE.size]]
 
     def n_faults(self) -> int:
