@@ -379,7 +379,7 @@ def test_a_directory_open_to_others_is_refused(tmp_path: Path) -> None:
     from nopin.server.clients import SocketFile
 
     tmp_path.chmod(0o777)
-    with pytest.raises(ServerError, match="chmod 700"):
+    with pytest.raises(ServerError, match="directory of mode 700"):
         SocketFile(tmp_path / "server.sock")
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from nopin.mm.causes import Cause
-from nopin.mm.effects import PageRun
+from nopin.mm.effects import Outcome, PageRun
+from nopin.mm.space import Bytes
 from nopin.mm.subscriber import Answer, Fence, Invalidation, Subscriber
 from nopin.model.arena.storm import Storm
 from nopin.ranges import Range
+from nopin.units import PAGE_BYTES
 
 
 class SlowDevice(Subscriber):
@@ -136,3 +140,36 @@ def test_what_was_given_up_and_stored_again_survives_the_server() -> None:
     storm.store(1, 1)
     storm.server_is_killed()
     assert all(storm.read(1, page) for page in range(6))
+
+
+@pytest.mark.parametrize("n_filled", [0, 1, 2])
+def test_pages_given_up_in_the_middle_of_a_fill_do_not_come_back(
+    n_filled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is inside madvise when pages are filled for it; its word has to be read before that can go on."""
+    storm = Storm(1)
+    pages = PageRun(0, 3)
+    for page in range(3):
+        storm.store(1, page)
+    storm.machine.run(storm.pager.give_back(3))
+    storm.cached_share = 1.0
+    carry_out = storm.machine._fill
+    told: list[PageRun] = []
+
+    def fill(run: PageRun, mapper: int, data: Bytes | None, *, protect: bool) -> Outcome:
+        if told or data is None:
+            return carry_out(run, mapper, data, protect=protect)
+        first = PageRun(run.first, min(n_filled, run.n))
+        done = carry_out(first, mapper, data, protect=protect).n_done if first.n else 0
+        told.append(run)
+        storm.machine.start("removal", storm.pager.removed(pages, dropped=True))
+        storm.machine.zap(pages)  # the kernel does it now, and madvise returns
+        return Outcome(done, 0 if done == run.n else errno.EINTR)
+
+    monkeypatch.setattr(storm.machine, "_fill", fill)
+    storm.machine.run(storm.pager.prefetch(pages, write=False))
+    assert told
+    storm.rest()
+    assert not storm.machine.memory[: 3 * PAGE_BYTES].any()
+    assert storm.swap.n_used == 0
+    assert storm.pager.statistics().resident == storm.machine.present.sum()

@@ -217,14 +217,16 @@ class ArenaPages:
         if run.n == 1:
             self.arrived_one(run.first)
             return
-        self.table.states[run.first : run.end] = _RESIDENT
+        states = self.table.states[run.first : run.end]
+        states &= BUSY  # of what is claimed meanwhile, or still on its way for its procedure
+        states |= _RESIDENT
         self.residency.admit(run)
         if self.notifiers.n_wanting:  # for reading: the first store of a device is to be heard, as that of a process is
             self.notifiers.update(Range(run.first, run.end), write=False)
 
     def arrived_one(self, page: int) -> None:
         """The same of a single page: what most faults bring."""
-        self.state[page] = _RESIDENT
+        self.state[page] = _RESIDENT | self.state[page] & BUSY
         self.residency.admit_one(page)
         if self.notifiers.n_wanting:
             self.notifiers.update(Range(page, page + 1), write=False)

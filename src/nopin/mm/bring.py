@@ -35,7 +35,7 @@ from nopin.mm.effects import (
     Zero,
 )
 from nopin.mm.eviction import batch_pages, evict
-from nopin.mm.page_table import PageState
+from nopin.mm.page_table import BUSY, PageState
 from nopin.mm.space import Bytes, Reason
 from nopin.mm.swap import UNIT_BYTES, decode, n_intact, n_units
 from nopin.units import PAGE_BYTES, US_NS
@@ -130,6 +130,8 @@ def _placed(arena: ArenaPages, run: PageRun, outcome: Outcome) -> Generator[Effe
         arena.arrived(PageRun(run.first, n_done + unknown))
         arena.n_short_in_a_row = 0
         return Came(n_done)
+    if problem == errno.EINTR:
+        return Came(0)
     if problem != errno.ENOMEM:
         return Came(0, Reason.OWNER_GONE)
     arena.counts.short_of_memory += 1
@@ -225,7 +227,7 @@ def _put_in(
     came = yield from _placed(arena, good, outcome)
     if write or outcome.errno == errno.EEXIST:
         span = slice(good.first, good.end)
-        written = (arena.table.states[span] == PageState.RESIDENT) & (arena.table.units[span] != 0)
+        written = (arena.table.states[span] & ~np.uint8(BUSY) == PageState.RESIDENT) & (arena.table.units[span] != 0)
         if written.any():
             arena.drop_copies(good.first + np.flatnonzero(written))
     arena.counts.swapped_in += n_good

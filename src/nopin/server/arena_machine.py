@@ -124,7 +124,7 @@ class ArenaMachine:
         return self._through_server(mapper, PageRun(first, n), n_done, 0)
 
     def fill(self, effect: Fill) -> Outcome:
-        """Make pages from bytes and map them."""
+        """Make pages from bytes and map them. EINTR: a message was read on the way, which may give these pages up."""
         pages = effect.pages
         if pages.n == 1:  # to copy it takes less time than to ask for its address
             self._one.view[:] = effect.data
@@ -147,7 +147,7 @@ class ArenaMachine:
         def operation(start: int, length: int) -> tuple[int, int]:
             return uffd.copy(start, source + start - address, length, protect=protect)
 
-        outcome = self._go_on(mapper, operation, address, length, done, problem)
+        outcome = self._go_on(mapper, operation, address, length, done, problem, ends_when_told=True)
         if outcome.errno != errno.EAGAIN:
             return outcome
         return self._through_server(mapper, pages, outcome.n_done, source)
@@ -243,11 +243,16 @@ class ArenaMachine:
         length: int,
         done: int,
         problem: int,
+        *,
+        ends_when_told: bool = False,
     ) -> Outcome:
         """Go on with an operation that came to `done`, until all is done or it cannot go on.
 
         After EAGAIN it is repeated. ENOENT may mean that the range crosses from one mapping into the next (mprotect
         cuts them): an operation stays inside of one, so what lies in the first is done; the outcome says how far.
+
+        Args:
+            ends_when_told: a message that had to be read first ends it, with EINTR.
         """
         attempts, end = 0, length
         while problem == errno.EAGAIN or (problem == errno.ENOENT and end - done > PAGE_BYTES):
@@ -259,7 +264,8 @@ class ArenaMachine:
             done += more
             if problem == errno.EAGAIN and not more:
                 attempts += 1
-                self._settle(mapper)
+                if self._settle(mapper) and ends_when_told:
+                    return Outcome(done // PAGE_BYTES, errno.EINTR)
         if problem == errno.ESRCH:
             self._gone(mapper)
         if not problem and end < length:
@@ -277,13 +283,14 @@ class ArenaMachine:
             self._gone(mapper)
         return problem
 
-    def _settle(self, mapper: Mapper) -> None:
-        """Read what the mapper waits to be read, and let it run."""
+    def _settle(self, mapper: Mapper) -> bool:
+        """Read what the mapper waits to be read, and let it run; tell whether there was anything."""
         messages = mapper.look_and_read()
         if messages:
             mapper.unread += messages
             self._attention(mapper)
         os.sched_yield()
+        return bool(messages)
 
     def _gone(self, mapper: Mapper) -> None:
         mapper.gone = True
