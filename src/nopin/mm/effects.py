@@ -51,8 +51,8 @@ class Outcome(Struct, frozen=True, gc=False):
     Attributes:
         n_done: pages from the start of the run that are done.
         errno: why it ended early, 0 when it did not: EEXIST (already so), ENOMEM, ENOENT (not mapped there),
-            ESRCH (the mapper is gone), EFAULT (`MapIn` of a hole), EINTR (`Fill`: a process gave something up meanwhile,
-            perhaps one of these pages: look again).
+            ESRCH (the mapper is gone), EFAULT (`MapIn` of a hole), EINTR (`Fill`: a process gave something up
+            meanwhile, perhaps one of these pages: look again).
     """
 
     n_done: int
