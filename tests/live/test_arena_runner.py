@@ -200,11 +200,11 @@ def test_what_madvise_gives_up_is_noted_for_a_successor_before_its_word_is_read(
     noted: list[object] = []
 
     def expect(runs: list[PageRun]) -> NDArray[np.int64]:
-        noted.append((runs, rig.mapper.uffd.event_waits()))
+        noted.append((runs, rig.mapper.uffd.waits()))
         return np.arange(8, 56)
 
     def expect_no_more(expected: NDArray[np.int64], read: list[PageRun]) -> None:
-        noted.append((len(expected), read, rig.mapper.uffd.event_waits()))
+        noted.append((len(expected), read, rig.mapper.uffd.waits()))
 
     monkeypatch.setattr(rig.pager, "expect_removal", expect)
     monkeypatch.setattr(rig.pager, "expect_no_more", expect_no_more)

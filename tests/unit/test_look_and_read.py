@@ -31,8 +31,8 @@ class FakeUffd:
     def n_faults(self) -> int:
         return sum(kind == EventKind.PAGEFAULT for kind, *_ in self.messages)
 
-    def event_waits(self) -> bool:
-        waits = bool(self.messages) and not self.n_faults()
+    def waits(self) -> bool:
+        waits = bool(self.messages)
         self.messages += self.late
         self.late = ()
         return waits

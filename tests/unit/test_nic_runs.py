@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from nopin.model.net.client import SendOptions
 from nopin.nic import requester
 from nopin.nic.abi import QpState, SendFlags, WcStatus, WrOpcode
 from nopin.nic.attributes import QpAttr
@@ -54,11 +55,13 @@ def both_ways(monkeypatch: pytest.MonkeyPatch, play: Callable[[], Outcome]) -> O
     return in_runs
 
 
-def writes(pair: Pair, n: int = N, special: Mapping[str, object] | None = None) -> None:
+def writes(pair: Pair, n: int = N, special: SendOptions | None = None) -> None:
     """Post WRITEs of growing length all over three pages of ours and theirs; the one in the middle is `special`."""
     for k in range(n):
-        more = special if special and k == n // 2 else {}
-        pair.a.post(WRITE, k * 300 + 5, k + 1, to=pair.b.region, at=k * 300 + 9, wr_id=k, **more)
+        options: SendOptions = {"wr_id": k}
+        if special and k == n // 2:
+            options.update(special)
+        pair.a.post(WRITE, k * 300 + 5, k + 1, to=pair.b.region, at=k * 300 + 9, **options)
 
 
 def nothing(_pair: Pair) -> None:
@@ -125,7 +128,7 @@ def test_a_run_ends_like_its_works(monkeypatch: pytest.MonkeyPatch, spoil: Spoil
         {"remote": U64_MAX},
     ],
 )
-def test_a_run_goes_as_far_as_works_are_alike(monkeypatch: pytest.MonkeyPatch, special: dict[str, object]) -> None:
+def test_a_run_goes_as_far_as_works_are_alike(monkeypatch: pytest.MonkeyPatch, special: SendOptions) -> None:
     both_ways(monkeypatch, lambda: played(lambda pair: writes(pair, special=special), nothing))
 
 

@@ -27,7 +27,7 @@ class MovingUffd:
     def n_faults(self) -> int:
         return 0
 
-    def event_waits(self) -> bool:
+    def waits(self) -> bool:
         return len(self.messages) > 0
 
     def read(self, n_most: int) -> list[Any]:

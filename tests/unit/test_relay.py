@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from nopin.iommu.iommu import Iommu
 from nopin.iommu.page_requests import PARKS_MAX, Meter
 from nopin.iommu.relay import SLOW_BYTES, Copy, Place, Relayed, after, are_present, relay_in_turn, start_of
 from nopin.mm.space import Staging
+from nopin.model.net.client import SendOptions
 from nopin.nic.abi import SendFlags, WcStatus, WrOpcode
 from nopin.server.copier import TRIES, Speeds, chunk_bytes
 from nopin.testing.memory_space import MemorySpace
@@ -210,8 +212,10 @@ def device() -> tuple[Pair, Recorder]:
     return Pair(a, b), relay
 
 
-def post(pair: Pair, opcode: WrOpcode, n: int, **more: object) -> None:
-    pair.a.post(opcode, n * LONG, LONG, to=pair.b.region, at=(20 + n) * LONG, wr_id=n, **more)
+def post(pair: Pair, opcode: WrOpcode, n: int, **more: Unpack[SendOptions]) -> None:
+    options: SendOptions = {"wr_id": n}
+    options.update(more)
+    pair.a.post(opcode, n * LONG, LONG, to=pair.b.region, at=(20 + n) * LONG, **options)
 
 
 def part(side: Side, start: int, n: int = 1) -> bytes:

@@ -45,7 +45,7 @@ def advice_of(pid: int, mapped: Sequence[Range]) -> list[Advice] | None:
         if calls is None:
             return []
         telling = [(number, Range(start, start + length), advice) for number, start, length, advice in calls if length]
-        telling = [call for call in telling if any(call[1].intersection(where) for where in mapped)]
+        telling = [call for call in telling if any(call[1].overlaps(where) for where in mapped)]
         if telling:
             return [
                 Advice(where.to_pages(), advice == _MADV_REMOVE)

@@ -207,9 +207,9 @@ class PagingUffd:
         start = info.index(_PENDING) + len(_PENDING)
         return int(info[start : info.index(b"\n", start)])
 
-    def event_waits(self) -> bool:
-        """Tell whether what `read` would return first is no page fault."""
-        return not self.n_faults() and bool(self._poll.poll(0))
+    def waits(self) -> bool:
+        """Tell whether anything waits to be read; where no faults do, it is something else."""
+        return bool(self._poll.poll(0))
 
     def copy(self, target: int, source: int, length: int, *, protect: bool) -> tuple[int, int]:
         """Make pages at holes from bytes at `source` in this process."""

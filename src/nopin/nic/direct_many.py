@@ -19,7 +19,8 @@ from nopin.nic.runs import RUN_MIN, n_alike
 from nopin.nic.wire.psn import psn_add
 
 _READ, _WRITE = int(WrOpcode.RDMA_READ), int(WrOpcode.RDMA_WRITE)
-_NOT_DONE = 0, 0
+NOT_DONE = 0, 0
+"""No works were carried out, and no bytes of them; what was copied all the same is copied again."""
 
 
 def copy_many(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> tuple[int, int]:
@@ -30,23 +31,23 @@ def copy_many(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> tupl
     ring = qp.send_ring
     _, opcode, _, _, _, _, rkey, _, _, _, _, length, lkey = ring.fields(ONE_SGE)
     if not 0 < length <= qp.mtu or not _allows(peer, opcode):
-        return _NOT_DONE
+        return NOT_DONE
     read = opcode == _READ
     ours = _usable(core.regions.find(lkey, qp.pd), LOCAL_WRITE if read else NOTHING)
     theirs = _usable(core.regions.find(rkey, peer.pd), REMOTE_READ if read else REMOTE_WRITE)
     if ours is None or theirs is None:
-        return _NOT_DONE
+        return NOT_DONE
     entries = ring.peek(n_posted)
     posts = entries.view(one_sge_dtype(entries.shape[1])).reshape(-1)
     posts = posts[: n_alike(posts, opcode, ours, qp.mtu)]
     posts = posts[: _n_inside(posts, theirs)]
     if len(posts) < RUN_MIN:
-        return _NOT_DONE
+        return NOT_DONE
     here = ours.pasid, ours.places(posts["local_address"], posts["local_length"])
     there = theirs.pasid, theirs.places(posts["remote_address"], posts["local_length"])
     source, target = (there, here) if read else (here, there)
     if not core.iommu.copy_present_v(*source, *target, core.plan.staging):
-        return _NOT_DONE
+        return NOT_DONE
     side = qp.send
     side.next_psn = side.una = side.sent = side.high = psn_add(side.next_psn, len(posts))
     ring.skip(len(posts))

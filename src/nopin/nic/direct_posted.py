@@ -19,7 +19,7 @@ from nopin.iommu.access import Span
 from nopin.iommu.iommu import SHORT_BYTES
 from nopin.nic.abi import ONE_SGE, Discipline, SendFlags, WrOpcode
 from nopin.nic.core import Core, posted_done
-from nopin.nic.direct_many import copy_many
+from nopin.nic.direct_many import NOT_DONE, copy_many
 from nopin.nic.mr import Region
 from nopin.nic.qp import QueuePair
 from nopin.nic.rights import LOCAL_WRITE, NOTHING, REMOTE_READ, REMOTE_WRITE
@@ -32,7 +32,6 @@ TOGETHER_BYTES = 8 << 20
 _READ, _WRITE = int(WrOpcode.RDMA_READ), int(WrOpcode.RDMA_WRITE)
 _INLINE, _FENCE = int(SendFlags.INLINE), int(SendFlags.FENCE)
 _SHORT_TERM = Discipline.SHORT_TERM
-_NOT_DONE = 0, 0
 
 Ends = tuple[Region, int, Region, int]
 """Where bytes come from and where they go, each a region and a virtual address."""
@@ -45,12 +44,12 @@ def copy_posted(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int, max_b
     """
     assert not qp.send.works
     if not qp.caps.max_send_sge:
-        return _NOT_DONE
+        return NOT_DONE
     n_done = n_bytes = 0
     alike = True
     while n_done < n_posted and n_bytes < max_bytes:
         n_left = n_posted - n_done
-        n, length = copy_many(core, qp, peer, n_left) if alike and n_left >= RUN_MIN else _NOT_DONE
+        n, length = copy_many(core, qp, peer, n_left) if alike and n_left >= RUN_MIN else NOT_DONE
         alike = n > 0
         if not n:
             n, length = _copy_next(core, qp, peer, n_left)
@@ -67,16 +66,16 @@ def _copy_next(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> tup
     """Carry out the oldest work, with others that go along if it is long; returns how many, and their bytes."""
     wr_id, opcode, flags, n_sge, _, there, rkey, _, _, _, here, length, lkey = qp.send_ring.fields(ONE_SGE)
     if n_sge != 1 or flags & _INLINE or not length:
-        return _NOT_DONE
+        return NOT_DONE
     if length > SHORT_BYTES:
         return _copy_long(core, qp, peer, n_posted)
     ends = _judge(core, qp, peer, opcode, here, lkey, there, rkey, length)
     if ends is None:
-        return _NOT_DONE
+        return NOT_DONE
     source, source_va, target, target_va = ends
     meters = source.meter, target.meter
     if not core.iommu.copy_present(source.pasid, source_va, target.pasid, target_va, length, core.plan.staging, meters):
-        return _NOT_DONE
+        return NOT_DONE
     _retire(core, qp, wr_id, opcode, flags, length)
     return 1, length
 

@@ -128,7 +128,7 @@ class Mapper:
         n_faults = self.uffd.n_faults()
         if n_faults:
             return self.uffd.read(min(n_faults, READ_MESSAGES))
-        if not self.uffd.event_waits():
+        if not self.uffd.waits():
             return []
         advice = advice_of(self.process.pid, [place.where for place in self.places])
         if advice is None and self._n_unseen < _LOOKS_MAX:

@@ -14,7 +14,16 @@ from typing import Unpack
 import numpy as np
 
 from nopin.iommu.iommu import Iommu
-from nopin.model.net.client import ALL_RIGHTS, Client, ConnectOptions, connect, make_client, no_fence, send_entry
+from nopin.model.net.client import (
+    ALL_RIGHTS,
+    Client,
+    ConnectOptions,
+    SendOptions,
+    connect,
+    make_client,
+    no_fence,
+    send_entry,
+)
 from nopin.nic.abi import Access, Discipline, WrOpcode
 from nopin.nic.mr import Region
 from nopin.nic.nic import Nic
@@ -47,13 +56,13 @@ class Side(Client):
         *,
         to: Region | None = None,
         at: int = 0,
-        **more: object,
+        **more: Unpack[SendOptions],
     ) -> None:
         """Post one send; local memory is [offset, offset + length) of our region, remote is `at` in region `to`."""
         sges = [(self.region.iova + offset, length, self.region.lkey)] if length else []
-        remote = (to.iova + at, to.rkey) if to is not None else (0, 0)
-        keys = {"remote": remote[0], "rkey": remote[1], **more}
-        self.sends.post([send_entry(opcode, sges, **keys)])  # type: ignore[arg-type]  # forwarded as given
+        options: SendOptions = {} if to is None else {"remote": to.iova + at, "rkey": to.rkey}
+        options.update(more)
+        self.sends.post([send_entry(opcode, sges, **options)])
 
     def post_recv(self, offset: int, length: int, wr_id: int = 0) -> None:
         """Post one receive into [offset, offset + length) of our region."""

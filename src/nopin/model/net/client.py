@@ -36,6 +36,19 @@ Sge = tuple[int, int, int]
 """Address, length, lkey."""
 
 
+class SendOptions(TypedDict, total=False):
+    """What else a send may say, names and defaults as those of `send_entry`."""
+
+    wr_id: int
+    flags: int
+    remote: int
+    rkey: int
+    imm: int
+    compare_add: int
+    swap: int
+    inline: bytes | None
+
+
 def no_fence() -> None:
     """Both ends of a ring are one thread here."""
 
