@@ -18,9 +18,11 @@ from __future__ import annotations
 import os
 
 from nopin.control.spin import SpinBudget
+from nopin.linux.cpus import move_over
 from nopin.linux.fence import fence
 from nopin.server import events
 from nopin.server.core import Core
+from nopin.server.elbow_room import ElbowRoom
 from nopin.server.objects import ClientCq, ClientQp
 from nopin.units import S_NS, US_NS
 
@@ -34,15 +36,18 @@ class Loop:
 
     Args:
         spin_ns: the longest it looks for work before it sleeps; it never spins without clients.
+        elbow_room: decides when to go to another CPU.
     """
 
-    def __init__(self, core: Core, spin_ns: int) -> None:
+    def __init__(self, core: Core, spin_ns: int, elbow_room: ElbowRoom) -> None:
         self._core = core
+        self._elbow_room = elbow_room
         self._spin = SpinBudget(spin_ns)
         self._stopping = False
         self._packets_wait = False
         self._in_burst = False
         self._woken = False
+        self._serves_posts = False
         for fd in core.link.filenos():
             core.poller.watch(fd, self._on_packets)
         core.poller.watch(core.workers.fd, self._on_fault_results)
@@ -63,7 +68,7 @@ class Loop:
             elif now >= spin_until:
                 self._sleep()
             else:
-                os.sched_yield()  # on a small machine the work we look for may need this CPU to come about
+                self._yield()
 
     def _turn(self, now: int) -> bool:
         """Do what there is to do now; tell whether there was anything.
@@ -86,6 +91,7 @@ class Loop:
             self._tell_clients()
         if core.arenas.busy:
             core.arenas.turn()
+            self._serves_posts = False
             return True
         return worked or nic.busy
 
@@ -98,7 +104,19 @@ class Loop:
         if nic.busy or self._in_burst or not nic.poll_rings(now):
             return False
         self._transmit(now)
+        self._serves_posts = True
         return True
+
+    def _yield(self) -> None:
+        """Offer the CPU: on a small machine the work we look for may need it to come about."""
+        if not self._serves_posts:
+            os.sched_yield()
+            return
+        clock = self._core.clock
+        before = clock()
+        os.sched_yield()
+        if self._elbow_room.yielded(before, clock()):
+            move_over()
 
     def _receive(self, now: int) -> bool:
         """Take what arrived; tell whether there was reason to look."""

@@ -21,6 +21,7 @@ from nopin.link.base import Link
 from nopin.link.middleware import wrap
 from nopin.link.raw import RawLink
 from nopin.link.udp import bind_link
+from nopin.linux.cpus import RunQueue, n_cpus
 from nopin.linux.libc import keep_freed_memory
 from nopin.linux.pidfd import PidFd
 from nopin.linux.process_vm import require_process_vm
@@ -33,6 +34,7 @@ from nopin.server.clients import Clients, SocketFile
 from nopin.server.config import ServeConfig
 from nopin.server.copier import Copier
 from nopin.server.core import Core, log
+from nopin.server.elbow_room import ElbowRoom
 from nopin.server.exchange import Exchange
 from nopin.server.loop import Loop
 from nopin.server.poller import Poller
@@ -80,7 +82,7 @@ def serve(config: ServeConfig, when_ready: Callable[[str, int], None] = _unannou
             core.registry.disown()
         exchange = Exchange(core, exchange_socket)
         clients = Clients(core, client_socket)
-        loop = Loop(core, config.spin_us * US_NS if _has_cpus() else 0)
+        loop = _make_loop(core, config, stack)
         stack.enter_context(_stopped_by_signals(core, loop, with_sigint=parent is None))
         if parent is not None:
             core.poller.watch(parent.fileno(), lambda _mask: loop.stop())
@@ -95,6 +97,13 @@ def serve(config: ServeConfig, when_ready: Callable[[str, int], None] = _unannou
             if core.registry.n_arenas:
                 text = "%d arenas stay behind; the programs that use them wait for: nopin serve --takeover --socket %s"
                 log.warning(text, core.registry.n_arenas, config.socket_path)
+
+
+def _make_loop(core: Core, config: ServeConfig, stack: contextlib.ExitStack) -> Loop:
+    n = n_cpus()
+    spin_us = config.spin_us if n > 1 else 0  # on the only CPU it would keep clients from posting what we look for
+    run_queue = stack.enter_context(contextlib.closing(RunQueue()))
+    return Loop(core, spin_us * US_NS, ElbowRoom(n, run_queue.n_runnable))
 
 
 def _note_broken(core: Core, arena: Arena, problem: Exception) -> None:
@@ -176,7 +185,7 @@ def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Cor
 
 def _make_relay(clock: Callable[[], int], stack: contextlib.ExitStack) -> Relay:
     """Choose how the direct path copies: with a process that helps, where that has a CPU."""
-    if not _has_cpus():
+    if n_cpus() < 2:
         return relay_in_turn
     copier = Copier(clock)
     stack.callback(copier.close)
@@ -253,11 +262,6 @@ def _raise_descriptor_limit() -> None:
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _has_cpus() -> bool:
-    """Spinning on the only CPU would keep the client from posting what we look for."""
-    return len(os.sched_getaffinity(0)) > 1
 
 
 @contextlib.contextmanager
