@@ -119,6 +119,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Environment of programs that find what we find, and a default server of their own."""
+    runtime = tmp_path / "runtime"
+    runtime.mkdir(mode=0o700)
+    path = os.pathsep.join(filter(None, sys.path))
+    return os.environ | {"XDG_RUNTIME_DIR": str(runtime), "PYTHONPATH": path}
+
+
+@pytest.fixture
 def server(tmp_path: Path) -> Iterator[LocalServer]:
     """A device server process of its own, on a temporary socket and its own loopback address."""
     with LocalServer(tmp_path / "server.sock") as running:

@@ -9,8 +9,6 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import kernels_of_users
 import numpy as np
 import pytest
+from programs import said
 from serving import damage_swap, eventually
 
 import nopin
@@ -267,11 +266,7 @@ def test_a_worker_waits_for_the_successor_of_a_killed_server_and_loses_no_store(
         owner.line.send("end")
 
 
-def test_the_page_about_accelerators_runs(tmp_path: Path) -> None:
-    (runtime := tmp_path / "run").mkdir(mode=0o700)
-    environment = os.environ | {"XDG_RUNTIME_DIR": str(runtime), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+def test_the_page_about_accelerators_runs(environment: dict[str, str]) -> None:
     page = re.search(r"^```python\n(.*?)^```$", (ROOT / "docs" / "accelerator.md").read_text(), re.M | re.S)
     assert page is not None
-    command = [sys.executable, "-c", page[1]]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False)
-    assert "16777216.0\n[1.41421356 1.41421356]" in ran.stdout, ran.stderr
+    assert "16777216.0\n[1.41421356 1.41421356]" in said(environment, "-c", page[1])

@@ -22,15 +22,6 @@ ARRAY = np.arange(6 * 50_000, dtype=np.float64).reshape(6, 50_000)
 COMMAND = [sys.executable, "-m", "nopin"]
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """A user of its own: their default server is nobody else's."""
-    runtime = tmp_path / "runtime"
-    runtime.mkdir(mode=0o700)
-    path = os.pathsep.join(filter(None, sys.path))
-    return os.environ | {"XDG_RUNTIME_DIR": str(runtime), "PYTHONPATH": path}
-
-
 def nopin(environment: dict[str, str], *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=50, check=False
@@ -147,13 +138,19 @@ def test_a_demo_that_is_told_to_end_leaves_no_process_and_no_file(environment: d
     with subprocess.Popen(
         command, env=environment | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        while not list(tmp_path.glob("nopin-demo-*/peer.sock")):
+        while not list(tmp_path.glob("nopin-run-*/peer.sock")):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         _, talk = process.communicate(timeout=30)
     assert (process.returncode, talk) == (128 + signal.SIGTERM, "")
     assert not list(tmp_path.glob("nopin-*"))
+
+
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
+    environment["PYTHONPATH"] = os.pathsep.join((str(tmp_path), environment["PYTHONPATH"]))
+    assert nopin(environment, "doctor", code=130).stderr == ""
 
 
 def test_ctrl_c_while_children_begin_ends_all_of_them_without_a_word(

@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import owner, said
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-WAIT_S = 60
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """A default server of our own."""
-    runtime = tmp_path / "run"
-    runtime.mkdir(mode=0o700)
-    return os.environ | {"XDG_RUNTIME_DIR": str(runtime), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def run(environment: dict[str, str], name: str, *arguments: str) -> str:
-    command = [sys.executable, str(EXAMPLES / name), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return said(environment, str(EXAMPLES / name), *arguments)
 
 
 def test_an_array_is_shared_written_and_added_up(environment: dict[str, str]) -> None:
-    owner = subprocess.Popen(
-        [sys.executable, str(EXAMPLES / "share_array.py")],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert owner.stdout is not None
-        url = owner.stdout.readline().strip()
-        assert "row 10 begins [1. 0. 1. 0. 1. 0.]" in run(environment, "attach_array.py", url)
-        assert run(environment, "many_at_once.py", url) == "the sum is 5000.0\n"
-        rest, _ = owner.communicate("\n", timeout=WAIT_S)
-    finally:
-        owner.kill()
-        owner.wait()
-    assert rest.endswith("The sum is now 5000.0\n")
+    with owner(environment, str(EXAMPLES / "share_array.py")) as sharing:
+        assert "row 10 begins [1. 0. 1. 0. 1. 0.]" in run(environment, "attach_array.py", sharing.url)
+        assert run(environment, "many_at_once.py", sharing.url) == "the sum is 5000.0\n"
+        assert sharing.go_on().endswith("The sum is now 5000.0\n")
 
 
 @pytest.mark.needs_userfaultfd

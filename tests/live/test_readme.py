@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import click
 import pytest
+from programs import owner, said
 
 from nopin.cli.demo import HAZARD_TITLES, NEXT, table_of
 from nopin.cli.main import COMMANDS, cli
@@ -21,7 +19,6 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
 PARTS = "mm|iommu|nic|accel|linux|link|control|server|verbs|model|lab|cli|testing"
-WAIT_S = 60
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -40,67 +37,26 @@ def commands(text: str) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line.rstrip(" &"), comments=True))]
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """A default server of our own."""
-    runtime = tmp_path / "run"
-    runtime.mkdir(mode=0o700)
-    return os.environ | {"XDG_RUNTIME_DIR": str(runtime), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-
-
 def test_the_ten_lines_run_in_two_processes(tmp_path: Path, environment: dict[str, str]) -> None:
     for name in ("owner.py", "peer.py"):
         (tmp_path / name).write_text(program(name))
-    owner = subprocess.Popen(
-        [sys.executable, "owner.py"],
-        cwd=tmp_path,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert owner.stdout is not None
-        url = owner.stdout.readline().strip()
-        peer = subprocess.run(
-            [sys.executable, "peer.py", url],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=WAIT_S,
-        )
-        rest, _ = owner.communicate("\n", timeout=WAIT_S)
-    finally:
-        owner.kill()
-        owner.wait()
+    with owner(environment, "owner.py", cwd=tmp_path) as sharing:
+        printed = said(environment, "peer.py", sharing.url, cwd=tmp_path)
+        rest = sharing.go_on()
     n = 10**6
     total = n * (n - 1) // 2 - 5 - 6 + 2  # elements 5 and 6 had become 1
-    assert peer.stdout.split() == ["(134217728,)", "1499500", str(total), "3"], peer.stderr
+    assert printed.split() == ["(134217728,)", "1499500", str(total), "3"]
     assert rest.removeprefix("Enter ends the share. ").split() == ["4", "[1", "1]"]
-    assert owner.returncode == 0
 
 
-def test_the_managed_memory_example_runs(tmp_path: Path, environment: dict[str, str]) -> None:
-    (tmp_path / "managed.py").write_text(program("managed.py"))
-    command = [sys.executable, "managed.py"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    right, prefetched = done.stdout.splitlines()
+def test_the_managed_memory_example_runs(environment: dict[str, str]) -> None:
+    right, prefetched = said(environment, "-c", program("managed.py")).splitlines()
     assert right == "True"
     assert int(prefetched.split()[0]) == (1 << 18) * 8
 
 
-def test_the_modelled_machine_prints_what_the_readme_says(tmp_path: Path, environment: dict[str, str]) -> None:
-    (tmp_path / "modelled.py").write_text(program("modelled.py"))
-    command = [sys.executable, "modelled.py"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"```text\n{done.stdout}```" in README
+def test_the_modelled_machine_prints_what_the_readme_says(environment: dict[str, str]) -> None:
+    assert f"```text\n{said(environment, '-c', program('modelled.py'))}```" in README
 
 
 @pytest.mark.parametrize("words", commands(README), ids=" ".join)
@@ -175,14 +131,9 @@ def test_outcomes_are_shown_by_live_tests_where_nothing_else_is_said() -> None:
     assert not named_unit & live
 
 
-def test_the_verbs_example_prints_what_the_page_says(tmp_path: Path, environment: dict[str, str]) -> None:
-    page = PAGES["verbs.md"]
-    (source, _fixture), (expected,) = blocks(page, "python"), blocks(page, "text")
-    (tmp_path / "example.py").write_text(source)
-    ran = subprocess.run(
-        [sys.executable, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT_S
-    )
-    assert ran.stdout == expected, ran.stderr
+def test_the_verbs_example_prints_what_the_page_says(environment: dict[str, str]) -> None:
+    (source, _fixture), (expected,) = blocks(PAGES["verbs.md"], "python"), blocks(PAGES["verbs.md"], "text")
+    assert said(environment, "-c", source) == expected
 
 
 def test_the_fixture_of_the_verbs_page_gives_two_ends_of_a_lossy_wire(
@@ -191,11 +142,8 @@ def test_the_fixture_of_the_verbs_page_gives_two_ends_of_a_lossy_wire(
     _example, fixture = blocks(PAGES["verbs.md"], "python")
     use = "def test_it(ends):\n    assert ends[0].info.server_pid != ends[1].info.server_pid\n"
     (tmp_path / "test_it.py").write_text(f"{fixture}\n\n{use}")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
-    ran = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False
-    )
-    assert "1 passed" in ran.stdout, ran.stdout
+    pytest_here = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py")
+    assert "1 passed" in said(environment, *pytest_here, cwd=tmp_path)
 
 
 def test_functions_of_the_architecture_are_where_it_says() -> None:

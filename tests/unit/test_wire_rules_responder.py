@@ -48,7 +48,6 @@ class Responder:
         self.rkey = self.side.region.rkey
         self.path = Path(self.side.nic.endpoint, self.peer.nic.endpoint)
         self.memory[:] = np.arange(len(self.memory)) % 251
-        self.n_known_replies = 0
 
     def packet(
         self, opcode: int, n: int, ext: Ext = b"", payload: bytes = b"", *, ack: bool = True, **bth: Any

@@ -105,10 +105,6 @@ class ManagedAccess:
         """The process is gone."""
         self._spaces.pop(pasid, None)
 
-    def knows(self, pasid: int) -> bool:
-        """Tell whether a process has, or had, windows."""
-        return pasid in self._spaces
-
     def windows(self, pasid: int) -> list[Window]:
         """The windows of a process, by address."""
         space = self._spaces.get(pasid)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 from nopin.lab import bench_peer
 from nopin.lab.bench_end import BenchEnd
@@ -29,6 +27,7 @@ from nopin.lab.rendezvous import (
     expect,
 )
 from nopin.lab.rounds import Floor, alternate
+from nopin.lab.scratch import scratch_folder
 from nopin.lab.servers import LocalServer
 from nopin.verbs.device import Device
 
@@ -184,7 +183,7 @@ def local_benches(specs: Sequence[BenchSpec], *, direct: bool) -> Iterator[list[
     their memory is copied directly.
     """
     with ExitStack() as held:
-        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="nopin-bench-")))
+        folder = held.enter_context(scratch_folder())
         ours = held.enter_context(LocalServer(folder / "active.sock"))
         theirs = ours if direct else held.enter_context(LocalServer(folder / "passive.sock"))
         benches: list[Bench] = []

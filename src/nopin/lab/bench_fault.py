@@ -6,7 +6,6 @@ faults, and how often it comes is the scheduler's choice.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from itertools import count
@@ -22,6 +21,7 @@ from nopin.lab.device_read import PageReader
 from nopin.lab.figures import BandwidthFigure, Figure, LatencyFigure
 from nopin.lab.floor_fault import FirstTouchFloor, OneFaultFloor, ReadIntoPlaceFloor
 from nopin.lab.rounds import Floor, alternate
+from nopin.lab.scratch import scratch_folder
 from nopin.lab.servers import LocalServer
 from nopin.lab.touch import load_rate, one_cpu, scattered_pages, store_rate, touch_each
 from nopin.units import PAGE_BYTES
@@ -71,7 +71,7 @@ def fault_bench() -> Iterator[FaultBench]:
     """
     with ExitStack() as held:
         held.enter_context(one_cpu())
-        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="nopin-bench-")))
+        folder = held.enter_context(scratch_folder())
         server = held.enter_context(LocalServer(folder / "managed.sock"))
         device = held.enter_context(Device(server=str(server.socket_path)))
         yield FaultBench(device)

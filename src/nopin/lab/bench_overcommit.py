@@ -7,10 +7,8 @@ page that was there and only had to be mapped counts too, and so does what the i
 from __future__ import annotations
 
 import resource
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nopin.errors import UsageError
+from nopin.lab.scratch import scratch_folder
 from nopin.lab.servers import LocalServer
 from nopin.linux.arena_file import resident_bytes
 from nopin.units import PAGE_BYTES
@@ -85,7 +84,7 @@ def run_overcommit(
     if budget_bytes < BUDGET_BYTES_MIN or budget_bytes % BUDGET_BYTES_MIN:
         raise UsageError(f"a budget of {budget_bytes} bytes; give one or more whole MiB")
     with ExitStack() as held:
-        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="nopin-bench-")))
+        folder = held.enter_context(scratch_folder())
         server = held.enter_context(LocalServer(folder / "managed.sock"))
         device = held.enter_context(Device(server=str(server.socket_path), budget=budget_bytes))
         work = _Work(device, budget_bytes, seed)

@@ -11,11 +11,9 @@ import math
 import os
 import resource
 import secrets
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,6 +25,7 @@ from nopin.lab.child import Child
 from nopin.lab.demo_managed import ManagedFigures, run_managed
 from nopin.lab.demo_owner import HAZARDS, OLD
 from nopin.lab.pattern import WORD_BYTES, count_wrong_bytes, pattern
+from nopin.lab.scratch import scratch_folder
 from nopin.lab.servers import LocalServer
 from nopin.linux.paging_uffd import open_paging
 from nopin.verbs.attach import attach
@@ -112,7 +111,7 @@ def run_demo(progress: Progress, *, work_bytes: int = WORK_BYTES, seed: int | No
         reduced={},
     )
     with ExitStack() as held:
-        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="nopin-demo-")))
+        folder = held.enter_context(scratch_folder())
         owner_server = held.enter_context(LocalServer(folder / "owner.sock"))
         peer_server = held.enter_context(LocalServer(folder / "peer.sock"))
         device = held.enter_context(Device(server=str(peer_server.socket_path)))

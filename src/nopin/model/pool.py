@@ -12,16 +12,12 @@ class Pool:
 
     Args:
         n: how many there are.
-
-    Attributes:
-        busy_ns: time that servers were held through `serve`, summed.
     """
 
     def __init__(self, n: int) -> None:
         assert n > 0
         self._n_free = n
         self._queue: deque[Gate] = deque()
-        self.busy_ns = 0
 
     @property
     def n_waiting(self) -> int:
@@ -48,5 +44,4 @@ class Pool:
         """Have a server for a time."""
         yield from self.take()
         yield Work(what, cost_ns)
-        self.busy_ns += cost_ns
         yield from self.give()

@@ -15,7 +15,7 @@ from typing import TypeGuard
 
 from nopin.iommu.access import PARKED
 from nopin.nic.abi import AsyncEventType, QpState, WcStatus, WrOpcode
-from nopin.nic.core import Core, fail, run_done, send_done
+from nopin.nic.core import Core, fail, send_done, sends_done
 from nopin.nic.packets import HELD_PACKETS_MAX, Packet, Packets, first_true
 from nopin.nic.qp import WINDOW_PACKETS_MAX, WINDOW_PACKETS_MIN, QueuePair
 from nopin.nic.requester import restart_timer, rewind
@@ -159,7 +159,7 @@ def _progress(core: Core, qp: QueuePair, psn: int, now: int) -> None:
         work = side.works[0]
         if isinstance(work, WriteRun):
             n_done, side.acked = min(side.acked, work.n_psn), max(0, side.acked - work.n_psn)
-            run_done(core, qp, work, n_done)
+            sends_done(core, qp, work.take(n_done), work.opcode)
             if work.n_psn:
                 break
             side.works.popleft()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from nopin.iommu.iommu import Iommu
 from nopin.mm.space import Staging
-from nopin.nic.abi import AsyncEventType, Discipline, QpState, SendFlags, WcFlags, WcOpcode, WcStatus, WrOpcode
+from nopin.nic.abi import AsyncEventType, Discipline, QpState, SendFlags, WcFlags, WcOpcode, WcStatus
 from nopin.nic.counters import Counters
 from nopin.nic.cq import Cq
 from nopin.nic.errors import RingCorrupt
@@ -18,7 +18,6 @@ from nopin.nic.mr import Region, RegionTable
 from nopin.nic.plan import Plan
 from nopin.nic.qp import QueuePair, ReceiveSide, SendSide
 from nopin.nic.rings import WorkConsumer
-from nopin.nic.runs import WriteRun
 from nopin.nic.wire.batch import Endpoint
 from nopin.nic.work import WC_OPCODE, RecvWork, SendWork, decode_recv, decode_send
 
@@ -126,19 +125,14 @@ def send_done(core: Core, qp: QueuePair, work: SendWork, status: WcStatus) -> No
 
 
 def posted_done(core: Core, qp: QueuePair, wr_id: int, opcode: int, flags: int, length: int) -> None:
-    """Retire the next work of the send ring, which succeeded before it was even taken."""
+    """Retire the next work of the send ring, which succeeded before it was even taken; nothing is older."""
     qp.send_ring.finish()
     if flags & _SIGNALED or qp.sq_sig_all:
         _push(core, qp, qp.send_cq, wr_id, _SUCCESS, WC_OPCODE[opcode], length)
 
 
-def run_done(core: Core, qp: QueuePair, run: WriteRun, n: int) -> None:
-    """Retire the first n works of a run, the oldest there is, which succeeded."""
-    posts_done(core, qp, run.take(n), WrOpcode.RDMA_WRITE)
-
-
-def posts_done(core: Core, qp: QueuePair, posts: NDArray[np.void], opcode: int) -> None:
-    """Retire the oldest works taken, ring entries of `abi.one_sge_dtype` and of one kind, which succeeded."""
+def sends_done(core: Core, qp: QueuePair, posts: NDArray[np.void], opcode: int) -> None:
+    """Retire the oldest works, all of one kind, which succeeded: (n,) ring entries of `abi.one_sge_dtype`."""
     qp.send_ring.release(len(posts))
     asked = posts if qp.sq_sig_all else posts[(posts["flags"] & _SIGNALED) != 0]
     for wr_id, byte_len in zip(asked["wr_id"].tolist(), asked["local_length"].tolist(), strict=True):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nopin.nic.abi import ONE_SGE, Discipline, WrOpcode, one_sge_dtype
-from nopin.nic.core import Core, posts_done
+from nopin.nic.core import Core, sends_done
 from nopin.nic.mr import Region
 from nopin.nic.packets import first_true
 from nopin.nic.qp import QueuePair
@@ -51,7 +51,7 @@ def copy_many(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> tupl
     side = qp.send
     side.next_psn = side.una = side.sent = side.high = psn_add(side.next_psn, len(posts))
     ring.skip(len(posts))
-    posts_done(core, qp, posts, opcode)
+    sends_done(core, qp, posts, opcode)
     return len(posts), int(posts["local_length"].sum())
 
 

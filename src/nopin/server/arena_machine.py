@@ -85,14 +85,12 @@ class ArenaMachine:
 
     Attributes:
         mappers: by number; the server's own is not among them.
-        n_put_off: operations that a mapper could not take because it was in the middle of something.
     """
 
     def __init__(self, frames: ServerMapping, attention: Callable[[Mapper], None]) -> None:
         self.frames = frames
         self._one = Staging(np.empty(PAGE_BYTES, np.uint8))  # single pages are filled from here
         self.mappers: dict[int, Mapper] = {}
-        self.n_put_off = 0
         self._attention = attention
 
     # Effects
@@ -179,7 +177,6 @@ class ArenaMachine:
                 problem = self._settled(mapper, mapper.uffd.protect, piece)
                 # A message read meanwhile may say that pages have moved, with none of them protected there.
                 if problem == errno.EAGAIN or mapper.unread:
-                    self.n_put_off += 1
                     return False
         return True
 
@@ -297,7 +294,6 @@ class ArenaMachine:
         self._attention(mapper)
 
     def _wake_later(self, mapper: Mapper, pages: PageRun) -> None:
-        self.n_put_off += 1
         mapper.to_wake += [piece.where for piece in mapper.pieces(pages)]
         self._attention(mapper)
 

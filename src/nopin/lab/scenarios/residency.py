@@ -36,7 +36,6 @@ class _Memory:
         self.budget = Budget(n_resident)
         self.states = np.full(n_pages, PageState.SWAPPED, np.uint8)
         self.residency = Residency(self.states, self.budget)
-        self.n_brought = 0
         self._costs = costs
         self._asks_devices = asks_devices
         self._lock = Lock("pager")
@@ -75,7 +74,6 @@ class _Memory:
             self.states[page] = PageState.RESIDENT
             self.budget.charge(1)
             self.residency.admit(PageRun(page, 1))
-            self.n_brought += 1
         yield Release(self._lock)
 
     def _evict(self) -> None:

@@ -85,7 +85,8 @@ class Violation(msgspec.Struct, frozen=True):
         allowed = f"numbers {self.least} to {self.most} could be there"
         if self.removed >= self.least:
             allowed += f", or zeros (removal {self.removed})"
-        return f"{self.who}: {where} is {self.found:#x} (number {self.found_number}); {allowed}"
+        says = f"number {self.found_number} of place {self.found_place}"
+        return f"{self.who}: {where} is {self.found:#x} ({says}); {allowed}"
 
 
 class Log:

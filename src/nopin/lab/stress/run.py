@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nopin.errors import PeerError
 from nopin.lab.child import Child
+from nopin.lab.scratch import scratch_folder
 from nopin.lab.servers import LocalServer
 from nopin.lab.stress.journal import Journal
 from nopin.lab.stress.owner import owner
@@ -41,7 +41,7 @@ def run_stress(spec: StressSpec, tell: Callable[[str], None]) -> StressFigures:
     pager: dict[str, int] = {}
     resident_bytes_max = 0
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nopin-stress-")))
+        folder = stack.enter_context(scratch_folder())
         log_fd = stack.enter_context(_log_memory())
         path = folder / "journal"
         servers = Servers(folder)

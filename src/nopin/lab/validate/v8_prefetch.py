@@ -46,11 +46,11 @@ def _snapshot_rows(settings: Settings) -> list[Row]:
     rows = []
     for (variant, n), split in zip(points, splits, strict=True):
         if n > 1:
-            rows.append(Row(f"b: {variant}, {n} at once, mean start", "ms", split.total_ns / 1e6))
+            rows.append(Row(f"b: {variant}, {n} at once, mean start", "ms", split.mean_ns["total"] / 1e6))
             rows.append(Row(f"b: {variant}, {n} at once, SSD", "MB/s", split.bytes_per_s / _MB))
             continue
         for name in ("total", "load", "fetch", "install", "leftover", "run"):
-            rows.append(Row(f"a: {variant}, {name}", "ms", getattr(split, f"{name}_ns") / 1e6))
+            rows.append(Row(f"a: {variant}, {name}", "ms", split.mean_ns[name] / 1e6))
         rows.append(Row(f"a: {variant}, SSD while fetching", "MB/s", split.bytes_per_s / _MB))
     return rows
 

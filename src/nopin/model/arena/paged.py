@@ -40,7 +40,6 @@ class PagedArena:
     Attributes:
         lost: pages whose bytes the pager declared gone.
         n_killed: accesses of processes answered with SIGBUS. refused: device accesses that failed, by reason.
-        n_reads, n_writes: accesses that passed, of processes and the device.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class PagedArena:
         self.cells = Cells(self.machine.memory)
         self.shared = np.zeros(PageTable.bytes_needed(n_pages), np.uint8)
         self.lost: set[int] = set()
-        self.n_killed = self.n_reads = self.n_writes = 0
+        self.n_killed = 0
         self.refused: Counter[Reason] = Counter()
         self._recovering = False
         self._zapped: set[int] = set()
@@ -111,7 +110,6 @@ class PagedArena:
             return
         if not self.machine.present[page]:
             violate("stale_access", f"process {mapper} has page {page} mapped, which is not in the file")
-        self._count(value)
         self.cells.access(f"process {mapper}", page, cell, value)
 
     def device(self, run: PageRun, value: int | None, *, cell: int = 0, at_once: bool = False) -> Steps:
@@ -144,7 +142,6 @@ class PagedArena:
             if not self.machine.present[page] and not self._may_be_a_hole(page):
                 violate("stale_access", f"the device reaches page {page}, which is not in the file")
             self.machine.view(PageRun(page, 1))
-            self._count(value)
             self.cells.access("the device", page, cell, value)
 
     def _may_be_a_hole(self, page: int) -> bool:
@@ -182,12 +179,6 @@ class PagedArena:
         self.machine.zap(run)
         yield Work("has dropped the pages")
         self.cells.end_giving_up(run, began_at if dropped else None)
-
-    def _count(self, value: int | None) -> None:
-        if value is None:
-            self.n_reads += 1
-        else:
-            self.n_writes += 1
 
     # What must hold
 

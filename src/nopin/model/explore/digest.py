@@ -62,7 +62,7 @@ _IGNORED: dict[type, frozenset[str]] = {
     Engine: frozenset({"_n_dropped_before"}),
     ArenaMachine: frozenset({"n_effects"}),
     Core: frozenset({"counters", "plan", "scratch"}),
-    NicHost: frozenset({"n_turns", "events", "_n_faults"}),
+    NicHost: frozenset({"events", "_n_faults"}),
     Link: frozenset({"statistics"}),
     Region: frozenset({"meter"}),
     HostOracle: frozenset({"in_use"}),  # the frames that `Frames` says are, or it complains

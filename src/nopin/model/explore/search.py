@@ -18,6 +18,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -58,7 +59,7 @@ class Found:
     """What a search or a campaign of drawn runs came to.
 
     Attributes:
-        n_schedules: runs taken. n_ended: of them to their end; the others met a state that was known.
+        n_schedules: runs taken.
         n_states: different states at choice points.
         deepest: most choices in a run.
         finished: everything within the bounds was looked at.
@@ -68,7 +69,6 @@ class Found:
     """
 
     n_schedules: int = 0
-    n_ended: int = 0
     n_states: int = 0
     deepest: int = 0
     finished: bool = False
@@ -129,11 +129,8 @@ def search(scenario: Scenario, bounds: Bounds, *, at_point: Callable[[bytes], No
             return found
         guide = Guide(heappop(policy.pending)[2], policy)
         found.n_schedules += 1
-        try:
+        with suppress(Abandoned):
             found.breach = run_once(scenario, guide)
-            found.n_ended += 1
-        except Abandoned:
-            pass
         found.deepest = max(found.deepest, len(guide.choices))
         found.n_states = len(policy.seen)
         if found.breach is not None:

@@ -67,7 +67,6 @@ def wander(scenario: Scenario, seeds: range) -> Found:
         guide = Guide((), drawing, jumps=drawing.jumps)
         found.n_schedules += 1
         found.breach = run_once(scenario, guide)
-        found.n_ended += 1
         found.deepest = max(found.deepest, len(guide.choices))
         for site in guide.offered:
             found.fired[site] = found.fired.get(site, 0) + guide.fired.get(site, 0)

@@ -55,7 +55,6 @@ class NicHost:
 
     Attributes:
         memory: how it reaches processes.
-        n_turns: taken so far.
         events: asynchronous events, in order.
         ended: it was killed: it takes no turn any more.
         before_receive: called with each batch before the NIC has it; returns what it is to have, one after the other.
@@ -88,7 +87,6 @@ class NicHost:
             iommu=self.iommu, endpoint=endpoint, mtu=mtu, draw=draw, timers=timers, batch_packets=batch_packets
         )
         self.pd: Pd = self.nic.alloc_pd()
-        self.n_turns = 0
         self.events: list[AsyncEvent] = []
         self.before_receive: Callable[[PacketBatch], list[PacketBatch]] | None = None
         self.ended = False
@@ -213,7 +211,6 @@ class NicHost:
 
     def _turn(self) -> None:
         self._turn_timer = None
-        self.n_turns += 1
         now, nic = self.scheduler.now_ns, self.nic
         self._receive(now)
         nic.poll_rings(now)
