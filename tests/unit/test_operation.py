@@ -52,7 +52,7 @@ def started(looks_needed: int, error: Exception | None = None) -> tuple[Operatio
 
     script = Script(looks_needed)
     script.error = error
-    script.operation = Operation(script, finish, "READ of 8 bytes")
+    script.operation = Operation(script, finish, lambda: "READ of 8 bytes")
     return script.operation, finished
 
 

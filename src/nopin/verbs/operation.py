@@ -38,19 +38,24 @@ class Operation(Generic[T]):
     Args:
         driver: makes it progress.
         finish: computes the result once all bytes are here.
-        what: for error messages, ``READ of [0x7f.., 0x7f..)``.
+        describe: says what it is, for error messages: ``READ of 8 bytes from 0x7f.. on``.
     """
 
-    __slots__ = ("_callbacks", "_done", "_driver", "_error", "_finish", "_result", "what")
+    __slots__ = ("_callbacks", "_describe", "_done", "_driver", "_error", "_finish", "_result")
 
-    def __init__(self, driver: Driver, finish: Callable[[], T], what: str = "") -> None:
+    def __init__(self, driver: Driver, finish: Callable[[], T], describe: Callable[[], str]) -> None:
         self._driver = driver
         self._finish: Callable[[], T] | None = finish
         self._done = False
         self._error: BaseException | None = None
         self._result: T | None = None
         self._callbacks: list[Callable[[], object]] = []
-        self.what = what
+        self._describe = describe
+
+    @property
+    def what(self) -> str:
+        """What it is, for error messages."""
+        return self._describe()
 
     def done(self) -> bool:
         """Tell whether it has ended, well or not; takes note of completions but does not wait."""

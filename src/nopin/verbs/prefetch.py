@@ -46,7 +46,7 @@ class Prefetch(Operation[int]):
     __slots__ = ("_number", "_session", "bytes_done", "cancelled")
 
     def __init__(self, session: Session, number: int, what: str) -> None:
-        super().__init__(self, lambda: self.bytes_done, what)
+        super().__init__(self, lambda: self.bytes_done, lambda: what)
         self._session = session
         self._number = number
         self.bytes_done = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from nopin.verbs.transfer import Pieces
 if TYPE_CHECKING:
     from nopin.verbs.device import Device
 
+_READ, _WRITE, _ATOMIC = int(Access.REMOTE_READ), int(Access.REMOTE_WRITE), int(Access.REMOTE_ATOMIC)
 _U64 = (1 << 64) - 1
 
 
@@ -49,6 +51,7 @@ class RemoteArray(DeviceObject):
         self.strides = tuple(attached.strides)
         self.dtype = np.dtype(attached.dtype)
         self.access = Access(attached.access)
+        self._rights = int(self.access)
         self._itemsize = self.dtype.itemsize
         self._address = attached.address
         self.device = device
@@ -104,7 +107,7 @@ class RemoteArray(DeviceObject):
             IndexError: the key does not fit the shape, or is not basic indexing (also a UsageError).
             UsageError: the share may not be read, or `out` does not fit.
         """
-        self._require(Access.REMOTE_READ, "read", "r")
+        self._require(_READ, "read", "r")
         selection = select(key, self.shape, self.strides, self._itemsize)
         if out is None:
             buffer = np.empty(selection.n_bytes // self._itemsize, self.dtype)
@@ -114,10 +117,9 @@ class RemoteArray(DeviceObject):
         def finish() -> Any:
             if out is not None:
                 return out
-            found = selection.arrange(buffer)
-            return found[()] if not selection.shape else found
+            return selection.arrange(buffer) if selection.shape else buffer[0]
 
-        return self._start(WrOpcode.RDMA_READ, selection, buffer, Operation(self._attachment, finish))
+        return self._start(WrOpcode.RDMA_READ, selection, buffer, finish)
 
     def write_async(self, key: object, value: ArrayLike) -> Operation[None]:
         """Start writing `value` to what `key` selects; it is converted and broadcast as numpy does, and copied.
@@ -126,16 +128,14 @@ class RemoteArray(DeviceObject):
             IndexError: as `read_async`.
             UsageError: the share may not be written, or the value does not fit.
         """
-        self._require(Access.REMOTE_WRITE, "write", "w")
+        self._require(_WRITE, "write", "w")
         selection = select(key, self.shape, self.strides, self._itemsize)
+        fitted = np.empty(selection.shape, self.dtype)  # a copy: the caller may change his before the bytes have left
         try:
-            fitted = np.broadcast_to(np.asarray(value, self.dtype), selection.shape)
+            fitted[...] = value
         except (ValueError, TypeError, OverflowError) as problem:
             raise UsageError(f"cannot write this value to {selection.shape} of {self.dtype}: {problem}") from None
-        buffer = selection.flatten(fitted)
-        if np.may_share_memory(buffer, value):
-            buffer = buffer.copy()  # the caller may change it before the bytes have left
-        return self._start(WrOpcode.RDMA_WRITE, selection, buffer, Operation(self._attachment, _nothing))
+        return self._start(WrOpcode.RDMA_WRITE, selection, selection.flatten(fitted), _nothing)
 
     def fetch_add(self, index: object, value: int) -> int:
         """Add to one 8-byte integer, atomically for all attached peers; returns what it was before.
@@ -156,26 +156,27 @@ class RemoteArray(DeviceObject):
         return self._atomic(WrOpcode.ATOMIC_CMP_AND_SWP, index, self._operand(expected), self._operand(new))
 
     def _start(
-        self, opcode: WrOpcode, selection: Selection, buffer: NDArray[Any], operation: Operation[Any]
+        self, opcode: WrOpcode, selection: Selection, buffer: NDArray[Any], finish: Callable[[], Any]
     ) -> Operation[Any]:
+        first = self._address + selection.first_offset()
+        text = "READ of {} bytes from {:#x} on" if opcode is WrOpcode.RDMA_READ else "WRITE of {} bytes from {:#x} on"
+        operation = Operation(self._attachment, finish, lambda: text.format(selection.n_bytes, first))
         if not selection.n_runs:
             operation.complete()
             return operation
-        name = "READ" if opcode is WrOpcode.RDMA_READ else "WRITE"
-        operation.what = f"{name} of {selection.n_bytes} bytes from {self._address + selection.first_offset():#x} on"
-        pieces = pieces_of(opcode, selection, self._address, buffer.ctypes.data)
+        pieces = pieces_of(opcode, selection, self._address, _address_of(buffer))
         self._attachment.submit(operation, pieces, (self, buffer))
         return operation
 
     def _atomic(self, opcode: WrOpcode, index: object, compare_add: int, swap: int) -> int:
-        self._require(Access.REMOTE_ATOMIC, "be used for atomics", "a")
+        self._require(_ATOMIC, "be used for atomics", "a")
         selection = select(index, self.shape, self.strides, self._itemsize)
         if selection.shape:
             raise UsageError("an atomic takes the index of one element")
         before = np.zeros(1, self.dtype)
         remote = self._address + selection.first_offset()
-        operation = Operation(self._attachment, lambda: int(before[0]), f"{opcode.name} at {remote:#x}")
-        single = (before.ctypes.data, 8, remote)
+        operation = Operation(self._attachment, lambda: int(before[0]), lambda: f"{opcode.name} at {remote:#x}")
+        single = (_address_of(before), 8, remote)
         self._attachment.submit(operation, Pieces(opcode, 1, None, single, compare_add, swap), before)
         return operation.result()
 
@@ -192,10 +193,10 @@ class RemoteArray(DeviceObject):
             raise UsageError(f"{number} does not fit {self.dtype}")
         return number & _U64
 
-    def _require(self, right: Access, verb: str, letter: str) -> None:
+    def _require(self, right: int, verb: str, letter: str) -> None:
         if self._why_closed:
             raise self._closed_error()
-        if not self.access & right:
+        if not self._rights & right:
             have = format_access(self.access)
             raise UsageError(
                 f'this share may not {verb}: its access is "{have}"; the owner has to share with "{letter}"'
@@ -223,6 +224,11 @@ def _checked_out(out: NDArray[Any], selection: Selection, dtype: np.dtype[Any]) 
     if not out.flags.c_contiguous or not out.flags.writeable or not selection.in_memory_order:
         raise UsageError("out has to be contiguous and writable, and the selection in the order of the owner's memory")
     return out.reshape(-1)
+
+
+def _address_of(array: NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]  # half the price of .ctypes.data
+    return address
 
 
 def _nothing() -> None:

@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,22 +20,23 @@ from nopin.errors import UsageError
 
 Array = NDArray[Any]
 
+_FORWARD, _BACKWARD = slice(None), slice(None, None, -1)
+
 
 class SelectionError(UsageError, IndexError):
     """An index that numpy's basic indexing would refuse, or that is not basic indexing."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Dim:
+class _Dim(NamedTuple):
     """One dimension of the result: how many elements, how many bytes apart in the array."""
 
-    count: int
+    n: int
     stride: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would make it three times as slow to make
 class Selection:
-    """Bytes of an array, as equal runs.
+    """Bytes of an array, as equal runs. Never changed.
 
     Attributes:
         shape: of the result, as numpy gives it.
@@ -71,7 +72,7 @@ class Selection:
         index = np.arange(first, first + n, dtype=np.int64)
         found = np.full(n, self._base, np.int64)
         for dim in reversed(self._outer):
-            index, position = np.divmod(index, dim.count)
+            index, position = np.divmod(index, dim.n)
             found += position * dim.stride
         return found
 
@@ -129,10 +130,10 @@ def select(key: object, shape: Sequence[int], strides: Sequence[int], itemsize: 
 def _expanded(key: object, n_dims: int) -> list[int | slice | None]:
     """Return one part for each dimension, new axes in between, the ellipsis written out."""
     parts = list(key) if isinstance(key, tuple) else [key]
-    n_used = sum(part is not None and part is not Ellipsis for part in parts)
+    places = [i for i, part in enumerate(parts) if part is Ellipsis]
+    n_used = len(parts) - len(places) - sum([part is None for part in parts])
     if n_used > n_dims:
         raise SelectionError(f"{n_used} indices for an array of {n_dims} dimensions")
-    places = [i for i, part in enumerate(parts) if part is Ellipsis]
     if len(places) > 1:
         raise SelectionError("an index can have one ellipsis (...) only")
     at = places[0] if places else len(parts)
@@ -170,16 +171,18 @@ def _sliced(part: slice, size: int, stride: int) -> tuple[int, _Dim]:
 
 
 def _normalised(base: int, dims: list[_Dim], itemsize: int) -> Selection:
-    shape = tuple(dim.count for dim in dims)
+    if not dims:  # one element
+        return Selection((), itemsize, itemsize, 1, base, (), (), (), True)
+    shape = tuple([dim.n for dim in dims])
     if 0 in shape:
         return Selection(shape, itemsize, itemsize, 0, base, (), tuple(range(len(dims))), (), True)
-    flips = tuple(slice(None, None, -1) if dim.stride < 0 else slice(None) for dim in dims)
-    base += sum((dim.count - 1) * dim.stride for dim in dims if dim.stride < 0)
+    flips = tuple([_BACKWARD if dim.stride < 0 else _FORWARD for dim in dims])
+    base += sum([(dim.n - 1) * dim.stride for dim in dims if dim.stride < 0])
     order = tuple(sorted(range(len(dims)), key=lambda axis: -abs(dims[axis].stride)))
-    outer = [_Dim(dims[axis].count, abs(dims[axis].stride)) for axis in order if dims[axis].count > 1]
+    outer = [_Dim(dims[axis].n, abs(dims[axis].stride)) for axis in order if dims[axis].n > 1]
     run_bytes = itemsize
     while outer and outer[-1].stride == run_bytes:
-        run_bytes *= outer.pop().count
-    n_runs = math.prod(dim.count for dim in outer)
-    plain = order == tuple(range(len(dims))) and all(dim.stride >= 0 for dim in dims)
+        run_bytes *= outer.pop().n
+    n_runs = math.prod([dim.n for dim in outer])
+    plain = order == tuple(range(len(dims))) and _BACKWARD not in flips
     return Selection(shape, itemsize, run_bytes, n_runs, base, tuple(outer), order, flips, plain)

@@ -137,7 +137,8 @@ class Transfers:
         self._serial = 0
         self._room = qp.send_cq.depth  # completions that fit; each request can need one, if it is flushed
         self._dead: NopinError | None = None
-        self._turn = threading.Condition(threading.Lock())
+        self._turn_lock = threading.Lock()  # taken as such: a condition's own way to it costs five times as much
+        self._turn = threading.Condition(self._turn_lock)
         self._leader = 0  # its thread; 0 is nobody
         self._n_followers = 0
         self._attended: dict[asyncio.AbstractEventLoop, int] = {}
@@ -239,7 +240,8 @@ class Transfers:
     def abandon(self, error: NopinError) -> None:
         """Be dead in a forked child: rings and descriptors are the parent's, locks may be held by nobody."""
         self._lock = threading.RLock()
-        self._turn = threading.Condition(threading.Lock())
+        self._turn_lock = threading.Lock()
+        self._turn = threading.Condition(self._turn_lock)
         self._leader = 0
         self._dead = error
         fail_all(self._take_tasks(), error)
@@ -338,7 +340,7 @@ class Transfers:
 
     def _become_leader(self, operation: Operation[Any], deadline_ns: int | None) -> bool:
         """Be the one who waits in the kernel; False after waiting for somebody else to make progress."""
-        with self._turn:
+        with self._turn_lock:
             if not self._leader:
                 self._leader = threading.get_ident()
                 return True
@@ -351,9 +353,10 @@ class Transfers:
             return False
 
     def _step_down(self) -> None:
-        with self._turn:
+        with self._turn_lock:
             self._leader = 0
-            self._turn.notify_all()
+            if self._n_followers:
+                self._turn.notify_all()
         for loop in list(self._attended):
             with contextlib.suppress(RuntimeError):  # that loop has been closed with work under way
                 loop.call_soon_threadsafe(self._on_readable)  # it has to arm the ring itself again
@@ -363,7 +366,7 @@ class Transfers:
         if self._leader and self._leader != threading.get_ident():
             self._waiter.wake()
         if self._n_followers:
-            with self._turn:
+            with self._turn_lock:
                 self._turn.notify_all()
 
     def _lead(self, operation: Operation[Any], deadline_ns: int | None) -> None:
