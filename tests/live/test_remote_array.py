@@ -99,7 +99,7 @@ def test_values_are_converted_and_broadcast(attach: Attach) -> None:
         remote[1:3] = [1, 2, 3]
         remote[0] = 7.5
         remote[:, 2] = np.arange(4)[::-1]
-        remote[3, :2] = [[5, 6]]  # one more dimension, of size 1: numpy takes it
+        remote[3, :2] = np.array([[5, 6]])  # one more dimension, of size 1: numpy takes it
     assert owned.tolist() == [[7.5, 7.5, 3], [1, 2, 2], [1, 2, 1], [5, 6, 0]]
 
 
