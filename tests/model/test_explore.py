@@ -306,6 +306,16 @@ def test_the_number_of_processes_changes_nothing() -> None:
         assert any(result.example for result in results)
 
 
+def test_a_campaign_ends_with_the_first_scenario_in_which_something_breaks() -> None:
+    campaign = Campaign("all", mutant="drop_retry")
+    with Sweep(1) as sweep:
+        *held, broken = campaign.run(sweep)
+    assert broken.example is not None
+    assert broken.piece.scenario == "fault_vs_munmap"
+    assert [result.example for result in held] == [None] * len(held)
+    assert len(held) + 1 < len(campaign.pieces)
+
+
 SAMPLE = [name for at, name in enumerate(scenarios()) if at % 16 == 0]
 """All of them are for `nopin explore all`, which looks further, too."""
 
@@ -319,10 +329,9 @@ def test_the_code_as_it_is_passes(name: str) -> None:
 def test_drawn_schedules_of_all_scenarios_are_shared_out_and_come_to_as_many_as_were_asked_for() -> None:
     n = len(scenarios())
     campaign = Campaign("all", seeds=range(7, 7 + 2 * n + 3))
-    pieces = [piece for round_ in campaign.rounds for piece in round_]
-    assert sorted(seed for piece in pieces for seed in piece.seeds or ()) == list(range(7, 7 + 2 * n + 3))
-    assert {piece.scenario for piece in pieces} == set(scenarios())
+    assert sorted(seed for piece in campaign.pieces for seed in piece.seeds or ()) == list(range(7, 7 + 2 * n + 3))
+    assert {piece.scenario for piece in campaign.pieces} == set(scenarios())
     few = Campaign("all", seeds=range(3))
-    assert [[(piece.scenario, piece.seeds) for piece in round_] for round_ in few.rounds] == [
-        [(name, range(at, 3, n)) for at, name in enumerate(list(scenarios())[:3])]
+    assert [(piece.scenario, piece.seeds) for piece in few.pieces] == [
+        (name, range(at, 3, n)) for at, name in enumerate(list(scenarios())[:3])
     ]

@@ -61,6 +61,10 @@ def test_each_kind_of_end_has_its_exit_code_and_no_traceback(
         (["bench", "write_bw", "somewhere", "--listen"], "give one of them"),
         (["bench", "write_bw", "-D", "nan"], "a duration above 0"),
         (["bench", "floor", "-s", "8"], "no option but -j"),
+        (["bench", "write_bw", "--listen", "192.0.2.1"], "give an address of this host and a free --port"),
+        (["bench", "write_bw", "--listen", "--port", "0"], "not in the range 1<=x<=65535"),
+        (["top", "-d", "x"], "'x' is not a valid duration"),
+        (["explore", "nosuch.py:driver_vs_munmap"], "no file nosuch.py"),
         (["stress", "--seconds", "nan"], "no number of seconds"),
         (["stat", "mr", "pid"], "'pid' has no value"),
         (["stat", "nosuch"], "'nosuch' is no kind"),
@@ -133,7 +137,9 @@ def test_doctor_is_content_when_only_optional_features_are_missing(
 ) -> None:
     del probed[1]
     assert main.main(["doctor"]) == 0
-    assert "sysctl kernel.io_uring_disabled=0" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert any("sysctl kernel.io_uring_disabled=0" in line for line in lines)
+    assert all(line == line.rstrip() for line in lines), "blanks at the end of a line are no data"
 
 
 ROW = {"kind": "mr", "dev": "nopin0", "mrn": 2, "pid": 47, "page_faults": 3}

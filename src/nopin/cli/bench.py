@@ -28,10 +28,11 @@ from nopin.lab.bench_spec import (
 )
 from nopin.lab.figures import Figure, ratio
 from nopin.lab.floor import measure_floors
-from nopin.lab.rendezvous import DEFAULT_PORT, accept
+from nopin.lab.rendezvous import DEFAULT_PORT, accept, listen
 
 OTHERS = ("floor", *bench_managed.TESTS, bench_model.TEST)
 """Tests that are always the same, and so take no options but -j."""
+PORT = click.IntRange(1, 65535)
 
 
 @click.command(
@@ -60,7 +61,13 @@ OTHERS = ("floor", *bench_managed.TESTS, bench_model.TEST)
 @click.option("--versus", type=click.Choice(MEMORIES), help="Measure this memory too, by turns, and the ratio to it.")
 @click.option("--direct", is_flag=True, help="Both ends on one server: no network, a direct copy.")
 @click.option("--listen", is_flag=False, flag_value="127.0.0.1", metavar="[ADDR]", help="Be the passive end.")
-@click.option("--port", type=int, default=DEFAULT_PORT, show_default=True, help="TCP port of the passive end.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=DEFAULT_PORT,
+    show_default=True,
+    help="TCP port of the passive end.",
+)
 @click.option("--no-floor", is_flag=True, help="Do not measure the floor beside it.")
 @click.option("--report_gbits", "gbits", is_flag=True, help="Rates in Gb/s instead of MiB/s.")
 @json_option
@@ -137,8 +144,10 @@ def _floor(*, as_json: bool) -> None:
 
 
 def _listen(address: str, port: int) -> None:
-    say(f"waiting for an active end on {address}:{port}; there: nopin bench TEST {address} --port {port}")
-    with closing(accept(address, port)) as line:
+    with listen(address, port) as listener:
+        say(f"waiting for an active end on {address}:{port}; there: nopin bench TEST {address} --port {port}")
+        line = accept(listener)
+    with closing(line):
         attend(line, None)
 
 

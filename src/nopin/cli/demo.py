@@ -7,9 +7,10 @@ from collections.abc import Callable
 import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 from rich.table import Table
+from rich.text import Text
 
 from nopin.cli.options import examples, json_option
-from nopin.cli.output import data, put_json, say, talk
+from nopin.cli.output import put_json, say, show, talk
 from nopin.lab.demo import COHERENT, DISCIPLINES, WORK_BYTES, DemoFigures, DisciplineFigures, run_demo
 from nopin.lab.demo_managed import ManagedFigures
 from nopin.lab.demo_owner import HAZARDS
@@ -42,10 +43,9 @@ def command(seed: int | None, as_json: bool) -> int:
     if as_json:
         put_json(figures)
     else:
-        console = data()
-        console.print(table_of(figures))
+        show(table_of(figures))
         for sentence in [*sentences(figures), NEXT]:
-            console.print(sentence, markup=False)
+            show(Text(sentence))
     return 0 if figures.as_promised else 1
 
 

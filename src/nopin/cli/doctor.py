@@ -8,7 +8,7 @@ from rich.table import Table
 
 from nopin.cli.exits import HOST_LACKS
 from nopin.cli.options import examples, json_option
-from nopin.cli.output import data, put_json, say
+from nopin.cli.output import put_json, say, show
 from nopin.linux.probe import Feature, probe_all
 
 REQUIRED = frozenset({"process_vm", "memfd"})
@@ -27,7 +27,7 @@ def command(as_json: bool) -> int:
     if as_json:
         put_json({"features": [_row(feature) for feature in features], "usable": not lacking})
     else:
-        data().print(_table(features))
+        show(_table(features))
     for feature in lacking:
         say(f"nopin cannot work here without {feature.name}: {feature.detail}; {feature.remedy}")
     return HOST_LACKS if lacking else 0

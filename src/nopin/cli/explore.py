@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.progress import Progress
 from rich.table import Table
 
 from nopin.cli.exits import COUNTER_EXAMPLE
 from nopin.cli.options import examples, json_option
-from nopin.cli.output import data, put, put_json, say, talk
+from nopin.cli.output import put, put_json, say, show
+from nopin.cli.sweeping import jobs_option, sweeping
 from nopin.errors import UsageError
 from nopin.lab.explore import ALL, Campaign, Caught, Result, hunt_all
-from nopin.lab.sweep import Sweep
 from nopin.model.explore.mutants import mutants
 from nopin.model.explore.record import CounterExample, save
 from nopin.model.explore.scenario import scenarios
@@ -38,11 +35,11 @@ from nopin.model.explore.search import DEPTH, MAX_SCHEDULES, MAX_SCHEDULES_OF_AL
 @click.option("--max-schedules", type=click.IntRange(1), help="Runs per searched scenario: 200000; of all, 1000 each.")
 @click.option("--runs", type=click.IntRange(1), help="Draw so many schedules with trouble, of all scenarios together.")
 @click.option("--seed", type=click.IntRange(0), help="Of the first drawn run; implies --runs 1000.")
-@click.option("--jobs", type=click.IntRange(1), default=1, help="Processes; they change nothing but the time.")
 @click.option("--mutant", help="Break a rule first: the name of a mutant, or all.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("cex.json"), help="Counter-example file.")
 @click.option("--list", "listed", is_flag=True, help="List scenarios and mutants.")
 @json_option
+@jobs_option
 def command(
     scenario: str | None,
     depth: int,
@@ -50,15 +47,16 @@ def command(
     max_schedules: int | None,
     runs: int | None,
     seed: int | None,
-    jobs: int,
     mutant: str | None,
     output: Path,
     listed: bool,
     as_json: bool,
+    jobs: int,
 ) -> int:
     """Look at every order of events of SCENARIO, or of all of them.
 
-    Ends with exit code 4, and a file for `nopin replay`, when a property breaks.
+    Ends when a property breaks, with exit code 4 and a file for `nopin replay`. The number of processes changes nothing
+    but the time.
     """
     if listed:
         return _list(as_json=as_json)
@@ -77,17 +75,9 @@ def command(
     bounds = Bounds(depth=depth, n_faults=faults, max_schedules=max_schedules)
     campaign = Campaign(scenario, mutant=mutant, bounds=bounds, seeds=seeds)
     began = time.monotonic()
-    with _bar("explores") as advance, Sweep(jobs, advance) as sweep:
+    with sweeping(jobs, "explores") as sweep:
         results = campaign.run(sweep)
     return _report(results, time.monotonic() - began, output, as_json=as_json)
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show progress on a terminal; yields what is to be told of it."""
-    with Progress(console=talk(), disable=not talk().is_terminal, transient=True) as bar:
-        task = bar.add_task(what)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _report(results: list[Result], elapsed_s: float, output: Path, *, as_json: bool) -> int:
@@ -105,7 +95,7 @@ def _report(results: list[Result], elapsed_s: float, output: Path, *, as_json: b
         }
         put_json(figures)
     else:
-        data().print(_table(results))
+        show(_table(results))
         put(f"{n_schedules} schedules in {elapsed_s:.1f} s: {n_schedules / elapsed_s:.0f} a second")
     if example is None:
         return 0
@@ -168,14 +158,14 @@ def _outcome(results: list[Result]) -> str:
 def _hunt(jobs: int, *, as_json: bool) -> int:
     """Hunt all mutants; exit code 1 if one gets away."""
     began = time.monotonic()
-    with _bar("hunts") as advance, Sweep(jobs, advance) as sweep:
+    with sweeping(jobs, "hunts") as sweep:
         all_caught = hunt_all(sweep)
     n_caught = sum(each.example is not None for each in all_caught)
     if as_json:
         figures = {each.mutant: _mutant_figures(each) for each in all_caught}
         put_json({"mutants": figures, "caught": n_caught, "elapsed_s": round(time.monotonic() - began, 3)})
     else:
-        data().print(_mutant_table(all_caught))
+        show(_mutant_table(all_caught))
         put(f"{n_caught} of {len(all_caught)} mutants caught in {time.monotonic() - began:.1f} s")
     return 0 if n_caught == len(all_caught) else 1
 
@@ -224,5 +214,5 @@ def _list(*, as_json: bool) -> int:
         table = Table(title, "", box=None, header_style="bold", pad_edge=False)
         for name, about in named.items():
             table.add_row(name, about)
-        data().print(table)
+        show(table)
     return 0

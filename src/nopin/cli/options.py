@@ -23,7 +23,7 @@ socket_option = click.option(
 class Seconds(click.FloatRange):
     """A duration: a number, and none that never ends."""
 
-    name = "seconds"
+    name = "duration"
 
     def __init__(self, least: float, most: float = 86400.0) -> None:
         super().__init__(least, most)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Any
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 _JSON = msgspec.json.Encoder(enc_hook=str)
-
-
-class _Data(Console):
-    """A console for data: a reader that went away is the caller's to handle, as it is with `put`."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
+_WIDE = 10_000
+"""Columns: more than anything has that is shown."""
 
 
 def talk() -> Console:
@@ -24,10 +20,8 @@ def talk() -> Console:
 
 
 def data() -> Console:
-    """Return the console for tables; never wraps when the output is not a terminal."""
-    if sys.stdout.isatty():
-        return _Data(highlight=False)
-    return _Data(highlight=False, width=200)
+    """Return the console for data, for who draws on a terminal."""
+    return Console(highlight=False)
 
 
 def say(message: str) -> None:
@@ -40,6 +34,17 @@ def put(line: str) -> None:
     """Write one line of data, at once: a reader may wait for it."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def show(what: RenderableType) -> None:
+    """Write a table or a text as data: on a terminal in its width and with colours, else as wide as it is."""
+    if sys.stdout.isatty():
+        data().print(what)
+        return
+    page = io.StringIO()
+    Console(file=page, width=_WIDE, highlight=False).print(what)
+    for line in page.getvalue().splitlines():
+        put(line.rstrip())
 
 
 def put_json(figures: Any) -> None:

@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from nopin.cli.options import Seconds, examples, json_option
-from nopin.cli.output import data, put, put_json, say
+from nopin.cli.output import put, put_json, say, show
 from nopin.lab.stress.run import run_stress
 from nopin.lab.stress.spec import StressFigures, StressSpec
 from nopin.units import PAGE_BYTES, format_bytes
@@ -24,7 +24,7 @@ _SHOWN = {
 @click.command(epilog=examples("nopin stress", "nopin stress --seconds 60 --kills 5 --seed 7"))
 @click.option("--seed", type=int, help="Decides what everybody does; default random, printed.")
 @click.option("--seconds", type=Seconds(0.1), default=10.0, show_default=True, help="How long it runs.")
-@click.option("--kills", type=click.IntRange(0), default=0, show_default=True, help="Kill the server so often.")
+@click.option("--kills", type=click.IntRange(0), default=0, show_default=True, help="Kill the server so often at most.")
 @json_option
 def command(seed: int | None, seconds: float, kills: int, as_json: bool) -> int:
     """Work on one array from all sides at once and judge every read.
@@ -39,7 +39,7 @@ def command(seed: int | None, seconds: float, kills: int, as_json: bool) -> int:
     if as_json:
         put_json(figures)
     else:
-        data().print(table_of(figures))
+        show(table_of(figures))
         for line in sentences(figures):
             put(line)
     return 0 if figures.as_promised else 1

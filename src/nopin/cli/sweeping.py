@@ -24,8 +24,7 @@ def sweeping(n_jobs: int, what: str) -> Iterator[Sweep]:
 @contextmanager
 def showing(sweep: Sweep, what: str) -> Iterator[None]:
     """Show a sweep's progress on a terminal meanwhile."""
-    console = talk()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(console=talk(), transient=True, disable=not talk().is_terminal) as bar:
         task = bar.add_task(what, total=None)
         sweep.on_point = lambda done, total: bar.update(task, completed=done, total=total)
         yield

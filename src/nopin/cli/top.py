@@ -14,7 +14,7 @@ from rich.table import Table
 
 from nopin.cli.load import FAULT_KINDS, Load, compare
 from nopin.cli.options import Seconds, examples, json_option, socket_option
-from nopin.cli.output import data, put_json
+from nopin.cli.output import data, put_json, show
 from nopin.control.paths import default_socket_path
 from nopin.units import format_bytes, format_ns
 from nopin.verbs.device import Device
@@ -45,7 +45,7 @@ def command(delay_s: float, n_looks: int | None, socket_path: Path | None, as_js
             if as_json:
                 put_json(load)
             else:
-                data().print(report(load, device.info.server_pid))
+                show(report(load, device.info.server_pid))
     return 0
 
 

@@ -8,7 +8,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from nopin.errors import WorkError
+from nopin.errors import UsageError, WorkError
 from nopin.lab.bench_spec import MANAGED
 from nopin.lab.floor_memory import ordinary_memory
 from nopin.lab.rendezvous import Coordinates
@@ -42,6 +42,14 @@ class BenchEnd:
             raise
 
     def _build(self, device: Device, kind: str, size: int, tx_depth: int, n_queue_pairs: int) -> None:
+        self.rx_depth = 2 * tx_depth
+        cq_depth = max(16, self.rx_depth * n_queue_pairs)
+        most = device.info.limits
+        if cq_depth > most["cq_depth"] or self.rx_depth > most["qp_depth"] or n_queue_pairs > most["qps"]:
+            raise UsageError(
+                f"{n_queue_pairs} queue pairs with {tx_depth} messages under way are more than a client may have: "
+                f"-q is {most['qps']} at most, -t {most['qp_depth'] // 2}, and -t times -q {most['cq_depth'] // 2}"
+            )
         enter = self._held.enter_context
         self.device = device
         self.size_bytes_max = size
@@ -49,10 +57,8 @@ class BenchEnd:
         domain = enter(device.alloc_pd())
         discipline = "on-demand" if kind == MANAGED else kind
         self.region = enter(domain.register(self.memory, access="rwa", discipline=discipline))
-        self.rx_depth = 2 * tx_depth
-        depth = max(16, 2 * tx_depth * n_queue_pairs)
-        self.send_cq: CompletionQueue = enter(device.create_cq(depth))
-        self.recv_cq: CompletionQueue = enter(device.create_cq(depth))
+        self.send_cq: CompletionQueue = enter(device.create_cq(cq_depth))
+        self.recv_cq: CompletionQueue = enter(device.create_cq(cq_depth))
         caps = QpCaps(max_send_wr=tx_depth, max_recv_wr=self.rx_depth)
         self.queue_pairs: list[QueuePair] = [
             enter(domain.create_qp(self.send_cq, self.recv_cq, caps=caps)) for _ in range(n_queue_pairs)

@@ -78,6 +78,9 @@ class Campaign:
         seeds: None: search within `bounds`. Else one run for each; of all scenarios each in turn gets one, so that
             together they take as many.
 
+    Attributes:
+        pieces: what it is made of, in the order in which they count.
+
     Raises:
         UsageError: a name that is none.
     """
@@ -90,21 +93,22 @@ class Campaign:
             mutant = mutant_named(mutant).name
         within = bounds or Bounds()
         if seeds is None:
-            self.rounds = [[Piece(name, mutant, within) for name in names]]
+            self.pieces = [Piece(name, mutant, within) for name in names]
             return
         shares = [(name, range(seeds[at], seeds.stop, len(names))) for at, name in enumerate(names[: len(seeds)])]
-        self.rounds = [
-            [Piece(name, mutant, within, part) for name, share in shares if (part := share[at : at + SEEDS_A_PIECE])]
+        self.pieces = [
+            Piece(name, mutant, within, part)
             for at in range(0, len(shares[0][1]), SEEDS_A_PIECE)
+            for name, share in shares
+            if (part := share[at : at + SEEDS_A_PIECE])
         ]
 
     def run(self, sweep: Sweep) -> list[Result]:
-        """Do it, up to the end of the round in which something broke."""
+        """Do piece after piece, up to the first in which something breaks."""
         results: list[Result] = []
-        for pieces in self.rounds:
-            came: list[Result] = sweep.map(do, pieces)
-            results += came
-            if any(result.example is not None for result in came):
+        for result in sweep.each(do, self.pieces):
+            results.append(result)
+            if result.example is not None:
                 break
         return results
 
@@ -138,5 +142,4 @@ def hunt(mutant: str) -> Caught:
 
 def hunt_all(sweep: Sweep) -> list[Caught]:
     """Return what becomes of each mutant, in order."""
-    caught: list[Caught] = sweep.map(hunt, list(mutants()))
-    return caught
+    return sweep.map(hunt, mutants())

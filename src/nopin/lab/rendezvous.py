@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
-from nopin.errors import PeerError
+from nopin.errors import PeerError, UsageError
 from nopin.lab.line import Line
 
 RENDEZVOUS_VERSION = 2
@@ -105,11 +105,25 @@ def connect(host: str, port: int) -> BenchLine:
     return Line(sock, AnyWord)
 
 
-def accept(address: str, port: int) -> BenchLine:
-    """Wait for one active end on a TCP address and return the line to it."""
+def listen(address: str, port: int) -> socket.socket:
+    """Listen for active ends on a TCP address.
+
+    Raises:
+        UsageError: that cannot be done there.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, port), family=family) as listener:
-        sock, _ = listener.accept()
+    try:
+        return socket.create_server((address, port), family=family)
+    except OSError as problem:
+        reason, *_ = str(problem.strerror).split(" (")  # where Python says what it was at
+        raise UsageError(
+            f"cannot listen on {address} port {port}: {reason}; give an address of this host and a free --port"
+        ) from None
+
+
+def accept(listener: socket.socket) -> BenchLine:
+    """Wait for one active end and return the line to it."""
+    sock, _ = listener.accept()
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return Line(sock, AnyWord)
 

@@ -11,9 +11,12 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import TypeVar
 
 from nopin.linux.interpreter import interrupts_held_back, let_interrupts_through
+
+Point = TypeVar("Point")
+Outcome = TypeVar("Outcome")
 
 
 def _begin_worker() -> None:
@@ -31,35 +34,37 @@ class Sweep:
 
     Args:
         n_jobs: 1: here, without any process.
-        on_point: called with (done, of how many) after each point.
 
     Attributes:
-        on_point: may be changed between calls of `map`.
+        on_point: called with (done, of how many) after each point; may be changed between calls.
     """
 
-    def __init__(self, n_jobs: int, on_point: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, n_jobs: int) -> None:
         assert n_jobs >= 1
-        self.on_point = on_point or _unseen
+        self.on_point: Callable[[int, int], None] = _unseen
         self._pool: ProcessPoolExecutor | None = None
         if n_jobs > 1:
             # Not forked: a progress bar draws from a thread, which a forked process would lack.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(n_jobs, mp_context=context, initializer=_begin_worker)
 
-    def map(self, function: Callable[[Any], Any], points: Iterable[Any]) -> list[Any]:
+    def map(self, function: Callable[[Point], Outcome], points: Iterable[Point]) -> list[Outcome]:
         """Call with each point; the results, in the order of the points."""
-        listed = list(points)
-        results = []
-        came = map(function, listed) if self._pool is None else self._spread(self._pool, function, listed)
-        for result in came:
-            results.append(result)
-            self.on_point(len(results), len(listed))
-        return results
+        return list(self.each(function, points))
 
-    @staticmethod
-    def _spread(pool: ProcessPoolExecutor, function: Callable[[Any], Any], points: list[Any]) -> Iterator[Any]:
+    def each(self, function: Callable[[Point], Outcome], points: Iterable[Point]) -> Iterator[Outcome]:
+        """Yield the same as they come, in order; whoever has seen enough need not take the rest."""
+        listed = list(points)
+        alone = self._pool is None or len(listed) == 1  # a process takes a second to start
+        came = map(function, listed) if alone else self._spread(function, listed)
+        for done, result in enumerate(came, 1):
+            self.on_point(done, len(listed))
+            yield result
+
+    def _spread(self, function: Callable[[Point], Outcome], points: list[Point]) -> Iterator[Outcome]:
+        assert self._pool is not None
         with interrupts_held_back():  # processes are started as points come
-            return pool.map(function, points)
+            return self._pool.map(function, points)
 
     def __enter__(self) -> Sweep:
         return self

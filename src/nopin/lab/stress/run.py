@@ -127,12 +127,14 @@ class Servers:
 
 
 def _kill_servers(servers: Servers, spec: StressSpec, until: float, tell: Callable[[str], None]) -> None:
-    """Kill servers at moments spread over what is left of the run."""
+    """Kill servers at moments spread over what is left of the run, and none once that has passed."""
     draw = random.Random(f"{spec.seed} kills")
     begin = time.monotonic()
     for n in range(spec.kills):
         part_s = (until - begin) / spec.kills
         moment = begin + part_s * (n + draw.uniform(0.1, 0.7))
         time.sleep(max(0.0, moment - time.monotonic()))
+        if time.monotonic() > until:
+            return
         servers.kill(draw.uniform(0.0, _DEAD_S_MAX))
         tell(f"{time.monotonic() - begin:6.2f} s: the server was killed, a successor serves")

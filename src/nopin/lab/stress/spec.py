@@ -26,7 +26,8 @@ class StressSpec(msgspec.Struct, frozen=True):
 
     Attributes:
         seed: decides what everybody does, not in which order they come to do it.
-        kills: of the owner's server, at moments spread over the run; each time a successor takes over.
+        kills: of the owner's server, at moments spread over the run; each time a successor takes over. They are fewer
+            where it takes over more slowly.
     """
 
     seed: int

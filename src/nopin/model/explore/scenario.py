@@ -87,9 +87,11 @@ def _load(path: Path, name: str) -> str:
     """Run a file of scenarios, once; returns the name."""
     module = f"scenarios of {path}"
     if module not in sys.modules:
+        if not path.is_file():
+            raise UsageError(f"no file {path}")
         spec = importlib.util.spec_from_file_location(module, path)
-        if spec is None or spec.loader is None or not path.exists():
-            raise UsageError(f"cannot read {path}: it is no Python file")
+        assert spec is not None
+        assert spec.loader is not None, "its name ends in .py"
         sys.modules[module] = loaded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
     if name not in _REGISTRY:
