@@ -168,11 +168,20 @@ class FifoPager:
     def first_touch(self) -> FifoPager:
         return self
 
-    def begin(self, mapper: Mapper, page: int) -> int:
+    def open(self, mapper: Mapper, n_most: int) -> None:
+        pass
+
+    def begin(self, page: int) -> int:
         return 0
 
-    def end(self, page: int, n: int, n_done: int) -> bool:
-        return False
+    def failed(self) -> None:
+        raise AssertionError("none was begun")
+
+    def came(self, page: int, n: int, n_done: int) -> bool:
+        raise AssertionError("none was begun")
+
+    def close(self) -> None:
+        pass
 
     def give_back(self, n_pages: int) -> Procedure[int]:
         return self.reclaim()

@@ -14,7 +14,7 @@ def faults_of(ahead: Readahead, who: int, pages: list[int]) -> list[int]:
     for page in pages:
         if page not in there:
             faulted.append(page)
-            n, stride = ahead.advise(who, page)
+            n, stride = ahead.of(who).advise(page)
             there |= set(range(page, page + n * stride, stride))
     return faulted
 
@@ -42,20 +42,20 @@ def test_two_streams_of_one_process_and_one_of_another_do_not_disturb_each_other
             page = start + step
             if page not in there:
                 n_faults += 1
-                n, stride = ahead.advise(who, page)
+                n, stride = ahead.of(who).advise(page)
                 there |= set(range(page, page + n * stride, stride))
     assert n_faults < 3 * 20
 
 
 def test_random_accesses_bring_single_pages() -> None:
     draw, ahead = random.Random(1), Readahead()
-    brought = [ahead.advise(1, draw.randrange(1 << 24)).n for _ in range(1000)]
+    brought = [ahead.of(1).advise(draw.randrange(1 << 24)).n for _ in range(1000)]
     assert sum(brought) < 1000 + RECENT
 
 
 def test_a_window_that_could_not_be_brought_whole_is_met_where_it_ended() -> None:
     ahead = Readahead()
-    ahead.advise(1, 0)
-    asked = ahead.advise(1, 1)
-    ahead.brought(1, 1, asked, 2)
-    assert ahead.advise(1, 3) == Ahead(2 * asked.n, 1)
+    ahead.of(1).advise(0)
+    asked = ahead.of(1).advise(1)
+    ahead.of(1).brought(1, asked, 2)
+    assert ahead.of(1).advise(3) == Ahead(2 * asked.n, 1)

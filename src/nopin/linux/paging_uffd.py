@@ -198,6 +198,18 @@ class PagingUffd:
             return [_unpack_one(self._buffer)]
         return list(_unpack_all(memoryview(self._buffer)[:n_bytes]))
 
+    def read_one(self) -> Message | None:
+        """Do the same for the one message that comes first, in fewer calls: between two faults of a thread."""
+        try:
+            os.preadv(self._fd, self._iov_of_one, -1, self._read_flags)
+        except BlockingIOError:
+            self._check_still_usable()
+            return None
+        except OSError:
+            messages = self.read(1)  # which tells what it is
+            return messages[0] if messages else None
+        return _unpack_one(self._buffer)
+
     def _room_for(self, n_messages: int) -> list[memoryview]:
         return self._iov_of_one if n_messages == 1 else [self._iov_of_all[: n_messages * MESSAGE.size]]
 

@@ -231,6 +231,13 @@ class ArenaPages:
         if self.notifiers.n_wanting:
             self.notifiers.update(Range(page, page + 1), write=False)
 
+    def arrived_singly(self, pages: list[int]) -> None:
+        """The same of pages here and there whose state says so already."""
+        self.residency.admit_each(pages)
+        if self.notifiers.n_wanting:
+            for page in pages:
+                self.notifiers.update(Range(page, page + 1), write=False)
+
     def gave_up(self, pages: Pages) -> None:
         """Pages that were resident are not any more, and their order is of no interest."""
         if len(pages):

@@ -58,7 +58,7 @@ def cpu_fault(
     """Answer a fault of a process."""
     del minor  # what the kernel says may be out of date; the table is not
     state = arena.state
-    ahead = arena.readahead.advise(mapper, page)
+    ahead = arena.readahead.of(mapper).advise(page)
     while True:
         code = state[page]
         if code & BUSY:
@@ -92,7 +92,7 @@ def _bring_ahead(
     n_most = min(ahead.n if ahead.stride == 1 else 1, max(1, arena.budget.limit // 8))
     run = PageRun(page, arena.table.run_length(page, n_most))
     if run.n < ahead.n and ahead.stride == 1:
-        arena.readahead.brought(mapper, page, ahead, run.n)
+        arena.readahead.of(mapper).brought(page, ahead, run.n)
     counts = arena.counts
     if arena.state[page] == _EMPTY:
         counts.faults_zero += 1
@@ -138,7 +138,7 @@ def _map_resident(
             return False
         yield Wake(one, mapper)  # mapped meanwhile, or there after all, or gone
     elif ahead.stride == 1:
-        arena.readahead.brought(mapper, page, ahead, outcome.n_done)
+        arena.readahead.of(mapper).brought(page, ahead, outcome.n_done)
     return True
 
 

@@ -21,6 +21,7 @@ STRIDE_MAX = 4096
 STRIDE_WINDOW_MAX = 32
 """Pages brought ahead of a stride: each is an operation of its own."""
 STREAMS_MAX = 64
+"""Of one who faults."""
 RECENT = 8
 """Faults of one process that are remembered as possible beginnings of streams."""
 
@@ -37,21 +38,21 @@ _NEVER = -(1 << 40)
 """No page, and far from all."""
 
 
-class Readahead:
-    """Streams of one arena."""
+class Streams:
+    """Streams of one who faults."""
+
+    __slots__ = ("_expected", "_recent")
 
     def __init__(self) -> None:
-        self._expected: dict[tuple[Hashable, int], Ahead] = {}
-        self._recent: dict[Hashable, deque[int]] = {}
+        self._expected: dict[int, Ahead] = {}
+        self._recent = deque((_NEVER, _NEVER), maxlen=RECENT)
 
-    def advise(self, who: Hashable, page: int) -> Ahead:
-        """Tell what to bring for a fault of `who` at `page`, and expect the next if it is part of a stream."""
-        recent = self._recent.get(who)
-        if recent is None:
-            recent = self._recent[who] = deque((_NEVER, _NEVER), maxlen=RECENT)
+    def advise(self, page: int) -> Ahead:
+        """Tell what to bring for a fault at `page`, and expect the next if it is part of a stream."""
+        recent = self._recent
         last = recent[-1]
         stride = page - last
-        found = self._expected.pop((who, page), None) if self._expected else None
+        found = self._expected.pop(page, None) if self._expected else None
         if found is not None:
             most = WINDOW_MAX if found.stride == 1 else STRIDE_WINDOW_MAX
             ahead = Ahead(min(most, found.n * 2), found.stride)
@@ -63,15 +64,29 @@ class Readahead:
             recent.append(page)
             return JUST_THIS
         recent.append(page)
-        self._expect(who, page + ahead.n * ahead.stride, ahead)
+        self._expect(page + ahead.n * ahead.stride, ahead)
         return ahead
 
-    def brought(self, who: Hashable, page: int, asked: Ahead, n: int) -> None:
+    def brought(self, page: int, asked: Ahead, n: int) -> None:
         """Say that only `n` pages could be brought: the next fault of the stream comes earlier."""
-        if n < asked.n and self._expected.pop((who, page + asked.n * asked.stride), None) is not None:
-            self._expect(who, page + n * asked.stride, asked)
+        if n < asked.n and self._expected.pop(page + asked.n * asked.stride, None) is not None:
+            self._expect(page + n * asked.stride, asked)
 
-    def _expect(self, who: Hashable, page: int, ahead: Ahead) -> None:
+    def _expect(self, page: int, ahead: Ahead) -> None:
         if len(self._expected) >= STREAMS_MAX:
             del self._expected[next(iter(self._expected))]
-        self._expected[who, page] = ahead
+        self._expected[page] = ahead
+
+
+class Readahead:
+    """Streams of one arena, by who faults."""
+
+    def __init__(self) -> None:
+        self._of: dict[Hashable, Streams] = {}
+
+    def of(self, who: Hashable) -> Streams:
+        """Return the streams of one process or device."""
+        streams = self._of.get(who)
+        if streams is None:
+            streams = self._of[who] = Streams()
+        return streams

@@ -181,6 +181,12 @@ class Residency:
         if len(self._gathered) >= _GATHERED_MAX:
             self._settle_gathered()
 
+    def admit_each(self, pages: list[int]) -> None:
+        """Do the same for pages in the order in which they came."""
+        self._gathered += pages
+        if len(self._gathered) >= _GATHERED_MAX:
+            self._settle_gathered()
+
     def evicted(self, pages: Pages) -> None:
         """Pages have left to make room: remember when."""
         self._leave(pages)

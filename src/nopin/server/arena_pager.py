@@ -14,12 +14,24 @@ from nopin.mm.residency import Pages
 class FirstTouch(Protocol):
     """What the server needs of `mm.first_touch.FirstTouch`."""
 
-    def begin(self, mapper: MapperNumber, page: int) -> int:
+    def open(self, mapper: MapperNumber, n_most: int) -> None:
+        """Begin a row of up to `n_most` faults."""
+        ...
+
+    def begin(self, page: int) -> int:
         """Say how many zero pages from a missing one on answer it; 0 if that is not all it takes."""
         ...
 
-    def end(self, page: int, n: int, n_done: int) -> bool:
-        """Take note of what became of it; False: it must be answered by `cpu_fault`."""
+    def failed(self) -> None:
+        """The one page that was begun last did not come: it must be answered by `cpu_fault`."""
+        ...
+
+    def came(self, page: int, n: int, n_done: int) -> bool:
+        """Take note of how many of several pages came; False: the fault must be answered by `cpu_fault`."""
+        ...
+
+    def close(self) -> None:
+        """End the row."""
         ...
 
 

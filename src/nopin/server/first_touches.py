@@ -14,7 +14,7 @@ from collections.abc import Callable
 from nopin.linux.paging_uffd import FAULT_WRITE, Message
 from nopin.linux.uffd_handshake import EventKind
 from nopin.server.arena_machine import ArenaMachine
-from nopin.server.arena_pager import ArenaPager
+from nopin.server.arena_pager import ArenaPager, FirstTouch
 from nopin.server.mapper import Mapper
 from nopin.units import PAGE_BYTES, PAGE_SHIFT
 
@@ -52,43 +52,55 @@ class FirstTouches:
             How many, and the messages that are left, with the time of reading before them: none if no more is to be
             read now. Several that were read together are left: some of them may be what must be dealt with first.
         """
-        read, zero, touch = self._reader(mapper), mapper.uffd.zero, self._pager.first_touch
-        begin, end, clock, latency = touch.begin, touch.end, self._clock, self._latency
-        number, low, high, bias = mapper.number, mapper.low, mapper.high, mapper.bias
-        n_answered = 0
-        while len(messages) == 1:
-            kind, flags, address, _ = messages[0]
+        if len(messages) != 1:
+            return 0, began_ns, messages
+        touch = self._pager.first_touch
+        touch.open(mapper.number, n_most)
+        try:
+            return self._answer(mapper, messages[0], began_ns, n_most, touch)
+        finally:
+            touch.close()
+
+    def _answer(
+        self, mapper: Mapper, message: Message | None, began_ns: int, n_most: int, touch: FirstTouch
+    ) -> tuple[int, int, list[Message]]:
+        read, zero, begin = self._reader(mapper), mapper.uffd.zero, touch.begin
+        clock, latency, low, high, bias = self._clock, self._latency, mapper.low, mapper.high, mapper.bias
+        n_left = n_most
+        while message is not None:
+            kind, flags, address, _ = message
             page = (address - bias) >> PAGE_SHIFT
-            if kind != _PAGEFAULT or flags > FAULT_WRITE or not low <= page < high:
+            if kind != _PAGEFAULT or flags > FAULT_WRITE or not low <= page < high or not (n := begin(page)):
                 break
-            n = begin(number, page)
-            if not n:
+            if n == 1:
+                if zero(address, PAGE_BYTES)[1]:
+                    touch.failed()
+                    break
+            elif not touch.came(page, n, self._machine.zero_at(mapper, page, n).n_done):
                 break
-            if n == 1 and not zero(address, PAGE_BYTES)[1]:
-                end(page, 1, 1)
-            elif not end(page, n, self._machine.zero_at(mapper, page, n).n_done):
-                break
-            n_answered += 1
+            n_left -= 1
             now = clock()
             latency[flags][(now - began_ns).bit_length()] += 1
-            if n_answered >= n_most or self._noted():
-                return n_answered, now, []
-            began_ns, messages = now, read()
-            if not messages:
-                began_ns, messages = self._offer_cpu_and(read)
-        return n_answered, began_ns, messages
+            if not n_left or self._noted():
+                return n_most - n_left, now, []
+            began_ns, message = now, read()
+            if message is None:
+                began_ns, message = self._offer_cpu_and(read)
+        return n_most - n_left, began_ns, [message] if message is not None else []
 
     def read_on(self, mapper: Mapper) -> tuple[int, list[Message]]:
         """Read what comes next: the time before that, and the messages."""
         read, began_ns = self._reader(mapper), self._clock()
-        messages = read()
-        return (began_ns, messages) if messages else self._offer_cpu_and(read)
+        message = read()
+        if message is None:
+            began_ns, message = self._offer_cpu_and(read)
+        return began_ns, [message] if message is not None else []
 
-    def _offer_cpu_and(self, read: Callable[[], list[Message]]) -> tuple[int, list[Message]]:
+    def _offer_cpu_and(self, read: Callable[[], Message | None]) -> tuple[int, Message | None]:
         """Let a toucher on this CPU run; its own time until it faults is not that of the answer."""
         os.sched_yield()
         return self._clock(), read()
 
-    def _reader(self, mapper: Mapper) -> Callable[[], list[Message]]:
-        """Return what reads messages within a burst: see `Arena.read`."""
-        return mapper.look_and_read if self._pager.uses_swap else mapper.uffd.read
+    def _reader(self, mapper: Mapper) -> Callable[[], Message | None]:
+        """Return what reads a message within a burst: see `Arena.read`."""
+        return mapper.look_and_read_fault if self._pager.uses_swap else mapper.uffd.read_one

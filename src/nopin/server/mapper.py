@@ -137,6 +137,10 @@ class Mapper:
         self._n_unseen = 0
         return self._read_event(advice or [])
 
+    def look_and_read_fault(self) -> Message | None:
+        """Read one fault, if one waits; what else waits is left for `look_and_read`."""
+        return self.uffd.read_one() if self.uffd.n_faults() else None
+
     def _read_event(self, advice: list[Advice]) -> list[Message]:
         given_up = [run for each in advice if each.gives_up for run in self.runs_at(each.where)]
         if not given_up or self.removals is None:
