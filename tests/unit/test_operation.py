@@ -119,6 +119,20 @@ def test_a_cancelled_wait_leaves_it_under_way() -> None:
     assert not operation.ended
 
 
+def test_it_ends_well_though_the_loop_that_waited_for_it_is_closed() -> None:
+    operation, _ = started(1 << 60)
+
+    async def impatient() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(_awaited(operation), 0.01)
+
+    asyncio.run(impatient())
+    script = operation._driver
+    assert isinstance(script, Script)
+    script.looks_left = 1
+    assert operation.result(timeout=1) == 42
+
+
 def test_callbacks_come_once_even_when_late() -> None:
     operation, _ = started(1)
     seen: list[str] = []

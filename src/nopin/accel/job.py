@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -14,15 +13,11 @@ from nopin.accel.arguments import Resolve
 from nopin.accel.memory import ArrayRef
 from nopin.accel.messages import Usage
 from nopin.errors import Closed, JobCancelled
-
-if TYPE_CHECKING:  # importing asyncio takes as long as all the rest of nopin
-    import asyncio
+from nopin.pending import Pending
 
 
-class Job:
+class Job(Pending[Any]):
     """A kernel under way. Ask whether it is done, wait for it, await it, or cancel it. Any thread may.
-
-    Dropping it does not stop it.
 
     Args:
         number: unique in its accelerator.
@@ -84,16 +79,6 @@ class Job:
             raise self._error
         return self._result
 
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for it and return its error, None if it went well. Raises TimeoutError as `result`."""
-        try:
-            self.result(timeout)
-        except BaseException as error:
-            if error is self._error:
-                return error
-            raise
-        return None
-
     def cancel(self) -> bool:
         """Cancel it.
 
@@ -119,11 +104,6 @@ class Job:
                 self._callbacks.append(callback)
                 return
         callback()
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        if not self._done:
-            yield from self._future().__await__()
-        return self.result()
 
     def begin(self, stop: Callable[[], None]) -> None:
         """Say that a worker runs it now, and how to ask that to stop. For the lane."""
@@ -160,23 +140,6 @@ class Job:
         """Locks may be held for ever in a forked child, and nobody would end the job there."""
         if os.getpid() != self._pid:
             raise Closed(f"{self!r} belongs to the process this one was forked from; launch from a Device made here")
-
-    def _future(self) -> asyncio.Future[None]:
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-
-        def settle() -> None:
-            if not future.done():
-                future.set_result(None)
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits there any more
-                loop.call_soon_threadsafe(settle)
-
-        self.add_done_callback(wake)
-        return future
 
 
 def _not_waiting(_job: Job) -> bool:

@@ -5,9 +5,10 @@ There is no helper thread. Whoever waits, for whichever operation, makes all of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from nopin.pending import Pending
 from nopin.verbs.waiting import deadline_after
 
 if TYPE_CHECKING:  # importing asyncio takes as long as all the rest of nopin
@@ -32,8 +33,8 @@ class Driver(Protocol):
         ...
 
 
-class Operation(Generic[T]):
-    """One transfer or atomic on a remote array. Dropping it does not stop it.
+class Operation(Pending[T]):
+    """One transfer or atomic on a remote array.
 
     Args:
         driver: makes it progress.
@@ -85,26 +86,11 @@ class Operation(Generic[T]):
             self._result, self._finish = self._finish(), None
         return self._result  # type: ignore[return-value]  # set by now; None may be the result
 
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for it and return its error, None if it went well. Raises TimeoutError as `result`."""
-        try:
-            self.result(timeout)
-        except BaseException as error:
-            if error is self._error:
-                return error
-            raise
-        return None
-
     def add_done_callback(self, callback: Callable[[], object]) -> None:
         """Call back when it ends, from whichever thread makes progress; at once if it has ended."""
         self._callbacks.append(callback)
         if self._done:
             self._call_back()
-
-    def __await__(self) -> Generator[Any, None, T]:
-        if not self._done:
-            yield from self._future().__await__()
-        return self.result()
 
     def complete(self) -> None:
         """Say that all its bytes are here. For the driver."""
@@ -122,15 +108,6 @@ class Operation(Generic[T]):
             self._callbacks.pop()()
 
     def _future(self) -> asyncio.Future[None]:
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-
-        def settle() -> None:
-            if not future.done():
-                future.set_result(None)
-
-        self.add_done_callback(lambda: loop.call_soon_threadsafe(settle))
+        future = super()._future()
         self._driver.attend(future)
         return future
