@@ -18,6 +18,8 @@ from nopin.errors import ServerGone, ServerRefused
 
 EVENTS_KEPT = 1024
 """Events buffered for a client that does not ask for them; then the oldest go."""
+TIMEOUT_S = 30.0
+"""How long a request waits for its reply at most."""
 
 
 class ControlSocket:
@@ -25,20 +27,18 @@ class ControlSocket:
 
     Args:
         path: the server's socket.
-        timeout_s: how long a request may wait for its reply.
 
     Raises:
         ServerGone: nobody listens there.
     """
 
-    def __init__(self, path: Path, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._seq = 0
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        self._sock.settimeout(timeout_s)
+        self._sock.settimeout(TIMEOUT_S)
         try:
             self._sock.connect(os.fspath(path))
         except OSError as problem:
@@ -179,7 +179,7 @@ class ControlSocket:
                     raise ProtocolError("the server closed the connection")
                 self._keep(decode_reply(packet.data))
         except BlockingIOError:
-            self._sock.settimeout(self._timeout_s)
+            self._sock.settimeout(TIMEOUT_S)
         except (OSError, ProtocolError):
             self._sock.close()
 

@@ -30,6 +30,7 @@ SCAN_PAGES = 64
 """Of the scan, between two lots of as many hot accesses."""
 ASKED_SHARE = 0.05
 N_WARM_PASSES = N_PASSES = 2
+SEED = 0
 _WORDS = PAGE_BYTES // 8
 
 
@@ -69,9 +70,7 @@ class OvercommitFigure(msgspec.Struct, kw_only=True, frozen=True):
         return {**msgspec.structs.asdict(self), "share": self.share, "as_promised": self.as_promised}
 
 
-def run_overcommit(
-    advance: Callable[[int], None], *, budget_bytes: int = BUDGET_BYTES, seed: int = 0
-) -> OvercommitFigure:
+def run_overcommit(advance: Callable[[int], None], *, budget_bytes: int = BUDGET_BYTES) -> OvercommitFigure:
     """Measure, with a server of its own.
 
     Args:
@@ -87,7 +86,7 @@ def run_overcommit(
         folder = held.enter_context(scratch_folder())
         server = held.enter_context(LocalServer(folder / "managed.sock"))
         device = held.enter_context(Device(server=str(server.socket_path), budget=budget_bytes))
-        work = _Work(device, budget_bytes, seed)
+        work = _Work(device, budget_bytes)
         for _ in range(N_WARM_PASSES):
             work.scan_through(advance)
         work.forget_counts()
@@ -105,14 +104,14 @@ def scan_pages(budget_bytes: int) -> int:
 class _Work:
     """The array: word 0 of each page is its number, hot pages first."""
 
-    def __init__(self, device: Device, budget_bytes: int, seed: int) -> None:
+    def __init__(self, device: Device, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
         n_budget_pages = budget_bytes // PAGE_BYTES
         self._n_pages = TIMES_BUDGET * n_budget_pages
         self._n_hot = int(HOT_SHARE * n_budget_pages)
         self._memory_fd = device.default_arena.memory_fd
         self._numbers: NDArray[np.int64] = device.zeros((self._n_pages, _WORDS), np.int64)[:, 0]
-        self._random = np.random.default_rng(seed)
+        self._random = np.random.default_rng(SEED)
         self._resident_max = 0
         for first in range(0, self._n_pages, SCAN_PAGES):
             self._numbers[first : first + SCAN_PAGES] = np.arange(first, first + SCAN_PAGES)

@@ -83,8 +83,8 @@ class MemoryLink:
         return {"packets_sent": self._packets_sent, "packets_received": self._packets_received}
 
 
-def memory_pair(mtu: int = 4096) -> tuple[MemoryLink, MemoryLink]:
+def memory_pair() -> tuple[MemoryLink, MemoryLink]:
     """Two connected ends, 192.0.2.1 and 192.0.2.2, both on port 4791."""
     network = MemoryNetwork()
     first, second = (Endpoint(gid_of(f"192.0.2.{n}"), ROCE_PORT) for n in (1, 2))
-    return network.link(first, mtu), network.link(second, mtu)
+    return network.link(first), network.link(second)

@@ -209,9 +209,9 @@ class Scheduler:
             self.now_ns = max(self.now_ns, until_ns)
         return not self._heap
 
-    def step(self, *, until_ns: int | None = None) -> bool:
+    def step(self) -> bool:
         """Take one step; False when there is none (until then)."""
-        return self._go(until_ns, 1)
+        return self._go(None, 1)
 
     def _go(self, until_ns: int | None, n_steps: int | None) -> bool:
         """Take so many steps, or as many as there are; False if there were fewer.

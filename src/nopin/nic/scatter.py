@@ -31,13 +31,12 @@ def scatter(core: Core, pieces: list[Piece], staging: Staging, local: IoVec, wai
     return _copy(core, pieces, staging, local, waiter, write=True)
 
 
-def pull(core: Core, pieces: Iterable[Piece], waiter: Waiter | None = None, *, offset: int = 0) -> int:
-    """Copy pieces of process memory, one after the other, to a place of the staging buffer.
+def pull(core: Core, pieces: Iterable[Piece]) -> int:
+    """Copy pieces of process memory that were looked at, one after the other, to the start of the staging buffer.
 
-    Returns as `gather`. This form needs no scatter list of its own, which pays for single small pieces. Without a
-    waiter: they were looked at.
+    Returns as `gather`. This form needs no scatter list of its own, which pays for single small pieces.
     """
-    return _copy_flat(core, pieces, core.plan.staging, waiter, offset=offset, write=False)
+    return _copy_flat(core, pieces, core.plan.staging, None, offset=0, write=False)
 
 
 def push(core: Core, pieces: Iterable[Piece], staging: Staging, waiter: Waiter | None, *, offset: int = 0) -> int:

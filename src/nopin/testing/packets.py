@@ -87,7 +87,7 @@ def sealed_batch(packets: Sequence[bytes], path: Path) -> PacketBatch:
     return PacketBatch(path, buffer, ends - lengths, lengths)
 
 
-def templates(qpn: int, psn: int, address: int, rkey: int, mtu: int, *, fill: int = 0xEE) -> list[bytes]:
+def templates(qpn: int, psn: int, address: int, rkey: int, mtu: int) -> list[bytes]:
     """Return one well-formed packet for every opcode, with several sizes where there is a payload."""
 
     def bth(opcode: int) -> Bth:
@@ -100,15 +100,16 @@ def templates(qpn: int, psn: int, address: int, rkey: int, mtu: int, *, fill: in
             headers = {
                 16: reth_bytes(address, rkey, size or 8),
                 20: reth_bytes(address, rkey, size or 8) + b"\x01\x02\x03\x04",
-                28: atomic_bytes(address & ~7, rkey, fill, fill),
-                12: aeth_bytes(0x1F, 1) + bytes([fill] * 8),
+                28: atomic_bytes(address & ~7, rkey, _FILL, _FILL),
+                12: aeth_bytes(0x1F, 1) + bytes([_FILL] * 8),
                 4: aeth_bytes(0x1F, 1),
                 0: b"",
             }[int(HEADER_BYTES[opcode]) - BTH_BYTES]
-            made.append(make_packet(bth(opcode), headers, bytes([fill]) * size))
+            made.append(make_packet(bth(opcode), headers, bytes([_FILL]) * size))
     return made
 
 
+_FILL = 0xEE
 _WITH_PAYLOAD = frozenset(op for op in Opcode if op.name.startswith(("SEND", "WRITE", "READ_RESPONSE")))
 
 

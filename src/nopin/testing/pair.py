@@ -171,8 +171,8 @@ def answer_faults(side: Side, now: int) -> bool:
     return bool(woken)
 
 
-def make_pair(wire: Wire | None = None, *, seed: int = 1, **options: Unpack[ConnectOptions]) -> Pair:
+def make_pair(wire: Wire | None = None, **options: Unpack[ConnectOptions]) -> Pair:
     """Build two ends and connect them; options go to `connect`."""
-    a, b = make_side("10.0.0.1", seed=seed), make_side("10.0.0.2", seed=seed + 1, iova=0x7000_0123)
+    a, b = make_side("10.0.0.1", seed=1), make_side("10.0.0.2", seed=2, iova=0x7000_0123)
     connect(a, b, **options)
     return Pair(a, b, wire)

@@ -44,8 +44,9 @@ def drawn(random: Random, *, loss: float = 0.0, duplicate: float = 0.0, reorder:
     return draw
 
 
-def chosen(scheduler: Scheduler, site: str, fates: Sequence[Fate] = (Fate.PASS, Fate.LOSE)) -> Fates:
-    """Leave each packet to the scheduler's chooser; the first of `fates` where nobody chooses."""
+def chosen(scheduler: Scheduler, site: str) -> Fates:
+    """Leave it to the scheduler's chooser which packets are lost; none where nobody chooses."""
+    fates = Fate.PASS, Fate.LOSE
     words = [fate.value for fate in fates]
 
     def choose(n_packets: int) -> Sequence[Fate]:
