@@ -1,7 +1,8 @@
 """Waiting for a completion: look at memory for a moment, then sleep until the device says so.
 
 A wake-up across CPUs costs as much as a whole small transfer, so short waits never sleep. While it looks, a
-waiter offers its CPU to whoever needs one: on a small machine that is the server it waits for.
+waiter offers its CPU to whoever needs one: on a small machine that is the server it waits for. On the only CPU it
+sleeps at once: the kernel does not always let who was just woken run instead of who yields.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from nopin.control.messages import NOTICES
 from nopin.control.socket import ControlSocket
 from nopin.control.spin import SpinBudget
 from nopin.errors import ServerGone
+from nopin.linux.cpus import n_cpus
 from nopin.nic.rings import CompletionConsumer
 from nopin.units import S_NS, US_NS
 
@@ -46,7 +48,7 @@ class Waiter:
         self._ring = ring
         self._channel_fd = channel_fd
         self._control = control
-        self._spin = SpinBudget(spin_us * US_NS)
+        self._spin = SpinBudget(spin_us * US_NS if n_cpus() > 1 else 0)
         self._events = select.epoll()
         self._events.register(channel_fd, select.EPOLLIN)
         self._events.register(control.fileno(), 0)  # EPOLLHUP comes unasked; events there are not for us
