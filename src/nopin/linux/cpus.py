@@ -43,6 +43,9 @@ def move_over() -> bool:
     others = allowed - {current_cpu()}
     if not others:
         return False
-    os.sched_setaffinity(0, others)
-    os.sched_setaffinity(0, allowed)
+    try:
+        os.sched_setaffinity(0, others)
+        os.sched_setaffinity(0, allowed)
+    except OSError:  # EINVAL: our cpuset has just been changed, and the kernel has moved us by itself
+        return False
     return True
