@@ -17,7 +17,7 @@ from serving import eventually
 from verbs_pair import End, connect
 
 from nopin import Device, WcStatus
-from nopin.iommu.relay import Copy, Place, Relayed, relay_in_turn
+from nopin.iommu.relay import TURN_BYTES, Copy, Place, Relayed, Turn, relay_in_turn
 from nopin.lab.servers import LocalServer
 from nopin.linux.process_memory import ProcessMemory
 from nopin.mm.plain import PlainSpace
@@ -28,6 +28,7 @@ from nopin.units import PAGE_BYTES
 
 PAGE = PAGE_BYTES
 GRAIN = 1024
+MIB = 1 << 20
 N_PAGES = 512
 LENGTH = N_PAGES * PAGE
 
@@ -148,6 +149,22 @@ def test_several_copies_go_together(ends: Ends) -> None:
     expected[300_000:600_000] = data[1_000_000:1_300_000]
     expected[700_001:1_700_001] = data[3:1_000_003]
     assert ends.target.get() == expected
+
+
+@pytest.mark.parametrize("length", [MIB, MIB - PAGE, 300_000])
+def test_a_long_relay_ends_with_a_copy_after_a_turn_if_others_wait(ends: Ends, length: int) -> None:
+    data, before = ends.source.fill(1), ends.target.fill(2)
+    n_turn = -(-TURN_BYTES // length)
+    copies = [ends.part(0, length)] * (4 * n_turn)
+
+    def outcome() -> Relayed:
+        return ends.copier(copies, ends.staging, GRAIN, Turn(lambda: True))
+
+    for _ in range(20):  # with help and without
+        n_done, rest = divmod(outcome().n_written, length)
+        assert rest == 0
+        assert n_turn // 2 <= n_done <= n_turn + TURN_BYTES // (2 * length)  # what was tried in vain counts, too
+    assert ends.target.get() == data[:length] + before[length:]
 
 
 @pytest.mark.parametrize("page", [0, 1, 40, 63, 64, 100, 255, 300, N_PAGES - 1])

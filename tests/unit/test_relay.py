@@ -12,7 +12,19 @@ import pytest
 from nopin.iommu.access import Span
 from nopin.iommu.iommu import Iommu
 from nopin.iommu.page_requests import PARKS_MAX, Meter
-from nopin.iommu.relay import SLOW_BYTES, Copy, Place, Relayed, after, are_present, relay_in_turn, start_of
+from nopin.iommu.relay import (
+    SLOW_BYTES,
+    TURN_BYTES,
+    UNTIL_DONE,
+    Copy,
+    Place,
+    Relayed,
+    Turn,
+    after,
+    are_present,
+    relay_in_turn,
+    start_of,
+)
 from nopin.mm.space import Staging
 from nopin.model.net.client import SendOptions
 from nopin.nic.abi import SendFlags, WcStatus, WrOpcode
@@ -23,8 +35,9 @@ from nopin.units import PAGE_BYTES
 
 PAGE = PAGE_BYTES
 GRAIN = 1024
-N_PAGES = 16
+N_PAGES = 32
 SOURCE, TARGET = 0x10000, 0x900000
+LONG = 100_000
 
 
 class Recorder:
@@ -33,9 +46,9 @@ class Recorder:
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
 
-    def __call__(self, copies: Sequence[Copy], staging: Staging, grain: int) -> Relayed:
+    def __call__(self, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn = UNTIL_DONE) -> Relayed:
         self.asked.append([copy.length for copy in copies])
-        return relay_in_turn(copies, staging, grain)
+        return relay_in_turn(copies, staging, grain, turn)
 
 
 def spaces(seed: int = 1) -> tuple[MemorySpace, MemorySpace]:
@@ -114,6 +127,20 @@ def test_copies_looked_up_together_are_present_if_each_is(page: int, side: int) 
     assert are_present(copies) == (page not in {0, 1, 2, 4, 5})
 
 
+@pytest.mark.parametrize("others", [True, False])
+def test_many_copies_end_between_two_after_a_turn_if_others_wait(others: bool) -> None:
+    source, target = spaces()
+    n_turn = -(-TURN_BYTES // LONG)
+    copies = [copy_of(source, target, 0, LONG)] * (2 * n_turn)
+    looks = iter([others] * 2)
+    turn = Turn(lambda: next(looks))
+    n_done = n_turn if others else 2 * n_turn
+    relayed = relay_in_turn(copies, Staging.of_size(64 * PAGE), GRAIN, turn)
+    assert relayed == Relayed(n_done * LONG, n_done * LONG)
+    assert turn.over == others
+    assert len(list(looks)) == others, "it looks once a turn, and no more once others wait"
+
+
 # --- through the iommu
 
 
@@ -137,7 +164,7 @@ class Ends:
 
     def run(self, *lengths: int) -> int:
         run = [(*self.spans(waiting=False), length) for length in lengths]
-        return self.iommu.relay_run(run, self._staging, GRAIN)
+        return self.iommu.relay_run(run, self._staging, GRAIN, UNTIL_DONE)
 
     def answer(self) -> list[object]:
         for request in self.iommu.take_requests():
@@ -195,8 +222,6 @@ def test_a_run_ends_before_the_first_copy_that_would_wait() -> None:
 
 
 # --- long messages that follow each other on the direct path
-
-LONG = 100_000
 
 
 def device() -> tuple[Pair, Recorder]:
@@ -286,6 +311,28 @@ def test_a_slow_page_in_a_run_is_waited_for_by_its_message() -> None:
     assert pair.a.poll() == [(n, WcStatus.SUCCESS) for n in range(4)]
     assert part(pair.a, 0, 4) == expected
     assert pair.a.nic.counters.parked == 1
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_stream_of_long_messages_goes_on_past_its_turn_only_while_nobody_else_waits(others: bool) -> None:
+    pair, relay = device()
+    a, b = pair.a, pair.b
+    c = make_side("10.0.0.1", seed=3, iommu=a.nic.iommu, nic=a.nic)
+    d = make_side("10.0.0.1", seed=4, iommu=a.nic.iommu, nic=a.nic)
+    connect(c, d)
+    pair.run()
+    for _ in range(100):
+        a.post(WrOpcode.RDMA_READ, 0, LONG, to=b.region)
+    if others:
+        c.post(WrOpcode.RDMA_READ, 0, LONG, to=d.region)
+    a.nic.poll_rings(0)
+    list(a.nic.transmit(0))
+    n_turn = -(-TURN_BYTES // LONG)
+    assert len(a.poll()) == (n_turn if others else 100)
+    assert len(c.poll()) == others
+    pair.run()
+    assert a.sends.free == 256
+    assert len(relay.asked) == (3 if others else 1)
 
 
 # --- when help is worth it

@@ -17,7 +17,7 @@ from nopin.iommu.access import PARKED, Access, Span
 from nopin.iommu.managed import Fault, ManagedAccess, RunFault
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
 from nopin.iommu.pasid import PasidTable
-from nopin.iommu.relay import Copy, Place, Relay, Relayed, are_present, relay_in_turn, relay_once, start_of
+from nopin.iommu.relay import Copy, Place, Relay, Relayed, Turn, are_present, relay_in_turn, relay_once, start_of
 from nopin.iommu.windows import DeviceArena, Window
 from nopin.mm.space import Absent, AddressSpace, FaultResult, IoVec, Staging
 from nopin.ranges import Range, coalesce
@@ -244,10 +244,10 @@ class Iommu:
             and target_space.write_v(targets, staging, middle) == total
         )
 
-    def relay_run(self, spans: Iterable[tuple[Span, Span, int]], staging: Staging, grain: int) -> int:
+    def relay_run(self, spans: Iterable[tuple[Span, Span, int]], staging: Staging, grain: int, turn: Turn) -> int:
         """Copy several (source, target, length) one after the other, as far as they need not wait for pages.
 
-        Returns bytes written, in order. Why it is less than all, `relay` tells one by one.
+        Returns bytes written, in order. If the turn is not over, `relay` tells one by one why it is less than all.
         """
         copies: list[Copy] = []
         for source, target, length in spans:
@@ -257,7 +257,7 @@ class Iommu:
             copies.append(Copy(Place(source_space, source.address), Place(target_space, target.address), length))
         if not are_present(copies):
             copies = list(takewhile(lambda copy: are_present((copy,)), copies))
-        return self._relay(copies, staging, grain).n_written if copies else 0
+        return self._relay(copies, staging, grain, turn).n_written if copies else 0
 
     def admit_all(self, accesses: Sequence[Access]) -> bool:
         """Look at all ranges of a step before any of it is copied. True: copy, without another look.

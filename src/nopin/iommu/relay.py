@@ -10,7 +10,7 @@ in its page is a few bytes after that of the source (see `start_of`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from nopin.mm.space import AddressSpace, Staging
@@ -20,6 +20,10 @@ SLOW_BYTES = 32
 """Zen 3 copies by ``rep movsb`` some four times slower when the target lies 1 to 31 bytes further in its page than the
 source in its own. Measured with process_vm_readv and writev; slow unaligned moves of Zen 3 are described for memcpy at
 lunnova.dev/articles/ryzen-slow-short-rep-mov."""
+
+
+TURN_BYTES = 8 << 20
+"""What one queue pair may do before the others get their turn."""
 
 
 class Place(NamedTuple):
@@ -57,19 +61,52 @@ class Relayed(NamedTuple):
         return Relayed(self.n_read + rest.n_read, self.n_written + rest.n_written)
 
 
+class Turn:
+    """How long a relay of many copies may go on: after a turn's bytes only while nobody else waits.
+
+    Args:
+        others_wait: looks around.
+
+    Attributes:
+        over: somebody was found waiting.
+    """
+
+    def __init__(self, others_wait: Callable[[], bool]) -> None:
+        self.over = False
+        self._others_wait = others_wait
+        self._n_left = TURN_BYTES
+
+    def is_over_after(self, n_bytes: int) -> bool:
+        """So many more bytes are copied, or soon will be; tell whether to end where a copy ends."""
+        self._n_left -= n_bytes
+        if self._n_left <= 0 and not self.over:
+            self._n_left = TURN_BYTES
+            self.over = self._others_wait()
+        return self.over
+
+
+def nobody_waits() -> bool:
+    """For who is alone."""
+    return False
+
+
+UNTIL_DONE = Turn(nobody_waits)
+"""The turn that never ends."""
+
+
 class Relay(Protocol):
-    """Carries out copies one after the other, until one cannot be completed.
+    """Carries out copies one after the other, until one cannot be completed, or between two because the turn is over.
 
     When a source ends early, what is written of that copy is cut down to a multiple of `grain` bytes, as if it had
     left in packets of that size.
     """
 
-    def __call__(self, copies: Sequence[Copy], staging: Staging, grain: int) -> Relayed:
+    def __call__(self, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn = UNTIL_DONE) -> Relayed:
         """Carry the copies out."""
         ...
 
 
-def relay_in_turn(copies: Sequence[Copy], staging: Staging, grain: int) -> Relayed:
+def relay_in_turn(copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn = UNTIL_DONE) -> Relayed:
     """Read a staging buffer full, in whole packets, write it, and so on."""
     room = len(staging.array)
     longest = max(room - PAGE_BYTES, min(room, PAGE_BYTES)) // grain * grain
@@ -81,6 +118,8 @@ def relay_in_turn(copies: Sequence[Copy], staging: Staging, grain: int) -> Relay
             if outcome.n_written < step:
                 return Relayed(n_before + at, n_before + at).then(outcome)
         n_before += length
+        if turn.is_over_after(length):
+            break
     return Relayed(n_before, n_before)
 
 

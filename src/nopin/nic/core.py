@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nopin.iommu.iommu import Iommu
+from nopin.iommu.relay import nobody_waits
 from nopin.mm.space import Staging
 from nopin.nic.abi import AsyncEventType, Discipline, QpState, SendFlags, WcFlags, WcOpcode, WcStatus
 from nopin.nic.counters import Counters
@@ -26,6 +28,7 @@ Waiter = tuple[int, str]
 _SIGNALED = int(SendFlags.SIGNALED)
 _PINNED = Discipline.PINNED
 _SUCCESS = WcStatus.SUCCESS
+_RTS = QpState.RTS
 _NO_FLAGS = WcFlags.NONE
 
 
@@ -37,6 +40,7 @@ class Core:
         ready: queue pairs that may have something to send, in the order they will be served.
         dirty: completion queues that got something since notices were last taken.
         plan: the one place where outgoing packets are built; a batch is sent before the next is begun.
+        runner_waits: tells whether the device's runner has something else to do.
     """
 
     iommu: Iommu
@@ -50,6 +54,7 @@ class Core:
     corrupt: list[QueuePair | Cq] = field(default_factory=list)
     plan: Plan = field(default_factory=Plan)
     scratch: Staging = field(default_factory=lambda: Staging.of_size(64))
+    runner_waits: Callable[[], bool] = nobody_waits
 
     def event(self, kind: AsyncEventType, target: QueuePair | Cq) -> None:
         """Tell the owner of an object that something happened to it."""
@@ -59,6 +64,13 @@ class Core:
 def waiter_for(region: Region, waiter: Waiter | None) -> Waiter | None:
     """Return who waits when a page of the region is out: nobody if it is pinned, where none ever is."""
     return None if region.discipline is _PINNED else waiter
+
+
+def others_wait(core: Core, qp: QueuePair) -> bool:
+    """Tell whether anybody but this queue pair wants the device."""
+    if core.ready or core.runner_waits():
+        return True
+    return any(other.send_ring.has_work for other in core.qps.values() if other is not qp and other.state is _RTS)
 
 
 def available(core: Core, qp: QueuePair, ring: WorkConsumer) -> int:

@@ -8,6 +8,7 @@ nothing is special are not even taken from the ring (`direct_posted.py`).
 
 from __future__ import annotations
 
+from nopin.iommu.relay import TURN_BYTES
 from nopin.nic import atomics
 from nopin.nic.abi import AsyncEventType, QpState, SendFlags, WcFlags, WcOpcode, WcStatus, WrOpcode
 from nopin.nic.completer import NAK_STATUS, finish_with_error, wait_for_receiver
@@ -45,9 +46,8 @@ _SENDING = (QpState.RTS, QpState.SQD)
 _SUCCESS = WcStatus.SUCCESS
 _SOLICITED = int(SendFlags.SOLICITED)
 
-TURN_BYTES = 8 << 20
 TURN_WORKS = 128
-"""What one queue pair may do before the others get their turn."""
+"""As `TURN_BYTES`: what one queue pair may do before the others get their turn."""
 
 
 def advance(core: Core, qp: QueuePair, now: int) -> None:

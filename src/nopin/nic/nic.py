@@ -12,6 +12,7 @@ import errno
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
 from nopin.iommu.iommu import Iommu
+from nopin.iommu.relay import nobody_waits
 from nopin.nic import answers, completer, direct, requester, responder
 from nopin.nic.abi import Access, Discipline, QpState
 from nopin.nic.attributes import QpAttr, QpCaps
@@ -48,6 +49,7 @@ class Nic:
         mtu: the largest path MTU its link carries.
         timers: the laws that queue pairs keep.
         batch_packets: packets one queue pair sends before the next one's turn.
+        runner_waits: tells whether the runner has something else to do: asked in the midst of long copies.
     """
 
     def __init__(
@@ -59,13 +61,14 @@ class Nic:
         draw: Callable[[int], int],
         timers: Timers = NOMINAL,
         batch_packets: int = PACKETS_MAX,
+        runner_waits: Callable[[], bool] = nobody_waits,
     ) -> None:
         self.iommu = iommu
         self.endpoint = endpoint
         self.mtu = mtu
         self._draw = draw
         self._timers = timers
-        self._core = Core(iommu, RegionTable(draw), endpoint, plan=Plan(batch_packets))
+        self._core = Core(iommu, RegionTable(draw), endpoint, plan=Plan(batch_packets), runner_waits=runner_waits)
         self._timed: dict[QueuePair, None] = {}
         self._due = _NEVER  # no timer fires before, though the one this was for may be gone by then
         self._ingress = Ingress(self._core)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
-from nopin.iommu.relay import Copy, Relayed, after, relay_in_turn, start_of
+from nopin.iommu.relay import UNTIL_DONE, Copy, Relayed, Turn, after, relay_in_turn, start_of
 from nopin.linux.process_memory import ProcessMemory
 from nopin.mm.plain import PlainSpace
 from nopin.mm.space import AddressSpace, Staging
@@ -34,6 +34,9 @@ HEAD_BYTES = 256 << 10
 TRIES = 3
 """Times in a row that a way is tried: the first wakes the copier up, or leaves it to sleep, and says little about those
 after it. Of so many the median counts."""
+
+TRY_BYTES = 4 << 20
+"""What is copied without help at a time: in a try not more than it takes to know."""
 
 TRY_AGAIN_FIRST, TRY_AGAIN_LAST = 8, 256
 """After how many copies the slower way is tried again, to see whether it still is: at first, and at last."""
@@ -61,19 +64,25 @@ class Copier:
         """The process, if it has come up and not failed."""
         return self._child.pid if self._child is not None and self._child.ready else None
 
-    def __call__(self, copies: Sequence[Copy], staging: Staging, grain: int) -> Relayed:
+    def __call__(self, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn = UNTIL_DONE) -> Relayed:
         """Carry copies out; see `nopin.iommu.relay.Relay`."""
-        total = sum(copy.length for copy in copies)
+        total = _total(copies)
         child = self._ready_child() if total >= MIN_BYTES and all(map(_reachable, copies)) else None
         if child is None:
-            return relay_in_turn(copies, staging, grain)
-        began = self._clock()
-        helped = self._speeds.prefer_help()
-        outcome = self._with_help(child, copies, total, staging, grain) if helped else Relayed(0, 0)
-        done = outcome.n_read
-        if outcome.n_written == done < total:
-            outcome = outcome.then(relay_in_turn(list(after(copies, done)), staging, grain))
-        self._speeds.learn(self._clock() - began, total, helped=helped)
+            return relay_in_turn(copies, staging, grain, turn)
+        outcome, left = Relayed(0, 0), copies
+        while left and not turn.over:
+            began = self._clock()
+            helped = self._speeds.prefer_help()
+            some = left if helped else _first(left, TRY_BYTES)
+            done = (
+                self._helped(child, some, staging, grain, turn) if helped else relay_in_turn(some, staging, grain, turn)
+            )
+            outcome = outcome.then(done)
+            if done.n_written < _total(some):
+                break
+            self._speeds.learn(self._clock() - began, done.n_written, helped=helped)
+            left = left[len(some) :]
         return outcome
 
     def close(self) -> None:
@@ -93,24 +102,33 @@ class Copier:
                 self._child = CopierChild()
         return None
 
-    def _with_help(
-        self, child: CopierChild, copies: Sequence[Copy], total: int, staging: Staging, grain: int
+    def _helped(self, child: CopierChild, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn) -> Relayed:
+        """Copy together, and what the copier leaves alone."""
+        outcome = self._together(child, copies, staging, grain, turn)
+        done = outcome.n_read
+        if outcome.n_written < done or turn.over:
+            return outcome
+        return outcome.then(relay_in_turn(list(after(copies, done)), staging, grain, turn))
+
+    def _together(
+        self, child: CopierChild, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn
     ) -> Relayed:
         """Copy as far as the two come.
 
         The copier reaches memory by process number. Before and after, everybody is asked whether they have ended:
         what was copied in between counts only if not, and no number comes back as quickly as that.
         """
+        total = _total(copies)
         n_head = min(HEAD_BYTES, copies[0].length) if child.asleep else 0
         head = [copies[0]._replace(length=n_head)] if n_head else []
-        chunks = _chunks(after(copies, n_head), chunk_bytes(total - n_head))
+        chunks = _chunks(after(copies, n_head) if n_head else copies, chunk_bytes(total - n_head))
         spaces = {place.space for copy in copies for place in (copy.source, copy.target)}
         if len(chunks) > 2 * N_CHUNKS_MAX or any(space.gone for space in spaces):
             return Relayed(0, 0)
         child.begin(chunks[1::2])
         outcome = relay_in_turn(head, staging, grain)
         if outcome.n_written == n_head:
-            outcome = outcome.then(_by_turns(child, chunks, staging))
+            outcome = outcome.then(_by_turns(child, chunks, staging, turn))
         if outcome.n_written < total:
             child.cancel()
         else:
@@ -161,6 +179,20 @@ class Speeds:
         return median(self._latest[helped]) <= median(self._latest[not helped])
 
 
+def _total(copies: Sequence[Copy]) -> int:
+    return sum(copy.length for copy in copies)
+
+
+def _first(copies: Sequence[Copy], n_bytes: int) -> Sequence[Copy]:
+    """Return the first copies, so many that they make up that many bytes if there are."""
+    total = 0
+    for n, copy in enumerate(copies, 1):
+        total += copy.length
+        if total >= n_bytes:
+            return copies[:n]
+    return copies
+
+
 def chunk_bytes(total: int) -> int:
     """Return how long the chunks of a copy are at most: whole pages."""
     return min(max(page_ceil(total // N_CHUNKS), CHUNK_BYTES_MIN), CHUNK_BYTES_MAX)
@@ -192,20 +224,24 @@ def _chunks(copies: Iterable[Copy], longest: int) -> list[Chunk]:
             n_chunks += 1
         step = page_ceil(-(-length // n_chunks))
         for at in range(0, length, step):
-            n_bytes = min(step, length - at)
-            chunks.append(Chunk(from_memory, source.address + at, to_memory, target.address + at, n_bytes))
+            n_left = length - at
+            ends = n_left <= step
+            n_bytes = n_left if ends else step
+            chunks.append(Chunk(from_memory, source.address + at, to_memory, target.address + at, n_bytes, ends))
     return chunks
 
 
-def _by_turns(child: CopierChild, chunks: Sequence[Chunk], staging: Staging) -> Relayed:
-    """Copy chunks 0, 2, 4 and so on, the copier the others.
+def _by_turns(child: CopierChild, chunks: Sequence[Chunk], staging: Staging, turn: Turn) -> Relayed:
+    """Copy chunks 0, 2, 4 and so on, the copier the others. Whether others wait is asked while the copier is at work.
 
     What was read and not written is what the target refused. Where both end short and alike, either the copier did
     not come along or a source ends: whoever reads on will know.
     """
     done = 0
     for n in range(0, len(chunks), 2):
-        source, source_address, target, target_address, length = chunks[n]
+        if n and turn.is_over_after(chunks[n - 2].length + chunks[n - 1].length) and chunks[n - 1].ends_copy:
+            return _ended(child, chunks, n, done)
+        source, source_address, target, target_address, length, ends_copy = chunks[n]
         ours = staging.address + start_of(source_address, target_address, staging.address)
         n_read = source.read(source_address, length, ours)
         if not child.await_written(n):
@@ -217,8 +253,15 @@ def _by_turns(child: CopierChild, chunks: Sequence[Chunk], staging: Staging) -> 
         n_written = target.write(target_address, length, ours)
         if n_written < length:
             return Relayed(done + length, done + n_written)
-        child.pass_on(n + 1)
         done += length
-    if len(chunks) % 2 == 0 and child.await_written(len(chunks)):
-        done += chunks[-1].length
+        if ends_copy and turn.over:
+            return Relayed(done, done)
+        child.pass_on(n + 1)
+    return _ended(child, chunks, len(chunks), done)
+
+
+def _ended(child: CopierChild, chunks: Sequence[Chunk], n: int, done: int) -> Relayed:
+    """End before chunk n, once the copier's chunk before it is written."""
+    if n % 2 == 0 and child.await_written(n):
+        done += chunks[n - 1].length
     return Relayed(done, done)

@@ -34,13 +34,14 @@ _COMMAND = (sys.executable, "-I", "-S", layout.__file__)  # isolated, without si
 
 
 class Chunk(NamedTuple):
-    """A range to be copied from the memory of one process to that of another."""
+    """A range to be copied from the memory of one process to that of another; perhaps the last of a copy."""
 
     source: ProcessMemory
     source_address: int
     target: ProcessMemory
     target_address: int
     length: int
+    ends_copy: bool
 
 
 class CopierChild:
@@ -92,7 +93,7 @@ class CopierChild:
         words = self._words
         words[layout.CPU] = _current_cpu()
         words[layout.N_CHUNKS] = len(chunks)
-        for n, (source, source_address, target, target_address, length) in enumerate(chunks):
+        for n, (source, source_address, target, target_address, length, _) in enumerate(chunks):
             place = layout.CHUNKS * 8 + n * _CHUNK.size
             start = start_of(source_address, target_address, 0)  # the copier's buffer begins a page
             _CHUNK.pack_into(self._page, place, source.pid, source_address, target.pid, target_address, length, start)

@@ -20,6 +20,9 @@ class Poller:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, list[Callback]] = {}
+        look = select.poll()
+        look.register(self._epoll, select.POLLIN)
+        self._look = look.poll
 
     def watch(self, fd: int, callback: Callback, events: int = READ) -> None:
         """Call back whenever the descriptor is ready, until `forget`."""
@@ -49,6 +52,10 @@ class Poller:
             if registration is not None and watched.get(fd) is registration:
                 registration[0](mask)
         return len(ready)
+
+    def has_ready(self) -> bool:
+        """Tell whether any descriptor is ready, without calling back."""
+        return bool(self._look(0))
 
     def close(self) -> None:
         """Close the epoll descriptor."""

@@ -163,7 +163,13 @@ def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Cor
     arenas = Arenas(poller, timers, clock)
     stack.callback(arenas.close)
     iommu = Iommu(relay=_make_relay(clock, stack), run=arenas.run)
-    nic = Nic(iommu=iommu, endpoint=link.endpoint, mtu=link.mtu, draw=secrets.randbelow)
+    nic = Nic(
+        iommu=iommu,
+        endpoint=link.endpoint,
+        mtu=link.mtu,
+        draw=secrets.randbelow,
+        runner_waits=poller.has_ready,
+    )
     core = Core(
         nic=nic,
         iommu=iommu,
