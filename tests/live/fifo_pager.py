@@ -148,7 +148,7 @@ class FifoPager:
             self.swapped.discard(page)
         yield Punch(pages)
 
-    def removed(self, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
+    def removed(self, _mapper: int, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
         self.calls.append(("removed", pages, dropped))
         if not dropped:
             return

@@ -96,6 +96,7 @@ WORK: dict[str, Work] = {
     "entries_outlive_their_pages": work_with_kills,
     "a_successor_believes_entries_of_pages_in_the_file": work_with_kills,
     "a_successor_takes_all_swap_for_free": work_with_kills,
+    "devices_hear_of_giving_up_when_it_is_dealt_with": work_with_removals,
 }
 """What shows a mutant, where it is not plain work."""
 
@@ -106,6 +107,7 @@ SEEN_BY_CHANCE = {
     "what_is_given_up_is_noted_when_its_word_has_been_read",
     "a_successor_leaves_doomed_pages_in_the_file",
     "pages_given_up_stay_doomed",
+    "a_fill_goes_on_although_a_message_was_read",
 }
 """They take a store, or a kill, in the right moment, which the explorer finds and few storms do."""
 

@@ -37,7 +37,7 @@ class Touched:
         self.latency = [[0] * 64 for _ in range(2)]
         monkeypatch.setattr("os.sched_yield", self.let_run)
         uffd = SimpleNamespace(zero=self.zero, read_one=self.read_one)
-        self.mapper: Any = SimpleNamespace(number=1, low=0, high=N_PAGES, bias=BASE, uffd=uffd)
+        self.mapper: Any = SimpleNamespace(number=1, low=0, high=N_PAGES, bias=BASE, uffd=uffd, owed=set())
         pager: Any = SimpleNamespace(uses_swap=False, first_touch=self)
         machine: Any = SimpleNamespace(zero_at=lambda _mapper, _page, n: Outcome(n, 0))
         self.touches = FirstTouches(pager, machine, lambda: self.now, self.latency, lambda: self.noted)

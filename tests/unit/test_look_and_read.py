@@ -72,7 +72,7 @@ def see(monkeypatch: pytest.MonkeyPatch, sight: Sight) -> Sight:
 
 
 def test_an_event_behind_faults_is_left_for_a_look_of_its_own(process: PidFd, monkeypatch: pytest.MonkeyPatch) -> None:
-    see(monkeypatch, Sight([Advice(WHERE, gives_up=True)]))
+    see(monkeypatch, Sight([Advice(WHERE, gives_up=True, thread=1)]))
     mapper = mapper_of(process, FakeUffd(FAULT, FAULT, REMOVE))
     assert mapper.look_and_read() == [FAULT, FAULT]
     assert mapper.look_and_read() == [(*REMOVE[:3], GIVES_UP)]
@@ -82,7 +82,7 @@ def test_an_event_that_comes_after_the_look_is_left_for_the_next(
     process: PidFd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An operation that found the address space changing asks before the word of it has come."""
-    see(monkeypatch, Sight([Advice(WHERE, gives_up=True)]))
+    see(monkeypatch, Sight([Advice(WHERE, gives_up=True, thread=1)]))
     mapper = mapper_of(process, FakeUffd(late=(REMOVE,)))
     assert mapper.look_and_read() == []
     assert mapper.look_and_read() == [(*REMOVE[:3], GIVES_UP)]
@@ -92,12 +92,13 @@ def test_an_event_that_comes_after_the_look_is_left_for_the_next(
 def test_an_event_is_left_unread_until_its_sender_is_seen(
     process: PidFd, monkeypatch: pytest.MonkeyPatch, gives_up: bool
 ) -> None:
-    sight = see(monkeypatch, Sight([Advice(WHERE, gives_up)], unseen=5))
+    sight = see(monkeypatch, Sight([Advice(WHERE, gives_up, 1)], unseen=5))
     mapper = mapper_of(process, FakeUffd(REMOVE))
     for _ in range(5):
         assert mapper.look_and_read() == []
     assert mapper.look_and_read() == [(*REMOVE[:3], GIVES_UP if gives_up else KEEPS)]
     assert sight.n_looks == 6
+    assert mapper.madvices.put_off == 5
 
 
 def test_a_sender_that_is_never_seen_is_not_waited_for_for_ever(
@@ -108,7 +109,7 @@ def test_a_sender_that_is_never_seen_is_not_waited_for_for_ever(
     mapper = mapper_of(process, uffd)
     for n_left in (1, 0):
         found: list[Any] = []
-        for _ in range(100):
+        for _ in range(2000):
             found = found or mapper.look_and_read()
             if found:
                 break
@@ -119,3 +120,39 @@ def test_a_sender_that_is_never_seen_is_not_waited_for_for_ever(
 def test_where_it_is_not_ours_to_look_nothing_is_waited_for(process: PidFd, monkeypatch: pytest.MonkeyPatch) -> None:
     see(monkeypatch, Sight([]))
     assert mapper_of(process, FakeUffd(REMOVE)).look_and_read() == [(*REMOVE[:3], UNKNOWN)]
+
+
+def test_a_sender_that_was_seen_beside_another_is_waited_for(process: PidFd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is woken when the other's message is read, and not to be seen until it sleeps again."""
+    first, second = Advice(Range(0x10000, 0x11000), gives_up=False, thread=1), Advice(WHERE, gives_up=True, thread=2)
+    newcomer = Advice(Range(0x14000, 0x15000), gives_up=False, thread=3)
+    shows = deque([[first, second], [newcomer], [newcomer], [newcomer, second], [newcomer]])
+    monkeypatch.setattr("nopin.server.mapper.advice_of", lambda _pid, _mapped: shows.popleft())
+    keeps = [(EventKind.REMOVE, each.where.start, each.where.end, 0) for each in (first, newcomer)]
+    mapper = mapper_of(process, FakeUffd(keeps[0], REMOVE, keeps[1]))
+    assert mapper.look_and_read() == [(*keeps[0][:3], KEEPS)]
+    assert mapper.look_and_read() == mapper.look_and_read() == []
+    assert mapper.look_and_read() == [(*REMOVE[:3], GIVES_UP)]
+    assert mapper.look_and_read() == [(*keeps[1][:3], KEEPS)]
+    assert not shows
+
+
+def test_bytes_are_given_up_where_of_two_threads_one_gives_them_up(
+    process: PidFd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see(monkeypatch, Sight([Advice(WHERE, gives_up=False, thread=1), Advice(WHERE, gives_up=True, thread=2)]))
+    mapper = mapper_of(process, FakeUffd(REMOVE, REMOVE))
+    assert mapper.look_and_read() == mapper.look_and_read() == [(*REMOVE[:3], GIVES_UP)]
+
+
+def test_nothing_is_read_behind_a_move_that_is_still_to_be_dealt_with(
+    process: PidFd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see(monkeypatch, Sight([Advice(WHERE, gives_up=True, thread=1)]))
+    move = (EventKind.REMAP, 0x10000, 0x90000, 0x8000)
+    mapper = mapper_of(process, FakeUffd(move, REMOVE))
+    mapper.unread += mapper.look_and_read()
+    assert mapper.unread == [move]
+    assert mapper.look_and_read() == []
+    mapper.unread.clear()
+    assert mapper.look_and_read() == [(*REMOVE[:3], GIVES_UP)]

@@ -278,7 +278,15 @@ class PagingUffd:
 
     def gone(self) -> bool:
         """Tell whether the address space has ended. False also while it is inside fork, munmap, mremap or madvise."""
-        return self.map_in(0, 4096, protect=False)[1] == errno.ESRCH
+        return self._state() == errno.ESRCH
+
+    def has_gone_on(self) -> bool:
+        """Tell whether nobody is inside fork, munmap, mremap or madvise who waits, or has not run since the read."""
+        return self._state() != errno.EAGAIN
+
+    def _state(self) -> int:
+        """Return the errno of an operation that can do nothing."""
+        return self.map_in(0, 4096, protect=False)[1]
 
     def close(self) -> None:
         """Close the descriptor. Twice is fine."""

@@ -128,6 +128,12 @@ class Present(Struct, frozen=True):
     pages: PageRun
 
 
+class HasGoneOn(Struct, frozen=True):
+    """Tell whether every thread of a process whose word was read has run since. Result: bool."""
+
+    mapper: Mapper
+
+
 class ReadCached(Struct, frozen=True):
     """Read from swap what need not come from the medium. Result: as `ReadSwap`, or None: it must, or nobody knows.
 
@@ -208,6 +214,7 @@ Effect = (
     | Poison
     | Punch
     | Present
+    | HasGoneOn
     | ReadCached
     | ReadSwap
     | WriteSwap

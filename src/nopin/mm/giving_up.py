@@ -19,7 +19,21 @@ import numpy as np
 
 from nopin.mm.arena_pages import ArenaPages, Transit
 from nopin.mm.causes import Cause
-from nopin.mm.effects import Backoff, Effect, Open, PageRun, Pause, Present, Procedure, Punch, Quiesce, Unprotect
+from nopin.mm.effects import (
+    Backoff,
+    Effect,
+    HasGoneOn,
+    Mapper,
+    Open,
+    PageRun,
+    Pause,
+    Present,
+    Procedure,
+    Punch,
+    Quiesce,
+    Unprotect,
+)
+from nopin.mm.notifier import Bracket
 from nopin.mm.page_table import BUSY, PageState
 from nopin.mm.residency import Pages, runs_of
 from nopin.ranges import Range
@@ -27,14 +41,13 @@ from nopin.units import US_NS
 
 _LOOK_AGAIN_NS = 100 * US_NS
 _ZAPPED_WITHIN_NS = 20_000 * US_NS
-"""How long a process that was let go on takes at most, if it runs at all, until the kernel has dropped its pages."""
+"""How long a thread that goes on takes at most until the kernel has dropped its first page, or after one the next."""
 
 
 def discard(arena: ArenaPages, pages: PageRun) -> Procedure[None]:
     """Make pages read as zeros; frames and swap are free afterwards."""
     transit = _claim(arena, pages)
-    yield from _let_go(arena, pages)
-    yield from _those_before(arena, transit)
+    yield from _take(arena, transit, _let_go(arena, pages))
     yield from _forget(arena, transit)
 
 
@@ -55,39 +68,61 @@ def expect_no_more(arena: ArenaPages, expected: Pages, read: Sequence[PageRun]) 
     arena.table.pardon(expected)
 
 
-def removed(arena: ArenaPages, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
+def removed(arena: ArenaPages, mapper: Mapper, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
     """Heed a madvise of a process, which drops its pages now, or has done so.
 
-    The pages are taken when this is called, not when the procedure is run: whoever stores to them from here on stores
-    after the madvise.
+    The pages are taken, from devices too, when this is called, not when the procedure is run: whoever stores to them
+    from here on stores after the madvise.
 
     Args:
         dropped: True: it gave the bytes up (MADV_REMOVE). False: only its view of them (MADV_DONTNEED): nothing is to
             be done. None: that is not known. Then pages that were there and vanish say that they were given up, and
-            with them those in swap; if none was there nothing can be seen, and nothing is taken away.
+            with them those in swap; if none was there nothing can be seen, and nothing is taken away. Copies of those
+            that were there count no more, whichever it was: were they given up later than anybody waits, or with
+            nobody left to see it, nothing would tell that they are out of date.
     """
     if dropped is False:
         return _nothing()
     transit = _claim(arena, pages)
+    bracket = _let_go(arena, pages)
     if dropped:
         arena.table.doom(transit.pages)
-    return _removed(arena, pages, transit, dropped=dropped is True)
+        return _removed(arena, transit, bracket)
+    return _perhaps_removed(arena, mapper, transit, bracket)
 
 
 def _nothing() -> Procedure[None]:
     yield from ()
 
 
-def _removed(arena: ArenaPages, pages: PageRun, transit: Transit, *, dropped: bool) -> Procedure[None]:
-    if len(transit.pages):
-        yield from _let_go(arena, pages)
-    yield from _those_before(arena, transit)
+def _removed(arena: ArenaPages, transit: Transit, bracket: Bracket) -> Procedure[None]:
+    yield from _take(arena, transit, bracket)
+    yield from _wait_for_zap(_resident(arena, transit))
+    yield from _forget(arena, transit)  # which punches what the kernel has not come to yet
+
+
+def _perhaps_removed(arena: ArenaPages, mapper: Mapper, transit: Transit, bracket: Bracket) -> Procedure[None]:
+    yield from _take(arena, transit, bracket)
     resident = _resident(arena, transit)
-    vanished = yield from _wait_for_zap(resident)
-    if dropped or vanished:
-        yield from _forget(arena, transit)  # which punches what the kernel has not come to yet
+    copied = resident[arena.table.units[resident] != 0]
+    if len(copied):
+        arena.drop_copies(copied)
+    if (yield from _wait_for_zap(resident, mapper)):
+        yield from _forget(arena, transit)
     else:
         yield Open(arena.end_transit(transit))
+
+
+def _let_go(arena: ArenaPages, pages: PageRun) -> Bracket:
+    """Have devices use the pages no more."""
+    return arena.notifiers.invalidate_start([Range(pages.first, pages.end)], Cause.TRUNCATE)
+
+
+def _take(arena: ArenaPages, transit: Transit, bracket: Bracket) -> Generator[Effect, Any, None]:
+    """Have claimed pages for oneself."""
+    yield Quiesce(bracket.fences)
+    bracket.end()  # pages are busy: nothing new can be learned of them
+    yield from _those_before(arena, transit)
 
 
 def _claim(arena: ArenaPages, pages: PageRun) -> Transit:
@@ -110,13 +145,6 @@ def _resident(arena: ArenaPages, transit: Transit) -> Pages:
     return resident
 
 
-def _let_go(arena: ArenaPages, pages: PageRun) -> Generator[Effect, Any, None]:
-    """Have devices stop using the pages."""
-    bracket = arena.notifiers.invalidate_start([Range(pages.first, pages.end)], Cause.TRUNCATE)
-    yield Quiesce(bracket.fences)
-    bracket.end()  # pages are busy: nothing new can be learned of them
-
-
 def _forget(arena: ArenaPages, transit: Transit) -> Generator[Effect, Any, None]:
     """Make pages EMPTY. Their protection is lifted, and not that of others beside them, which may be clean."""
     table, used = arena.table, transit.pages
@@ -137,17 +165,25 @@ def _forget(arena: ArenaPages, transit: Transit) -> Generator[Effect, Any, None]
     yield Open(gate)
 
 
-def _wait_for_zap(resident: Pages) -> Generator[Effect, Any, bool]:
-    """Wait until pages that were there are gone, as long as it may take; tell whether they are."""
+def _wait_for_zap(resident: Pages, mapper: Mapper | None = None) -> Generator[Effect, Any, bool]:
+    """Wait until pages that were there are gone, as long as it may take; tell whether they are.
+
+    Args:
+        mapper: whose thread drops them, perhaps; until it runs nothing can be told. None: whether it runs does not
+            matter, because the pages are given up anyway.
+    """
     if not len(resident):
         return False
     hull = PageRun(int(resident[0]), int(resident[-1]) + 1 - int(resident[0]))
-    waited_ns = 0
+    n_left, waited_ns = len(resident), 0
     while True:
         present = yield Present(hull)
-        if not present[resident - hull.first].any():
+        n_before, n_left = n_left, int(present[resident - hull.first].sum())
+        if not n_left:
             return True
         if waited_ns >= _ZAPPED_WITHIN_NS:
             return False
         yield Backoff(_LOOK_AGAIN_NS)
         waited_ns += _LOOK_AGAIN_NS
+        if mapper is not None and (n_left < n_before or not (yield HasGoneOn(mapper))):
+            waited_ns = 0

@@ -113,9 +113,9 @@ class Pager:
         """Make pages read as zeros."""
         return giving_up.discard(self._arena, pages)
 
-    def removed(self, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
+    def removed(self, mapper: Mapper, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
         """Heed a process's madvise; see `giving_up.removed`."""
-        return giving_up.removed(self._arena, pages, dropped=dropped)
+        return giving_up.removed(self._arena, mapper, pages, dropped=dropped)
 
     def expect_removal(self, runs: Sequence[PageRun]) -> Pages:
         """Have a successor give up what processes are giving up, before their word is read; see `giving_up.expect`."""

@@ -35,7 +35,7 @@ from nopin.server.arena_maker import ArenaParts
 from nopin.server.arena_store import MapperEntry
 from nopin.server.fault_times import FaultTimes
 from nopin.server.first_touches import FirstTouches
-from nopin.server.mapper import IS_GIVEN_UP, Mapper, Placed
+from nopin.server.mapper import IS_GIVEN_UP, Madvices, Mapper, Placed
 from nopin.server.owner_view import OwnerView
 from nopin.server.pager_runner import Clockwork, Runner
 from nopin.server.registry import Record
@@ -110,6 +110,7 @@ class Arena:
         awaited: a forked child that had no server to ask may still come.
         record: where a successor finds it.
         faults_worker: messages about faults of accelerator workers (and about what these do to their mappings).
+        madvices: messages of madvise.
     """
 
     def __init__(self, host: Host, number: int, name: str, parts: ArenaParts) -> None:
@@ -119,6 +120,7 @@ class Arena:
         self.awaited = False
         self.record: Record | None = None
         self.faults_worker = 0
+        self.madvices = Madvices()
         self.parts = parts
         self.pager = parts.pager
         self.n_pages = parts.frames.n_pages
@@ -190,6 +192,7 @@ class Arena:
         """Serve it. A successor has to know it already: once it is served, its bytes may depend on us."""
         self._next_mapper += 1
         mapper.removals = self.pager
+        mapper.madvices = self.madvices
         self._machine.mappers[mapper.number] = mapper
         self._host.serve(self, mapper)
 
@@ -349,9 +352,12 @@ class Arena:
             view.tell(source, Cause.REMAP)
 
     def _removals(self, mapper: Mapper, where: Range, *, dropped: bool | None) -> list[Procedure[None]]:
+        """Take the pages, then tell others."""
+        self.madvices.count(dropped=dropped)
+        removals = [self.pager.removed(mapper.number, run, dropped=dropped) for run in mapper.runs_at(where)]
         for view in mapper.views:
             view.tell(where, Cause.REMOVE)
-        return [self.pager.removed(run, dropped=dropped) for run in mapper.runs_at(where)]
+        return removals
 
     def _unmapped(self, mapper: Mapper, where: Range) -> None:
         gone = mapper.cut(where)
@@ -386,11 +392,14 @@ class Arena:
         self._claim_removed(mapper)
 
     def _claim_removed(self, mapper: Mapper) -> None:
-        """Take what is being given up at once: the process goes on, and what it stores next must not be given up."""
+        """Take what is being given up at once: the process goes on, and what it stores next must not be given up.
+
+        No message is read behind one that says that pages are elsewhere, so they are where they were.
+        """
         unread, mapper.unread = mapper.unread, []
         for message in unread:
             kind, first, second, third = message
-            if kind == EventKind.REMOVE and all(_is_fault(each) for each in mapper.unread):
+            if kind == EventKind.REMOVE:
                 self._begun += self._removals(mapper, Range(first, second), dropped=IS_GIVEN_UP[third])
             else:
                 mapper.unread.append(message)

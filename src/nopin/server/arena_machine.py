@@ -26,6 +26,7 @@ from nopin.linux.paging_uffd import PagingUffd, open_for_filling, register_for_f
 from nopin.mm.effects import (
     SERVER,
     Fill,
+    HasGoneOn,
     MapIn,
     Outcome,
     PageRun,
@@ -209,6 +210,11 @@ class ArenaMachine:
     def present(self, effect: Present) -> NDArray[np.bool_]:
         """Tell which pages are in the file."""
         return arena_file.present(self.frames.fd, effect.pages.first, effect.pages.n)
+
+    def has_gone_on(self, effect: HasGoneOn) -> bool:
+        """Tell whether who was read of has run since; also true of who has ended."""
+        mapper = self.mappers.get(effect.mapper)
+        return mapper is None or mapper.uffd.has_gone_on()
 
     # How
 

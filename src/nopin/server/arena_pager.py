@@ -69,7 +69,7 @@ class ArenaPager(DeviceFaults, Removals, Protocol):
         """Make pages read as zeros."""
         ...
 
-    def removed(self, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
+    def removed(self, mapper: MapperNumber, pages: PageRun, *, dropped: bool | None) -> Procedure[None]:
         """A process used madvise: `dropped` if it gave the bytes up, None if that is not known."""
         ...
 

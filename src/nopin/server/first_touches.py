@@ -103,4 +103,4 @@ class FirstTouches:
 
     def _reader(self, mapper: Mapper) -> Callable[[], Message | None]:
         """Return what reads a message within a burst: see `Arena.read`."""
-        return mapper.look_and_read_fault if self._pager.uses_swap else mapper.uffd.read_one
+        return mapper.look_and_read_fault if self._pager.uses_swap or mapper.owed else mapper.uffd.read_one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,10 +23,35 @@ if TYPE_CHECKING:  # a view shows places
 
 UNKNOWN, GIVES_UP, KEEPS = 0, 1, 2
 """The last word of a REMOVE message: what becomes of the bytes. The kernel leaves it 0."""
-_LOOKS_MAX = 64
-"""At a message whose sender is not to be seen: some 20 ms, in which it falls asleep unless all CPUs are long taken."""
+_LOOKS_MAX = 1024
+"""At a message whose sender is not to be seen: some 300 ms, in which it falls asleep unless all CPUs are long taken."""
 
 IS_GIVEN_UP = {UNKNOWN: None, GIVES_UP: True, KEEPS: False}
+
+
+@dataclass(slots=True)
+class Madvices:
+    """Messages of madvise, by what was made of them, since an arena is served.
+
+    Attributes:
+        given_up: bytes were given up. kept: only the view of them.
+        unknown: which of the two could not be seen. Bytes that were in swap alone were kept.
+        put_off: looks at such a message, or one of munmap and the like, that found no sender: it was left unread.
+    """
+
+    given_up: int = 0
+    kept: int = 0
+    unknown: int = 0
+    put_off: int = 0
+
+    def count(self, *, dropped: bool | None) -> None:
+        """Count a message."""
+        if dropped is None:
+            self.unknown += 1
+        elif dropped:
+            self.given_up += 1
+        else:
+            self.kept += 1
 
 
 def _marked(message: Message, advice: list[Advice]) -> Message:
@@ -72,7 +98,9 @@ class Mapper:
         unread: messages that were read in order to go on, still to be dealt with.
         to_wake: addresses of threads to be woken once the process can be served again.
         gone: its address space has ended.
+        owed: threads that were seen to wait for another message than the last that was read to be read.
         removals: who is told what it gives up, before that is read; None: it is not served yet.
+        madvices: its arena's count of messages of madvise.
         views: the arena in its address space, for each connection of the process through which devices reach that.
         low, high, bias: where all is in one place, pages [low, high) lie at bias + page * 4096; else no page is in
             [low, high).
@@ -86,7 +114,9 @@ class Mapper:
         "gone",
         "high",
         "low",
+        "madvices",
         "number",
+        "owed",
         "places",
         "process",
         "removals",
@@ -114,7 +144,9 @@ class Mapper:
         self.to_wake: list[Range] = []
         self.gone = False
         self.removals: Removals | None = None
+        self.madvices = Madvices()
         self._n_unseen = 0
+        self.owed: set[int] = set()
         self.views: list[OwnerView] = []
         self._set_places(places)
 
@@ -122,17 +154,21 @@ class Mapper:
         """Read messages that wait, as `PagingUffd.read`; the last word of a REMOVE says what was asked for.
 
         Whoever sent a message of something else than a fault waits until it is read. So nothing is read that was not
-        looked at before, and such a message is left for later until its sender is seen, as long as it may take to fall
-        asleep. We may be killed right after reading, so what it gives up is noted for a successor before.
+        looked at before, and such a message is left for later until its sender is seen, and whoever was seen before and
+        waits since, as long as it may take to fall asleep. We may be killed right after reading, so what it gives up is
+        noted for a successor before. Nor is anything read behind a message that is still to be dealt with: where pages
+        are then is not known yet.
         """
         n_faults = self.uffd.n_faults()
         if n_faults:
             return self.uffd.read(min(n_faults, READ_MESSAGES))
-        if not self.uffd.waits():
+        if not self.uffd.waits() or any(message[0] != EventKind.PAGEFAULT for message in self.unread):
             return []
         advice = advice_of(self.process.pid, [place.where for place in self.places])
-        if advice is None and self._n_unseen < _LOOKS_MAX:
+        unseen = advice is None or not self.owed <= {each.thread for each in advice}
+        if unseen and self._n_unseen < _LOOKS_MAX:
             self._n_unseen += 1
+            self.madvices.put_off += 1
             return []
         self._n_unseen = 0
         return self._read_event(advice or [])
@@ -144,11 +180,19 @@ class Mapper:
     def _read_event(self, advice: list[Advice]) -> list[Message]:
         given_up = [run for each in advice if each.gives_up for run in self.runs_at(each.where)]
         if not given_up or self.removals is None:
-            return [_marked(message, advice) for message in self.uffd.read(1)]
-        expected = self.removals.expect_removal(given_up)
+            messages = self._read_one(advice)
+        else:
+            expected = self.removals.expect_removal(given_up)
+            messages = self._read_one(advice)
+            removals = [Range(*each[1:3]) for each in messages if each[0] == EventKind.REMOVE and each[3] == GIVES_UP]
+            self.removals.expect_no_more(expected, [run for where in removals for run in self.runs_at(where)])
+        return messages
+
+    def _read_one(self, advice: list[Advice]) -> list[Message]:
+        """Read one message. It wakes the senders of all others, too, until they have seen that it was not theirs."""
         messages = [_marked(message, advice) for message in self.uffd.read(1)]
-        removals = [Range(*each[1:3]) for each in messages if each[0] == EventKind.REMOVE and each[3] == GIVES_UP]
-        self.removals.expect_no_more(expected, [run for where in removals for run in self.runs_at(where)])
+        read = [Range(*each[1:3]) for each in messages if each[0] == EventKind.REMOVE]
+        self.owed = {each.thread for each in advice if not any(each.where.contains(where) for where in read)}
         return messages
 
     def runs_at(self, where: Range) -> list[PageRun]:

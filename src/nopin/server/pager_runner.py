@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from nopin.mm.effects import (
     Backoff,
     Fill,
+    HasGoneOn,
     MapIn,
     Open,
     Pause,
@@ -126,6 +127,7 @@ class Runner:
             Poison: machine.poison,
             Punch: machine.punch,
             Present: machine.present,
+            HasGoneOn: machine.has_gone_on,
             ReadCached: self._read_cached,
             Open: self._open,
         }

@@ -99,6 +99,7 @@ def _client(session: Session) -> Iterator[Row]:
             "latency_ns": arena.latency,
             **counts,
             "faults_worker": arena.faults_worker,
+            **{f"madvise_{name}": n for name, n in asdict(arena.madvices).items()},
             "store_refused": arena.parts.store.n_refused,
         }
     for cq in objects.cqs.values():

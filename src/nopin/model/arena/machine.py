@@ -7,6 +7,9 @@ write-protect faults, as far as a pager can tell:
   that page. Nothing but a wake-up of that page lets it try again. A message may be read long after it was true.
 - Marks of write protection outlive the page: a page that is made or mapped later is protected again.
 - Filling fails with EEXIST at a page that is there, mapping with EFAULT at a hole, and ends at the first such page.
+- While a process is *inside* a call that sends a message, until it runs again after that was read, it cannot be filled
+  or mapped for. Whoever tries reads the message, if its sender is seen; else what belongs to the file is done through
+  the server's own mapping, and threads are woken later (`server/arena_machine.py`).
 
 Frames given back are filled with `GONE`, so that reading through a stale translation shows. The server may look at a
 hole, which makes a page of zeros that nobody asked for (`n_silent_zeros`).
@@ -32,6 +35,7 @@ from nopin.mm.effects import (
     SERVER,
     Fill,
     Gate,
+    HasGoneOn,
     MapIn,
     Outcome,
     PageRun,
@@ -70,7 +74,8 @@ class Message(NamedTuple):
     """What a process has to say to the server.
 
     Attributes:
-        answer: what the server does when it has read it.
+        answer: called when it has been read; returns what the server does then.
+        sender: number of the mapping, of what is no fault.
         read: opened then: senders of what is no fault go on. Between that and the answer the server can be killed.
         look: done before it is read, while its sender waits; returns what is done when it has been.
     """
@@ -79,6 +84,7 @@ class Message(NamedTuple):
     answer: Callable[[], Procedure[Any]]
     read: Gate | None = None
     look: Callable[[], Callable[[], None]] | None = None
+    sender: int = 0
 
 
 class Killed(Exception):
@@ -92,6 +98,8 @@ class Mapping:
     Attributes:
         writable: mapped pages, and whether stores pass. marked: pages whose protection outlived them.
         asleep: threads that wait, by page.
+        inside: threads inside a call that sends a message, until they run again.
+        to_protect: what waits for that, and for whom.
         alive: False: every operation fails with ESRCH.
     """
 
@@ -99,6 +107,8 @@ class Mapping:
     marked: set[int] = field(default_factory=set)
     poisoned: set[int] = field(default_factory=set)
     asleep: dict[int, list[Task]] = field(default_factory=dict)
+    inside: int = 0
+    to_protect: list[tuple[WriteProtect, Task]] = field(default_factory=list)
     alive: bool = True
 
 
@@ -125,6 +135,7 @@ class ArenaMachine:
         n_frames_left: pages that can be made before ENOMEM.
         lane: the server's. tasks: of the server, alive.
         is_cached: asked whether bytes of swap can be had without waiting.
+        is_seen: asked whether the sender of a message is seen by who looks.
         read_error, write_error: asked with (offset, length) for the errno of an access to swap.
     """
 
@@ -143,6 +154,7 @@ class ArenaMachine:
         self.lane = Lane("server")
         self.tasks: list[Task] = []
         self.is_cached: Callable[[], bool] = _never
+        self.is_seen: Callable[[], bool] = _always
         self.read_error: Callable[[int, int], int] = _no_error
         self.write_error: Callable[[int, int], int] = _no_error
         self._reader: Task | None = None
@@ -214,8 +226,20 @@ class ArenaMachine:
 
     def send(self, message: Message) -> None:
         """Leave a message for the server. It reads them in order, at some time, and then begins to answer."""
+        if message.sender:
+            self.mappings[message.sender].inside += 1
         self.messages.append(message)
         self._have_one_read()
+
+    def goes_on(self, number: int) -> None:
+        """A thread of a process runs again after its message was read."""
+        mapping = self.mappings[number]
+        mapping.inside -= 1
+        if not mapping.inside:
+            waiting, mapping.to_protect = mapping.to_protect, []
+            for effect, task in waiting:
+                if not task.ended and self._protects(effect, task):
+                    self.scheduler.resume(task)
 
     def hear(self, *, heard: bool) -> None:
         """Have messages read, or left alone."""
@@ -237,6 +261,9 @@ class ArenaMachine:
 
     def _read(self) -> Generator[Any, Any, Any]:
         """Take the oldest message and be its answer."""
+        if not self.messages:  # it was read on the way of something else
+            self._reader = None
+            return None
         message = self.messages[0]
         noted = message.look() if message.look is not None else None
         if noted is not None:
@@ -252,6 +279,23 @@ class ArenaMachine:
         if noted is not None:
             noted()
         return (yield from message.answer())
+
+    def _read_on_the_way(self, number: int) -> bool:
+        """Read what a process inside of a call has to say, if its sender is seen; tell whether that was anything.
+
+        What it gives up is taken at once; the rest of the answer comes later.
+        """
+        message = next((each for each in self.messages if each.sender == number), None)
+        if message is None or not self.is_seen():
+            return False
+        noted = message.look() if message.look is not None else None
+        self.messages.remove(message)
+        assert message.read is not None
+        self.scheduler.open(message.read)
+        if noted is not None:
+            noted()
+        self.start(message.name, message.answer())
+        return True
 
     def _unique(self, name: str) -> str:
         taken = {task.name for task in self.tasks if not task.ended}
@@ -269,6 +313,8 @@ class ArenaMachine:
             self.mappings[effect.fault.mapper].asleep.setdefault(effect.fault.page, []).append(task)
             self.fault(effect.fault)
             return LATER
+        if isinstance(effect, WriteProtect):
+            return Performed(None) if self._protects(effect, task) else LATER
         if isinstance(effect, ReadSwap | WriteSwap):
             self.scheduler.call_at(self.scheduler.now_ns, f"swap for {task.name}", partial(self._swap, effect, task))
             return LATER
@@ -279,6 +325,17 @@ class ArenaMachine:
             self.scheduler.resume(task, self._read_swap(effect.offset_bytes, effect.length_bytes))
         else:
             self.scheduler.resume(task, self._write_swap(effect.offset_bytes, effect.pieces))
+
+    def _protects(self, effect: WriteProtect, task: Task) -> bool:
+        """Have stores wait, if no process is inside of a call; else that is done when it is not any more."""
+        for number, mapping in self.mappings.items():
+            if mapping.inside and effect.mapper in (None, number):
+                self._read_on_the_way(number)
+                mapping.to_protect.append((effect, task))
+                return False
+        for mapping in self._addressed(effect.mapper):
+            _protect(mapping, effect.pages)
+        return True
 
     # Effects
 
@@ -291,12 +348,9 @@ class ArenaMachine:
                 return self._fill(pages, mapper, np.frombuffer(data, np.uint8), protect=protect)
             case MapIn(pages, mapper, protect):
                 return self._map_in(pages, mapper, protect=protect)
-            case WriteProtect(pages, mapper):
-                for mapping in self._addressed(mapper):
-                    _protect(mapping, pages)
             case Unprotect(pages, mapper):
-                for mapping in self._addressed(mapper):
-                    self._unprotect(mapping, pages)
+                for number in self.mappings if mapper is None else [mapper]:
+                    self._lift(number, pages)
             case Wake(pages, mapper):
                 for mapping in self._addressed(mapper):
                     self._wake(mapping, pages)
@@ -307,6 +361,8 @@ class ArenaMachine:
             case ReadCached(offset, length):
                 found = self._read_swap(offset, length) if self.is_cached() else None
                 return None if isinstance(found, int) else found
+            case HasGoneOn(mapper):
+                return not self.mappings[mapper].inside
             case Present(pages):
                 return self.present[pages.first : pages.end].copy()
             case _:
@@ -317,6 +373,12 @@ class ArenaMachine:
         mapping = self.mappings.get(mapper)
         if mapper != SERVER and (mapping is None or not mapping.alive):
             return Outcome(0, errno.ESRCH)
+        if mapping is not None and mapping.inside:
+            if self._read_on_the_way(mapper) and data is not None:
+                return Outcome(0, errno.EINTR)
+            if mapping.inside:
+                self._wake_later(mapper, pages)
+                mapping = None
         for at in range(pages.n):
             page = pages.first + at
             problem = errno.EEXIST if self.present[page] else 0 if self.n_frames_left > 0 else errno.ENOMEM
@@ -341,6 +403,10 @@ class ArenaMachine:
         mapping = self.mappings.get(mapper)
         if mapping is None or not mapping.alive:
             return Outcome(pages.n, 0) if mapper == SERVER else Outcome(0, errno.ESRCH)
+        if mapping.inside:
+            self._read_on_the_way(mapper)
+            self._wake_later(mapper, pages)
+            return Outcome(pages.n, 0)
         for at, page in enumerate(range(pages.first, pages.end)):
             taken = page in mapping.writable or page in mapping.poisoned
             problem = errno.EEXIST if taken else 0 if self.present[page] else errno.EFAULT
@@ -358,6 +424,20 @@ class ArenaMachine:
                 return self._filled(mapping, PageRun(pages.first, at), errno.EEXIST)
             mapping.poisoned.add(page)
         return self._filled(mapping, pages, 0)
+
+    def _lift(self, number: int, pages: PageRun) -> None:
+        mapping = self.mappings.get(number)
+        if mapping is None:
+            return
+        if mapping.inside:
+            self._read_on_the_way(number)
+            self._wake_later(number, pages)
+        else:
+            self._unprotect(mapping, pages)
+
+    def _wake_later(self, number: int, pages: PageRun) -> None:
+        wake = partial(self._wake, self.mappings[number], pages)
+        self.scheduler.call_at(self.scheduler.now_ns, f"wakes threads of process {number}", wake)
 
     def _unprotect(self, mapping: Mapping, pages: PageRun) -> None:
         for page in range(pages.first, pages.end):
@@ -400,6 +480,10 @@ class ArenaMachine:
 
 def _never() -> bool:
     return False
+
+
+def _always() -> bool:
+    return True
 
 
 def _no_error(_offset: int, _length: int) -> int:

@@ -157,7 +157,7 @@ class PagedArena:
         yield from self.pager.discard(run)
         self.cells.end_giving_up(run, began_at)
 
-    def remove(self, run: PageRun, *, dropped: bool | None = True) -> Steps:
+    def remove(self, run: PageRun, *, mapper: int = 1, dropped: bool | None = True) -> Steps:
         """Give pages up by MADV_REMOVE: when the server has read of it the kernel drops them, at its own time."""
         began_at = self.cells.begin_giving_up(run)
         read = Gate()
@@ -165,14 +165,15 @@ class PagedArena:
 
         def hear() -> Procedure[None]:
             new.extend(page for page in range(run.first, run.end) if self.table.state[page] == PageState.EMPTY)
-            return self.pager.removed(run, dropped=dropped)
+            return self.pager.removed(mapper, run, dropped=dropped)
 
         def look() -> Callable[[], None]:
             expected = self.pager.expect_removal([run])
             return partial(self.pager.expect_no_more, expected, [run])
 
-        self.machine.send(Message("hears of madvise", hear, read, look if dropped else None))
+        self.machine.send(Message("hears of madvise", hear, read, look if dropped else None, mapper))
         yield Pause(read)
+        self.machine.goes_on(mapper)
         yield Work("drops the pages")
         self._zapped.update(range(run.first, run.end))
         self._zapped_new.update(new)

@@ -72,6 +72,7 @@ class Storm(PagedArena):
         )
         self.cached_share = 0.5
         self.machine.is_cached = lambda: self.random.random() < self.cached_share
+        self.machine.is_seen = lambda: self._coin()
         self.scheduler.after_step = self.check
         self._threads: list[Task] = []
         self._devices: list[Task] = []
@@ -158,7 +159,7 @@ class Storm(PagedArena):
             rare.append(lambda: machine.start("discard", self.discard(run)))
         if self.storm.removals:
             dropped = self.random.choice((True, None))
-            rare += [lambda: self._spawn("madvise", self.remove(run, dropped=dropped))] * 2
+            rare += [lambda: self._spawn("madvise", self.remove(run, mapper=self._mapper(), dropped=dropped))] * 2
         return rare
 
     def _cpu_access(self) -> None:

@@ -15,6 +15,7 @@ from nopin.mm.page_table import BUSY, PageTable
 from nopin.mm.pager import Pager
 from nopin.mm.residency import Budget, Pages
 from nopin.mm.swap import SwapSpace, n_units
+from nopin.model.arena.machine import ArenaMachine
 from nopin.model.explore.mutants import Patch, mutant
 
 Steps = Generator[Effect, Any, Any]
@@ -125,20 +126,50 @@ def frames_given_back_are_not_taken_off_the_books(patch: Patch) -> None:
 @mutant("arena_device_store_after_remove")
 def devices_hear_of_giving_up_late(patch: Patch) -> None:
     """Devices hear of pages given up before those who have some of them on their way are waited for."""
-    let_go, wait = giving_up._let_go, giving_up._those_before
-    asked: list[PageRun] = []
+    _take_from_devices(patch, before_others=False)
 
-    def later(_arena: ArenaPages, pages: PageRun) -> Steps:
-        asked.append(pages)
-        yield from ()
 
-    def both(arena: ArenaPages, transit: Transit) -> Steps:
-        pages = asked.pop()
-        yield from wait(arena, transit)
-        yield from let_go(arena, pages)
+@mutant("arena_device_store_after_remove")
+def devices_hear_of_giving_up_when_it_is_dealt_with(patch: Patch) -> None:
+    """Devices hear of pages given up when a process's word is read, also if the rest of the answer has to wait."""
+    _take_from_devices(patch, before_others=True)
 
-    patch.setattr(giving_up, "_let_go", later)
-    patch.setattr(giving_up, "_those_before", both)
+
+def _take_from_devices(patch: Patch, *, before_others: bool) -> None:
+    """Tell devices in the procedure, not before."""
+    let_go, take, wait = giving_up._let_go, giving_up._take, giving_up._those_before
+
+    def later(arena: ArenaPages, transit: Transit, pages: Any) -> Steps:
+        if not before_others:
+            yield from wait(arena, transit)
+        yield from take(arena, transit, let_go(arena, pages))
+
+    patch.setattr(giving_up, "_let_go", lambda _arena, pages: pages)
+    patch.setattr(giving_up, "_take", later)
+
+
+@mutant("arena_store_after_remove_vs_read")
+def a_fill_goes_on_although_a_message_was_read(patch: Patch) -> None:
+    """A fill ends when a message had to be read on its way: perhaps these pages are given up by it."""
+    read = ArenaMachine._read_on_the_way
+    patch.setattr(ArenaMachine, "_read_on_the_way", lambda machine, number: read(machine, number) and False)
+    arrivals_take_claims_off(patch)
+
+
+def arrivals_take_claims_off(patch: Patch) -> None:
+    """The other half: a page that arrives stays busy for whoever has claimed it meanwhile."""
+    arrived, arrived_one = ArenaPages.arrived, ArenaPages.arrived_one
+
+    def several(arena: ArenaPages, run: PageRun) -> None:
+        arrived(arena, run)
+        arena.table.states[run.first : run.end] &= ~np.uint8(BUSY)
+
+    def one(arena: ArenaPages, page: int) -> None:
+        arrived_one(arena, page)
+        arena.table.states[page] &= ~np.uint8(BUSY)
+
+    patch.setattr(ArenaPages, "arrived", several)
+    patch.setattr(ArenaPages, "arrived_one", one)
 
 
 @mutant("arena_remove_vs_takeover")

@@ -34,6 +34,7 @@ class Arena(PagedArena):
         super().__init__(world.scheduler, n_pages=4, budget_pages=3, settings=settings)
         self.world = world
         self.machine.is_cached = self._is_cached
+        self.machine.is_seen = lambda: self.world.either("is the sender seen")
         self.machine.read_error = lambda _offset, _length: self._trouble("swap read", errno.EIO)
         self.machine.write_error = lambda _offset, _length: self._trouble("swap write", errno.EIO)
         self.troubled = False
@@ -127,7 +128,7 @@ ACTORS: dict[str, Actor] = {
     "evict": lambda a, who: a.serve(f"{who}: evict", a.pager.give_back(3)),
     "prefetch": lambda a, who: a.serve(f"{who}: prefetch", a.pager.prefetch(PageRun(1, 3), write=False)),
     "discard": lambda a, who: a.serve(f"{who}: discard", a.discard(PageRun(0, 3))),
-    "remove": lambda a, who: a.world.spawn(f"{who}: madvise", a.remove(PageRun(0, 3))),
+    "remove": lambda a, who: a.world.spawn(f"{who}: madvise", a.remove(PageRun(0, 3), mapper=2)),
     "dontneed": lambda a, who: a.world.spawn(f"{who}: madvise", a.drops_translations()),
     "takeover": lambda a, who: a.world.spawn(f"{who}: takeover", a.is_killed()),
     "takeovers": lambda a, who: a.world.spawn(f"{who}: takeovers", a.is_killed_twice()),
@@ -211,8 +212,21 @@ def arena_device_store_after_remove(world: World) -> None:
     value = arena.cells.fresh()
 
     def program() -> Steps:
-        yield from arena.remove(PageRun(0, 3))
+        yield from arena.remove(PageRun(0, 3), mapper=2)
         arena.serve("a: device stores", arena.device(PageRun(0, 1), value))
+
+    world.spawn("a: program", program())
+    ACTORS["read"](arena, "b")
+
+
+@scenario("arena_store_after_remove_vs_read")
+def arena_store_after_remove_vs_read(world: World) -> None:
+    """A program gives pages up, and stores there when madvise has returned; another thread of it reads there."""
+    arena = Arena(world)
+
+    def program() -> Steps:
+        yield from arena.remove(PageRun(0, 3), mapper=2)
+        arena.cpu_stores("a", 2, 1)
 
     world.spawn("a: program", program())
     ACTORS["read"](arena, "b")
