@@ -21,7 +21,8 @@ from nopin.mm.pager import Pager
 from nopin.mm.residency import Budget
 from nopin.mm.space import Reason
 from nopin.mm.swap import SwapSpace, n_units
-from nopin.model.arena.machine import ArenaMachine, Fault, Killed, Message
+from nopin.model.arena.machine import ArenaMachine
+from nopin.model.arena.processes import Fault, Killed, Message
 from nopin.model.effects import Work
 from nopin.model.oracle.cells import Cells
 from nopin.model.oracle.violation import violate
