@@ -66,6 +66,8 @@ def sentences(figures: StressFigures) -> list[str]:
         counted = (f"{sum(figures.pager[key] for key in keys)} {name}" for name, keys in _SHOWN.items())
         most = format_bytes(figures.resident_bytes_max)
         said.append(f"{format_bytes(figures.n_pages * PAGE_BYTES)} with at most {most} resident: {', '.join(counted)}.")
+    if not figures.as_promised:
+        said.append("The arena: " + ", ".join(f"{name} {n}" for name, n in figures.pager.items()))
     said += [f"WRONG {violation} (seed {figures.seed})" for violation in figures.violations]
     said += [f"FAILED {failure}" for failure in figures.failures]
     n_words = sum(tally.words_checked for tally in figures.tallies)

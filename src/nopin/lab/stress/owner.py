@@ -45,7 +45,7 @@ _WAIT_S = 30.0
 
 
 def owner(line: Line[Any], socket_path: str, log_fd: int, journal_path: str, seed: int, seconds: float) -> None:
-    """Life of the owner process: sends the share's URL and when all end, and at last the figures of its arena."""
+    """Life of the owner process: sends the share's URL and when all end, and at last the most memory it took."""
     device = Device(socket_path, budget=BUDGETS_PAGES[0] * PAGE_BYTES)
     array: Words = device.zeros(**memory_of(LAYOUT))
     log, journal = Log(memfd.map_array(log_fd), LAYOUT), Journal(Path(journal_path))
@@ -66,7 +66,7 @@ def owner(line: Line[Any], socket_path: str, log_fd: int, journal_path: str, see
     line.receive()  # the peers have ended, too
     end_as_told(journal, log, me.read_everything, "owner")
     journal.write(Entry(tally=me.actor.tally))
-    line.send([me.figures(), me.resident_bytes_max])
+    line.send(me.resident_bytes_max)
 
 
 def _write(log: Log, journal: Journal, array: Words, index: int, seed: int, until: float) -> None:
@@ -206,15 +206,6 @@ class Owner:
         for page in range(self._log.layout.n_cells_pages):
             self.actor.read(slice(page, page + 1))
         self.actor.read_counters()
-
-    def figures(self) -> dict[str, int]:
-        """Return the arena's figures, if our connection to the server is alive."""
-        try:
-            rows = self._device.stat()
-        except ServerError:
-            return {}
-        arenas = [row for row in rows if row["kind"] == "arena" and row["pid"] == os.getpid()]
-        return {name: value for row in arenas[:1] for name, value in row.items() if isinstance(value, int)}
 
     # What is done to the memory
 

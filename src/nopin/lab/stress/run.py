@@ -61,7 +61,8 @@ def run_stress(spec: StressSpec, tell: Callable[[str], None]) -> StressFigures:
             left_s = until - time.monotonic() + GRACE_S
             for each in (*peers, owners):
                 each.line.receive(left_s)
-            pager, resident_bytes_max = owners.ask("all have ended", GRACE_S)
+            pager = servers.figures_of(owners.pid)
+            resident_bytes_max = owners.ask("all have ended", GRACE_S)
             failures += servers.complaints()
         except PeerError as problem:
             failures.append(f"somebody hangs, or has died: {problem}")
@@ -107,6 +108,12 @@ class Servers:
         self.n_kills += 1
         time.sleep(dead_s)
         self._owners = LocalServer(self.owners_path, ["--takeover"])
+
+    def figures_of(self, pid: int) -> dict[str, int]:
+        """Return the figures of a process's arena; after a kill those of the last successor."""
+        with Device(str(self.owners_path)) as device:
+            arenas = [row for row in device.stat() if row["kind"] == "arena" and row["pid"] == pid]
+        return {name: value for row in arenas[:1] for name, value in row.items() if isinstance(value, int)}
 
     def complaints(self) -> list[str]:
         """Say which of them came upon a mistake of its own."""

@@ -41,8 +41,7 @@ class StressFigures(msgspec.Struct, kw_only=True):
     Attributes:
         violations: words that could not be there. failures: whoever ended in an error, or did not end.
         tallies: what everybody did.
-        pager: figures of the arena at the end, as `nopin stat arena` prints them; none where the owner's connection
-            had died with its server.
+        pager: figures of the arena at the end, as `nopin stat arena` prints them; after kills those of the last server.
         resident_bytes_max: at any look of the owner.
     """
 
