@@ -43,7 +43,8 @@ class ServerRefused(ServerError):
     """The device server refused one request; nothing was changed.
 
     Attributes:
-        code: short machine-readable reason (``"einval"``, ``"limit"``, ``"memlock"``, ...).
+        code: short machine-readable reason: ``"host"`` (it lacks a feature), ``"limit"``, ``"memlock"``, or the errno's
+            name in small letters.
         errno: the errno a verbs provider would return.
     """
 

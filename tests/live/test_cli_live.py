@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -199,12 +200,13 @@ def test_an_empty_file_cannot_be_shared(environment: dict[str, str], tmp_path: P
     assert "empty" in nopin(environment, "share", str(tmp_path / "empty"), code=2).stderr
 
 
-def test_output_that_nobody_reads_is_no_traceback(environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("command", [["doctor"], ["doctor", "-j"], ["model", "list"]], ids=" ".join)
+def test_output_that_nobody_reads_is_no_traceback(command: list[str], environment: dict[str, str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as gone:
         done = subprocess.run(
-            [*COMMAND, "doctor"], env=environment, stdout=gone, stderr=subprocess.PIPE, timeout=50, check=False
+            [*COMMAND, *command], env=environment, stdout=gone, stderr=subprocess.PIPE, timeout=50, check=False
         )
     assert done.returncode == 141
     assert done.stderr == b""
@@ -271,11 +273,13 @@ def test_managed_memory_is_measured_beside_plain_memory(options: list[str], envi
 
 
 def test_two_hosts_measure_through_a_listening_end(environment: dict[str, str]) -> None:
-    command = [*COMMAND, "bench", "write_bw", "--listen", "--port", "18599"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [*COMMAND, "bench", "write_bw", "--listen", "--port", port]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as passive:
         assert passive.stderr is not None
         assert "waiting" in passive.stderr.readline()
-        arguments = ["bench", "write_bw", "127.0.0.1", "--port", "18599", "-n", "20", "-j"]
+        arguments = ["bench", "write_bw", "127.0.0.1", "--port", port, "-n", "20", "-j"]
         (result,) = json.loads(nopin(environment, *arguments).stdout)["results"]
         assert passive.wait(20) == 0
     assert result["BW_average"] > 0

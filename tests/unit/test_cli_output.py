@@ -13,7 +13,7 @@ import pytest
 from nopin.cli import demo as demo_command
 from nopin.cli import doctor, main, perftest, stat
 from nopin.cli.demo import sentences, table_of
-from nopin.errors import HostLacks, PeerError, UsageError
+from nopin.errors import HostLacks, PeerError, ServerRefused, UsageError
 from nopin.lab.bench_spec import BenchSpec, check
 from nopin.lab.demo import DemoFigures, DisciplineFigures
 from nopin.lab.figures import BandwidthFigure, LatencyFigure
@@ -29,6 +29,8 @@ MIB = 1 << 20
         (PeerError("the peer vanished"), 1, "the peer vanished"),
         (UsageError("no such thing"), 2, "no such thing"),
         (HostLacks("memfd", "not in this kernel", "use Linux 3.17"), 3, "use Linux 3.17"),
+        (ServerRefused("userfaultfd: forbidden; run as root", code="host", errno=95), 3, "run as root"),
+        (ServerRefused("too many regions", code="limit", errno=12), 1, "too many regions"),
         (KeyboardInterrupt(), 130, ""),
         (FileNotFoundError(2, "No such file", "x"), 1, "No such file"),
     ],

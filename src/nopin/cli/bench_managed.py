@@ -22,11 +22,11 @@ def run(test: str, *, as_json: bool) -> int:
 
 
 def _fault(*, as_json: bool) -> int:
-    if not as_json:
-        for line in heading():
-            put(line)
     results = []
     with fault_bench() as bench:
+        if not as_json:
+            for line in heading():
+                put(line)
         for result in bench.all():
             results.append(result)
             if not as_json:

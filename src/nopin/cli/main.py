@@ -18,7 +18,7 @@ import click
 
 from nopin import errors
 from nopin.cli import exits
-from nopin.cli.output import say
+from nopin.cli.output import ReaderGone, say
 
 COMMANDS = (
     "demo",
@@ -87,13 +87,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except errors.HostLacks as lacking:
         say(f"nopin: {lacking}")
         return exits.HOST_LACKS
-    except BrokenPipeError:
+    except (ReaderGone, BrokenPipeError):
         _silence_stdout()
         return exits.BROKEN_PIPE
     except (click.Abort, KeyboardInterrupt):
         return exits.INTERRUPTED
     except _Signalled as ended:
         return exits.SIGNALLED + ended.number
+    except errors.ServerRefused as refused:
+        say(f"nopin: {refused}")
+        return exits.HOST_LACKS if refused.code == "host" else exits.FAILED
     except errors.NopinError as failed:
         say(f"nopin: {failed}")
         return exits.FAILED

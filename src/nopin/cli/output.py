@@ -14,6 +14,10 @@ _WIDE = 10_000
 """Columns: more than anything has that is shown."""
 
 
+class ReaderGone(Exception):
+    """Nobody reads our output any more. Not an OSError: of those click makes an exit code of its own."""
+
+
 def talk() -> Console:
     """Return the console for everything that is not data; colours only on a terminal."""
     return Console(stderr=True, highlight=False)
@@ -31,9 +35,16 @@ def say(message: str) -> None:
 
 
 def put(line: str) -> None:
-    """Write one line of data, at once: a reader may wait for it."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    """Write one line of data, at once: a reader may wait for it.
+
+    Raises:
+        ReaderGone: nobody does.
+    """
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise ReaderGone from None
 
 
 def show(what: RenderableType) -> None:

@@ -8,7 +8,6 @@ the owner does to a few pages what any program may do to its memory at any time,
 from __future__ import annotations
 
 import math
-import os
 import resource
 import secrets
 import time
@@ -27,7 +26,7 @@ from nopin.lab.demo_owner import HAZARDS, OLD
 from nopin.lab.pattern import WORD_BYTES, count_wrong_bytes, pattern
 from nopin.lab.scratch import scratch_folder
 from nopin.lab.servers import LocalServer
-from nopin.linux.paging_uffd import open_paging
+from nopin.linux.paging_uffd import require_paging
 from nopin.verbs.attach import attach
 from nopin.verbs.device import Device
 from nopin.verbs.remote import RemoteArray
@@ -124,23 +123,13 @@ def run_demo(progress: Progress, *, work_bytes: int = WORK_BYTES, seed: int | No
             else:
                 figures.disciplines[name] = outcome
         try:
-            _try_paging()
+            require_paging()
         except HostLacks as lacking:
             figures.left_out["managed"] = str(lacking)
         else:
             figures.managed = run_managed(device, str(owner_server.socket_path), figures.seed)
     figures.seconds = time.perf_counter() - start
     return figures
-
-
-def _try_paging() -> None:
-    """Try whether this host lets a process have its faults served.
-
-    Raises:
-        HostLacks: it does not.
-    """
-    fd, _ = open_paging()
-    os.close(fd)
 
 
 def _one_discipline(

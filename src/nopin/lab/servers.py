@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import select
 import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from nopin.errors import ServerError
-from nopin.linux.interpreter import python_command, python_environment
+from nopin.verbs.child_server import start_server
 
-START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 
 
@@ -30,43 +26,11 @@ class LocalServer:
         """Start it and wait until it listens; `options` are further ones of `nopin serve`.
 
         Raises:
-            ServerError: it ended at once; the message is its last words.
+            ServerError: it ended at once; the message holds its last words.
         """
         self.socket_path = socket_path
-        ready, theirs = os.pipe()
-        command = python_command("-m", "nopin", "serve", "--socket", str(socket_path))
-        command += ["--child-of", str(os.getpid()), "--ready-fd", str(theirs), *options]
-        self._log_path = socket_path.with_suffix(".log")
-        with self._log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                command,
-                pass_fds=(theirs,),
-                env=python_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for us: we end it in order
-            )
-        os.close(theirs)
+        self._process = start_server(socket_path, options)
         self.pid = self._process.pid
-        try:
-            self._await_ready(ready)
-        except BaseException:  # Ctrl-C too: nobody else knows of it yet
-            self.close()
-            raise
-        finally:
-            os.close(ready)
-
-    def _await_ready(self, ready: int) -> None:
-        readable, _, _ = select.select([ready], [], [], START_TIMEOUT_S)
-        if readable and os.read(ready, 1):
-            return
-        raise ServerError(f"a device server did not start: {self.last_words() or 'it said nothing'}")
-
-    def last_words(self) -> str:
-        """Return what it wrote last on its standard error."""
-        lines = self._log_path.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
 
     def kill(self) -> None:
         """End it as kill -9 does."""

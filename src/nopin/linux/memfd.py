@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import weakref
 
 import numpy as np
 
+from nopin.errors import HostLacks
 from nopin.linux.libc import map_shared, unmap
 from nopin.mm.space import Bytes
 
-_SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+REMEDY = "allow memfd_create in the container's seccomp profile"
+SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
-def create(name: str, length: int) -> int:
-    """Make a memfd of `length` zero bytes, its size sealed; returns the descriptor.
+def create(name: str, length: int, *, seals: int = SIZE_SEALS) -> int:
+    """Make a memfd of `length` zero bytes, its size sealed unless other `seals` are wanted; returns the descriptor.
 
     The seals matter where two processes share it: without them the other side could truncate the file and
     turn our next load into SIGBUS.
 
     Raises:
-        OSError: the host forbids it or is out of descriptors.
+        HostLacks: the host forbids it.
+        OSError: it is out of descriptors or memory.
     """
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as problem:
+        if problem.errno in (errno.ENOSYS, errno.EPERM):
+            raise HostLacks("memfd", os.strerror(problem.errno), f"{REMEDY}; nothing works without it") from None
+        raise
     try:
         os.ftruncate(fd, length)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SIZE_SEALS)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     except OSError:
         os.close(fd)
         raise

@@ -86,6 +86,11 @@ def open_paging() -> tuple[int, Feature]:
     return open_with((NEEDED,), NEEDED)
 
 
+def require_paging() -> None:
+    """Check that this host lets a process have its faults served. Raises as `open_paging`."""
+    os.close(open_paging()[0])
+
+
 def open_for_filling() -> int:
     """Open one that hears nothing and is there for its ioctls: pages can be filled in through a mapping of ours.
 

@@ -246,7 +246,7 @@ _PROBES: dict[str, Callable[[str], Feature]] = {
     "memfd": _memfd,
 }
 _REMEDIES: dict[str, str] = {
-    "process_vm": _PTRACE + " in the container's seccomp profile",
+    "process_vm": _PTRACE + " and process_vm_readv in the container's seccomp profile",
     "pagemap": "mount /proc without hidepid, and run client and server as one user",
     "pagemap_scan": "use Linux 6.7 or later for speed; nothing is lost without it",
     "procmap_query": "use Linux 6.11 or later for speed; nothing is lost without it",
@@ -260,5 +260,5 @@ _REMEDIES: dict[str, str] = {
     "raw_sockets": "run as root or grant CAP_NET_RAW; only raw receive mode needs it",
     "socket_buffers": "set sysctl net.core.rmem_max and net.core.wmem_max to 4194304 or more",
     "yama": "set sysctl kernel.yama.ptrace_scope=1 or lower",
-    "memfd": "allow memfd_create in the container's seccomp profile",
+    "memfd": memfd.REMEDY,
 }

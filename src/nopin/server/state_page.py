@@ -10,6 +10,7 @@ import fcntl
 import mmap
 import os
 
+from nopin.linux import memfd
 from nopin.units import PAGE_BYTES
 
 _F_SEAL_FUTURE_WRITE = 0x0010
@@ -24,11 +25,9 @@ class StatePage:
     """
 
     def __init__(self) -> None:
-        self.fd = os.memfd_create("nopin-state", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.fd, PAGE_BYTES)
-        self._words = memoryview(mmap.mmap(self.fd, PAGE_BYTES)).cast("Q")
-        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
+        self.fd = memfd.create("nopin-state", PAGE_BYTES, seals=0)
+        self._words = memoryview(mmap.mmap(self.fd, PAGE_BYTES)).cast("Q")  # before no more can be mapped so
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, memfd.SIZE_SEALS | _F_SEAL_FUTURE_WRITE)
 
     def set_sleeping(self, sleeping: bool) -> None:
         """Say whether clients have to ring. A fence belongs after True, before looking for work once more."""

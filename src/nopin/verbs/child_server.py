@@ -11,6 +11,7 @@ import os
 import select
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from nopin.control.paths import check_socket_path, ensure_private_directory, log_path
@@ -57,31 +58,42 @@ def _start(path: Path) -> Session:
         try:
             return Session(path)
         except ServerGone:
-            raise problem from None
+            raise ServerError(f"{problem} (its log: {log_path(path)})") from None
     return Session(path)
 
 
 def _start_child(path: Path) -> None:
+    _children.append(start_server(path, under=[sys.executable, "-I", "-S", keeper.__file__, str(os.getpid())]))
+
+
+def start_server(path: Path, options: Sequence[str] = (), under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """Start a server that ends with this process, and wait until it listens at `path`.
+
+    Args:
+        options: of `nopin serve`, besides.
+        under: a command that is given the server's, and runs it.
+
+    Raises:
+        ServerError: it does not start; the message holds its last words.
+    """
     ready, theirs = os.pipe()
-    command = [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid())]
-    command += python_command("-m", "nopin", "serve", "--child-of", str(os.getpid()))
-    command += ["--socket", str(path), "--ready-fd", str(theirs)]
-    log = log_path(path)
+    command = [*under, *python_command("-m", "nopin", "serve", "--socket", str(path), "--child-of", str(os.getpid()))]
+    command += ["--ready-fd", str(theirs), *options]
     try:
-        with log.open("wb") as errors:
+        with log_path(path).open("wb") as log:
             child = subprocess.Popen(
                 command,
                 pass_fds=(theirs,),
                 stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
+                stdout=log,
+                stderr=log,
                 env=python_environment(),
                 start_new_session=True,  # Ctrl-C is for this program; the server ends with it anyway
             )
         os.close(theirs)
         theirs = -1
-        _await_ready(ready, child, log)
-        _children.append(child)
+        _await_ready(ready, child, log_path(path))
+        return child
     finally:
         os.close(ready)
         if theirs >= 0:
@@ -96,8 +108,8 @@ def _await_ready(ready: int, child: subprocess.Popen[bytes], log: Path) -> None:
             return
         lines = log.read_text(errors="replace").strip().splitlines()
         words = lines[-1].removeprefix("nopin: ") if lines else "it said nothing"
-        raise ServerError(f"the device server did not start: {words} (its log: {log})")
-    except BaseException:  # Ctrl-C too
-        child.terminate()  # the keeper, which passes it on
+        raise ServerError(f"the device server did not start: {words}")
+    except BaseException:  # Ctrl-C too: nobody else knows of it yet
+        child.terminate()  # or the keeper, which passes it on
         child.wait()
         raise

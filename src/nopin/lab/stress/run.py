@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nopin.control.paths import log_path
 from nopin.errors import PeerError
 from nopin.lab.child import Child
 from nopin.lab.scratch import scratch_folder
@@ -18,6 +19,7 @@ from nopin.lab.stress.owner import owner
 from nopin.lab.stress.peer import peer
 from nopin.lab.stress.spec import LAYOUT, PEERS, StressFigures, StressSpec
 from nopin.linux import memfd
+from nopin.linux.paging_uffd import require_paging
 from nopin.verbs.device import Device
 
 GRACE_S = 60.0
@@ -36,6 +38,7 @@ def run_stress(spec: StressSpec, tell: Callable[[str], None]) -> StressFigures:
         HostLacks: this host has no managed memory.
         ServerError: a device server does not start.
     """
+    require_paging()
     start = time.monotonic()
     failures: list[str] = []
     pager: dict[str, int] = {}
@@ -122,9 +125,7 @@ class Servers:
             with Device(str(path)) as device:
                 (row,) = (row for row in device.stat() if row["kind"] == "dev")
             if row["internal_errors"]:
-                said.append(
-                    f"{row['internal_errors']} internal errors of a server: {path.with_suffix('.log').read_text()}"
-                )
+                said.append(f"{row['internal_errors']} internal errors of a server: {log_path(path).read_text()}")
         return said
 
     def close(self) -> None:
