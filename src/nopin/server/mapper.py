@@ -98,7 +98,8 @@ class Mapper:
         unread: messages that were read in order to go on, still to be dealt with.
         to_wake: addresses of threads to be woken once the process can be served again.
         gone: its address space has ended.
-        owed: threads that were seen to wait for another message than the last that was read to be read.
+        owed: threads that were seen to wait when the last message was read, but for its sender, if it is clear who that
+            was; else one of them may be gone.
         removals: who is told what it gives up, before that is read; None: it is not served yet.
         madvices: its arena's count of messages of madvise.
         views: the arena in its address space, for each connection of the process through which devices reach that.
@@ -108,6 +109,7 @@ class Mapper:
     """
 
     __slots__ = (
+        "_n_owed_may_be_gone",
         "_n_unseen",
         "bias",
         "doubled",
@@ -147,6 +149,7 @@ class Mapper:
         self.madvices = Madvices()
         self._n_unseen = 0
         self.owed: set[int] = set()
+        self._n_owed_may_be_gone = 0
         self.views: list[OwnerView] = []
         self._set_places(places)
 
@@ -165,7 +168,7 @@ class Mapper:
         if not self.uffd.waits() or any(message[0] != EventKind.PAGEFAULT for message in self.unread):
             return []
         advice = advice_of(self.process.pid, [place.where for place in self.places])
-        unseen = advice is None or not self.owed <= {each.thread for each in advice}
+        unseen = advice is None or len(self.owed - {each.thread for each in advice}) > self._n_owed_may_be_gone
         if unseen and self._n_unseen < _LOOKS_MAX:
             self._n_unseen += 1
             self.madvices.put_off += 1
@@ -192,7 +195,11 @@ class Mapper:
         """Read one message. It wakes the senders of all others, too, until they have seen that it was not theirs."""
         messages = [_marked(message, advice) for message in self.uffd.read(1)]
         read = [Range(*each[1:3]) for each in messages if each[0] == EventKind.REMOVE]
-        self.owed = {each.thread for each in advice if not any(each.where.contains(where) for where in read)}
+        senders = {each.thread for each in advice if any(each.where.contains(where) for where in read)}
+        seen = {each.thread for each in advice}
+        is_clear = len(senders) < 2
+        self.owed = seen - senders if is_clear else seen
+        self._n_owed_may_be_gone = 0 if is_clear else 1
         return messages
 
     def runs_at(self, where: Range) -> list[PageRun]:
