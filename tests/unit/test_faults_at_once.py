@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from nopin.iommu.access import PARKED, Access, Span
 from nopin.iommu.iommu import Iommu
 from nopin.iommu.page_requests import Meter
-from nopin.iommu.windows import DeviceArena
 from nopin.mm.effects import PageRun, Procedure, ReadSwap
 from nopin.mm.space import Staging
 from nopin.ranges import Range
@@ -26,12 +27,13 @@ class Rig:
     """A process with plain memory and, above it, a window to an arena whose faults run at once."""
 
     def __init__(self) -> None:
-        self.iommu = Iommu(run=self.run)
+        self.iommu = Iommu()
         self.plain = MemorySpace(BASE, N_PAGES)
         self.plain.hole = set(range(8, 16))
         self.arena = PagedArena(8)
         self.arena.store(0, np.arange(8 * PAGE, dtype=np.uint32).astype(np.uint8).tobytes())
         self.pasid = self.iommu.bind(self.plain)
+        self.arena.device.runner = self
         self.iommu.attach(self.arena.device)
         self.iommu.map_window(self.pasid, WINDOW, self.arena.device, 0)
         self.meter = Meter()
@@ -39,7 +41,7 @@ class Rig:
         self.suspended: list[Procedure[None]] = []
         self.evicts: tuple[int, ...] = ()
 
-    def run(self, _arena: DeviceArena, procedure: Procedure[None]) -> None:
+    def start(self, procedure: Procedure[Any]) -> None:
         """Carry a fault out as far as it goes; bringing pages in may cost others their place."""
         for effect in procedure:
             if isinstance(effect, ReadSwap):
@@ -47,6 +49,10 @@ class Rig:
                 return
         if self.evicts:
             self.arena.evict_now(*self.evicts)
+
+    def finish(self, procedure: Procedure[Any]) -> Any:
+        """Carry out what does not wait."""
+        return run_through(procedure)
 
     def read(self, address: int, length: int, waiter: str = "qp") -> int:
         return self.iommu.read(self.pasid, address, length, self.staging, 0, self.meter, waiter)

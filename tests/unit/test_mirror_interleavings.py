@@ -86,13 +86,14 @@ class Manager:
         return came
 
     def take_in(self, page: int, n: int = 1, *, write: bool = False) -> Steps:
-        self.mirror.fill_present(PageRun(page, n), write=write)
+        if self.settled(PageRun(page, n), write=write):
+            self.mirror.take_in(PageRun(page, n), write=write)
         yield CHANGED
         return None
 
     def bring(self, page: int, n: int = 1, *, write: bool = False) -> Steps:
-        yield from self.settle(PageRun(page, n), write=write)
-        self.mirror.fill_present(PageRun(page, n), write=write)
+        if (yield from self.settle(PageRun(page, n), write=write)):
+            self.mirror.take_in(PageRun(page, n), write=write)
         yield CHANGED
         return None
 

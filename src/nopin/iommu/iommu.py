@@ -14,7 +14,7 @@ from itertools import takewhile
 import numpy as np
 
 from nopin.iommu.access import PARKED, Access, Span
-from nopin.iommu.managed import Fault, ManagedAccess, RunFault
+from nopin.iommu.managed import Fault, ManagedAccess
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
 from nopin.iommu.pasid import PasidTable
 from nopin.iommu.relay import Copy, Place, Relay, Relayed, Turn, are_present, relay_in_turn, relay_once, start_of
@@ -41,16 +41,14 @@ class Iommu:
     Args:
         queue_limit: page requests outstanding at most.
         relay: how copies from space to space are carried out.
-        run: given what answers each fault of managed memory when it is raised, and may carry it out: an access whose
-            pages come so quickly does not park. Without it they wait for `take_faults`.
     """
 
-    def __init__(self, *, queue_limit: int = 4096, relay: Relay = relay_in_turn, run: RunFault | None = None) -> None:
+    def __init__(self, *, queue_limit: int = 4096, relay: Relay = relay_in_turn) -> None:
         self._relay = relay
         self._pasids = PasidTable()
         self._plain: dict[int, AddressSpace] = {}  # those without windows; looked up on every access
         self._requests = PageRequests(queue_limit)
-        self._managed = ManagedAccess(self._requests, self._passes, run)
+        self._managed = ManagedAccess(self._requests, self._passes)
 
     def bind(self, space: AddressSpace) -> int:
         """Give a space a PASID. The caller keeps owning the space.
@@ -309,6 +307,10 @@ class Iommu:
     def take_faults(self) -> list[Fault]:
         """Page requests for managed memory, for whoever runs the procedures of each arena. They answer themselves."""
         return self._managed.take_faults()
+
+    def run_faults(self) -> None:
+        """Have arenas run what answers their page requests; see `DeviceArena.runner`."""
+        self._managed.run_faults()
 
     def respond(self, request: PageRequest, result: FaultResult) -> None:
         """A request has been dealt with. Bad memory wakes the waiters too: their copies find the byte."""

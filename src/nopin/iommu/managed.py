@@ -21,7 +21,7 @@ After one all is looked at again, so none comes between the last look and the co
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nopin.iommu.access import PARKED, Span
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
@@ -49,9 +49,6 @@ class Fault(NamedTuple):
 _End = tuple[int, int, AddressSpace | None]
 """PASID, address, and the space of a process without windows."""
 
-RunFault = Callable[[DeviceArena, Procedure[Any]], None]
-"""Carries what answers a fault in an arena out, now as far as it goes without waiting."""
-
 _FEW_PAGES = 2
 """So many are brought one by one where that can be at once; more are better read together."""
 
@@ -62,23 +59,25 @@ class ManagedAccess:
     Args:
         requests: shared with plain memory, because one access may wait for both.
         look_at_plain: decides about the plain parts of an access.
-        run: see `Iommu`.
     """
 
-    def __init__(self, requests: PageRequests, look_at_plain: PlainLook, run: RunFault | None) -> None:
+    def __init__(self, requests: PageRequests, look_at_plain: PlainLook) -> None:
         self._requests = requests
         self._look_at_plain = look_at_plain
-        self._run = run
         self._tickets = Tickets()
         self._spaces: dict[int, WindowedSpace] = {}
         self._arenas: dict[int, DeviceArena] = {}
         self._next_key = -1
+        self._arenas_run = False  # arenas carry out their faults: all of them do, or none
 
     # Windows
 
     def attach(self, arena: DeviceArena) -> None:
-        """Make an arena known. Requires: it is not."""
+        """Make an arena known. Requires: it is not, and has a runner if the others have."""
         assert arena.key == 0, "an arena is attached once"
+        runs = arena.runner is not None
+        assert runs == self._arenas_run or not self._arenas, "some arenas run their faults, and some do not"
+        self._arenas_run = runs
         arena.key = self._next_key
         self._next_key -= 1  # never used again: an answer that comes late finds nobody
         self._arenas[arena.key] = arena
@@ -276,13 +275,15 @@ class ManagedAccess:
 
         None is evicted for it, so what was looked at before is as it was.
         """
-        if self._run is None:
+        runner, mirror, pages = arena.runner, arena.mirror, PageRun(first, n)
+        if runner is None:
             return False
-        mirror, pages = arena.mirror, PageRun(first, n)
-        n_missing = mirror.fill_present(pages, write=write)
-        if not n_missing and n <= _FEW_PAGES:
-            self._run(arena, mirror.pager.settle(pages, write=write))
-            n_missing = mirror.fill_present(pages, write=write)
+        pager = mirror.pager
+        if not pager.settled(pages, write=write) and (
+            n > _FEW_PAGES or not runner.finish(pager.settle(pages, write=write))
+        ):
+            return False
+        n_missing = mirror.take_in(pages, write=write)
         if not n_missing:
             return False
         meter.page_faults += n_missing
@@ -364,11 +365,16 @@ class ManagedAccess:
 
     def came_at_once(self, waiters: Collection[Hashable | None]) -> bool:
         """Carry out what was asked for by those who just parked; True if they need not wait, and are to look again."""
-        if self._run is None:
+        if not self._arenas_run:
             return False
-        for fault in self.take_faults():
-            self._run(fault.arena, fault.procedure)
+        self.run_faults()
         return self._requests.take_back(waiters)
+
+    def run_faults(self) -> None:
+        """Carry out what answers the requests for arenas, which have runners, as far as it goes without waiting."""
+        for fault in self.take_faults():
+            assert fault.arena.runner is not None, "a fault of an arena whose faults are to be taken"
+            fault.arena.runner.start(fault.procedure)
 
     def take_faults(self) -> list[Fault]:
         """Return what answers the requests for arenas. Of one that is gone the waiters are awake."""

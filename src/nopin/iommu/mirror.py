@@ -20,10 +20,10 @@ The pager's answer is true when it is given, and may be false a moment later; th
 about exactly these pages, so traffic elsewhere never makes a fill repeat. Repeats are bounded: a fill that is beaten
 `ATTEMPTS` times ends with BUSY, and whoever wanted the pages asks again later, behind others.
 
-**At once.** Pages that are in memory need nobody brought and nothing waited for: `fill_present` asks the pager and
-installs in one step. There is no moment in between to remember; only an invalidation that runs forbids it. Pages that
-can be brought without a wait are first asked of the pager (`settle`), and then taken in so, in the step in which they
-came.
+**At once.** Pages that are in memory need nobody brought and nothing waited for: the pager is asked (`settled`), and
+`take_in` installs them in the same step. There is no moment in between to remember; only an invalidation that runs
+forbids it. Pages that can be brought without a wait are asked of the pager (`settle`) and taken in likewise, in the
+step in which they came.
 
 **How does it go?** The notifiers tell (`mm/notifier.py`). For eviction, unmapping and all else that takes a page away
 its entry is dropped and its bits are handed over: *dirty* tells the pager that its copy in swap is out of date,
@@ -265,15 +265,13 @@ class Mirror(Subscriber):
         self._statistics.busy += 1
         return FaultPages(0, Reason.BUSY)
 
-    def fill_present(self, pages: PageRun, *, write: bool) -> int:
-        """Install pages that are in memory and settled, all or none; returns how many were missing. They are not held.
+    def take_in(self, pages: PageRun, *, write: bool) -> int:
+        """Install pages that the pager says are settled, all or none; returns how many were missing. They are not held.
 
-        Requires: some are missing.
+        Requires: it says so in this very step; some are missing.
         """
         first, n = pages.first, pages.n
-        if self._released or not self.pager.settled(pages, write=write):
-            return 0
-        if self._notifiers.ongoing and self._notifiers.running(Range(first, first + n)):
+        if self._released or (self._notifiers.ongoing and self._notifiers.running(Range(first, first + n))):
             return 0
         n_missing = 1 if n == 1 else self.n_missing(first, n, write=write)
         self._install(first, n, write=write)

@@ -15,12 +15,25 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from nopin.iommu.mirror import Mirror
+from nopin.mm.effects import Procedure
 from nopin.mm.space import AddressSpace, ByteMemory
 from nopin.ranges import Range
 from nopin.units import PAGE_MASK, PAGE_SHIFT
+
+
+class FaultRunner(Protocol):
+    """Carries out procedures of an arena's pager."""
+
+    def start(self, procedure: Procedure[Any]) -> object:
+        """Run a procedure, now as far as it goes without waiting."""
+        ...
+
+    def finish(self, procedure: Procedure[Any]) -> Any:
+        """Run one that does not wait to its end; returns its result, before anything else can happen, or None."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -31,11 +44,14 @@ class DeviceArena:
         mirror: says which of its pages may be accessed.
         memory: the device's way to all of it, holes included; only what the mirror holds may be touched. On a live
             machine it is one mapping (`Staging`), on a modelled one frames here and there.
+        runner: carries out what answers a fault when it is raised: an access whose pages come so quickly does not park.
+            None: faults wait for `take_faults`.
         key: what its page requests are filed under: negative, where a PASID is positive. 0 while not attached.
     """
 
     mirror: Mirror
     memory: ByteMemory
+    runner: FaultRunner | None = None
     key: int = 0
 
 

@@ -134,6 +134,7 @@ class Arena:
             self.pager, self._machine, self._clock, self._latency, lambda: bool(self._noted)
         )
         self.runner = Runner(self._machine, parts.swap, host.clockwork, partial(host.broken, self))
+        parts.device.runner = self.runner
         parts.news.pressure = partial(host.pressed, self)
         self._reclaiming = False
         self._next_mapper = _FIRST_MAPPER

@@ -12,8 +12,6 @@ from functools import partial
 from typing import Any
 
 from nopin.errors import UsageError
-from nopin.iommu.windows import DeviceArena
-from nopin.mm.effects import Procedure
 from nopin.mm.residency import BATCH_PAGES
 from nopin.server.arena import Arena
 from nopin.server.arena_maker import ArenaParts
@@ -54,7 +52,6 @@ class Arenas:
         self._soon: deque[Callable[[], None]] = deque()
         self._probe: Timer | None = None
         self._last_number = 0
-        self._of_device: dict[DeviceArena, Arena] = {}
         poller.watch(self._epoll.fileno(), self._on_faults)
         poller.watch(self._jobs.fd, self._on_results)
 
@@ -67,7 +64,6 @@ class Arenas:
         """Serve a new arena; owns its parts."""
         self._last_number += 1
         arena = self.all[self._last_number] = Arena(self, self._last_number, name, parts)
-        self._of_device[parts.device] = arena
         return arena
 
     def close(self) -> None:
@@ -87,10 +83,6 @@ class Arenas:
                 arena.attend()
         for _ in range(len(self._soon)):
             self._soon.popleft()()
-
-    def run(self, arena: DeviceArena, procedure: Procedure[Any]) -> None:
-        """Run what answers a device's fault."""
-        self._of_device[arena].runner.start(procedure)
 
     @property
     def busy(self) -> bool:
@@ -138,7 +130,6 @@ class Arenas:
     def gone(self, arena: Arena) -> None:
         """Forget an arena that was closed."""
         del self.all[arena.number]
-        del self._of_device[arena.parts.device]
         self._attended.pop(arena, None)
         self.on_gone(arena)
 

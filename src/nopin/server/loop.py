@@ -146,8 +146,7 @@ class Loop:
             space = core.iommu.space(request.pasid)
             if space is not None:  # otherwise it was unbound meanwhile, and its waiters are awake
                 core.workers.submit(request, space)
-        for fault in core.iommu.take_faults():
-            core.arenas.run(fault.arena, fault.procedure)
+        core.iommu.run_faults()
         woken = core.iommu.take_wakeups()
         core.nic.resume(woken, now)
         return bool(woken)

@@ -160,6 +160,27 @@ class Runner:
         self._stepping = False
         return suspended
 
+    def finish(self, procedure: Procedure[Any]) -> Any:
+        """Run a procedure of which no effect waits to its end; returns its result, in the very step in which it ended.
+
+        None, and not begun, from within a procedure's step or callback.
+        """
+        if self._stepping:
+            return None
+        self._stepping = True
+        send, at_once, result = procedure.send, self._at_once, None
+        try:
+            while True:
+                effect = send(result)
+                result = at_once[type(effect)](effect)
+        except StopIteration as stop:
+            return stop.value
+        except Exception as problem:
+            self._broken(problem)
+        finally:
+            self._stepping = False
+        return None
+
     def _step(self, procedure: Procedure[Any], done: Done | None, result: Any, task: Task | None = None) -> Task | None:
         """Carry a procedure on to its end, or to where it waits."""
         send, at_once = procedure.send, self._at_once

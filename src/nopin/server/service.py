@@ -162,7 +162,7 @@ def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Cor
     stack.callback(poller.close)
     arenas = Arenas(poller, timers, clock)
     stack.callback(arenas.close)
-    iommu = Iommu(relay=_make_relay(clock, stack), run=arenas.run)
+    iommu = Iommu(relay=_make_relay(clock, stack))
     nic = Nic(
         iommu=iommu,
         endpoint=link.endpoint,

@@ -121,10 +121,9 @@ class PagedArena:
         """
         while not self.mirror.use(run.first, run.n, write=value is not None):
             if at_once:
-                if self.mirror.fill_present(run, write=value is not None):
-                    continue
-                yield from self.pager.settle(run, write=value is not None)
-                if self.mirror.fill_present(run, write=value is not None):
+                write = value is not None
+                settled = self.pager.settled(run, write=write) or (yield from self.pager.settle(run, write=write))
+                if settled and self.mirror.take_in(run, write=write):
                     continue
             came = yield from self.mirror.fill(run, write=value is not None)
             if came.reason is not None and came.reason is not Reason.BUSY:
