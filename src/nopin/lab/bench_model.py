@@ -163,7 +163,7 @@ def _large_host(n_pages: int) -> list[ModelFigure]:
     used_bytes = tracemalloc.get_traced_memory()[0] - made_bytes
     tracemalloc.stop()
     before = time.process_time()
-    machine.run(touches_again(process, first, stride, n_pages))
+    machine.run(_touches_again(process, first, stride, n_pages))
     again_s = time.process_time() - before
     return [
         ModelFigure(name="a host of 1 TiB is made in", value=made_s * 1e3, unit="ms"),
@@ -172,7 +172,7 @@ def _large_host(n_pages: int) -> list[ModelFigure]:
     ]
 
 
-def touches_again(process: Process, first: int, stride: int, n_pages: int) -> Procedure[None]:
+def _touches_again(process: Process, first: int, stride: int, n_pages: int) -> Procedure[None]:
     """Fault on as many pages as before, the next ones, without anybody who counts memory."""
     for at in range(n_pages):
         yield from process.store((first + at * stride + 1) << PAGE_SHIFT, b"touched")

@@ -11,7 +11,9 @@ import msgspec
 from nopin.control.messages import MESSAGE_BYTES_MAX, Stat
 from nopin.nic.abi import QpState
 from nopin.nic.qp import QueuePair
+from nopin.server.arena import Arena
 from nopin.server.core import Core
+from nopin.server.objects import ClientRegion
 from nopin.server.regions import reclaimed
 from nopin.units import PAGE_BYTES, U64_MAX
 
@@ -50,70 +52,66 @@ def pages(core: Core) -> list[Stat]:
 
 
 def _client(session: Session) -> Iterator[Row]:
+    """Yield the client's own row and those of all it has."""
     objects = session.objects
-    pid, comm = session.pid, session.name
-    used = objects.usage.as_dict()
+    owner = {"pid": session.pid, "comm": session.name}
     yield {
         "kind": "client",
-        "pid": pid,
-        "comm": comm,
+        **owner,
         "connected": session.connected,
         "watching": session.memory.watching,
         "events_dropped": session.n_events_dropped,
-        **used,
+        **objects.usage.as_dict(),
     }
-    for entry in objects.regions.values():
-        region = entry.region
-        meter = region.meter
-        yield {
-            "kind": "mr",
-            "dev": DEVICE,
-            "mrn": entry.object_id,
-            "rkey": region.rkey,
-            "lkey": region.lkey,
-            "iova": region.iova,
-            "mrlen": min(region.length, U64_MAX),
-            "pid": pid,
-            "comm": comm,
-            "discipline": region.discipline.name.lower(),
-            "watched": entry.watched,
-            "page_faults": meter.page_faults,
-            "page_faults_handled": meter.page_faults_handled,
-            "page_invalidations": meter.page_invalidations + reclaimed(entry),
-            "page_invalidations_handled": meter.page_invalidations_handled,
-        }
-    for number, arena in session.arenas.rows():
-        counts = asdict(arena.pager.statistics())
-        del counts["resident"]  # in pages, and by the pager's books; the row's is in bytes, by the kernel's
-        yield {
-            "kind": "arena",
-            "dev": DEVICE,
-            "arena": number,
-            "name": arena.name,
-            "capacity": arena.n_pages * PAGE_BYTES,
-            "budget": arena.budget_bytes,
-            "resident": arena.file_bytes,
-            "mappers": len(arena.mappers),
-            "pid": pid,
-            "comm": comm,
-            "latency_ns": arena.latency,
-            **counts,
-            "faults_worker": arena.faults_worker,
-            **{f"madvise_{name}": n for name, n in asdict(arena.madvices).items()},
-            "store_refused": arena.parts.store.n_refused,
-        }
+    yield from (_region(entry, owner) for entry in objects.regions.values())
+    yield from (_arena(number, arena, owner) for number, arena in session.arenas.rows())
     for cq in objects.cqs.values():
-        yield {
-            "kind": "cq",
-            "dev": DEVICE,
-            "cqn": cq.object_id,
-            "cqe": cq.cq.ring.depth,
-            "users": cq.cq.n_users,
-            "pid": pid,
-            "comm": comm,
-        }
+        ring = cq.cq.ring
+        yield {"kind": "cq", "dev": DEVICE, "cqn": cq.object_id, "cqe": ring.depth, "users": cq.cq.n_users, **owner}
     for qp in objects.qps.values():
-        yield _queue_pair(qp.qp, pid, comm)
+        yield _queue_pair(qp.qp, session.pid, session.name)
+
+
+def _region(entry: ClientRegion, owner: Row) -> Row:
+    region = entry.region
+    meter = region.meter
+    return {
+        "kind": "mr",
+        "dev": DEVICE,
+        "mrn": entry.object_id,
+        "rkey": region.rkey,
+        "lkey": region.lkey,
+        "iova": region.iova,
+        "mrlen": min(region.length, U64_MAX),
+        **owner,
+        "discipline": region.discipline.name.lower(),
+        "watched": entry.watched,
+        "page_faults": meter.page_faults,
+        "page_faults_handled": meter.page_faults_handled,
+        "page_invalidations": meter.page_invalidations + reclaimed(entry),
+        "page_invalidations_handled": meter.page_invalidations_handled,
+    }
+
+
+def _arena(number: int, arena: Arena, owner: Row) -> Row:
+    counts = asdict(arena.pager.statistics())
+    del counts["resident"]  # in pages, and by the pager's books; the row's is in bytes, by the kernel's
+    return {
+        "kind": "arena",
+        "dev": DEVICE,
+        "arena": number,
+        "name": arena.name,
+        "capacity": arena.n_pages * PAGE_BYTES,
+        "budget": arena.budget_bytes,
+        "resident": arena.file_bytes,
+        "mappers": len(arena.mappers),
+        **owner,
+        "latency_ns": arena.latency,
+        **counts,
+        "faults_worker": arena.faults_worker,
+        **{f"madvise_{name}": n for name, n in asdict(arena.madvices).items()},
+        "store_refused": arena.parts.store.n_refused,
+    }
 
 
 def _queue_pair(qp: QueuePair, pid: int, comm: str) -> Row:
