@@ -19,12 +19,14 @@ from nopin.model.explore.record import CounterExample, save
 from nopin.model.explore.scenario import scenarios
 from nopin.model.explore.search import DEPTH, MAX_SCHEDULES, MAX_SCHEDULES_OF_ALL, Bounds
 
+CEX = Path("cex.json")
+
 
 @click.command(
     epilog=examples(
         "nopin explore fault_vs_munmap",
         "nopin explore fault_vs_munmap --faults 1 --depth 12",
-        "nopin explore all --runs 10000 --seed 7 --jobs 2",
+        "nopin explore all --runs 10000 --seed 7",
         "nopin explore all --mutant drop_retry",
         "nopin explore my_driver.py:driver_vs_munmap",
     )
@@ -36,7 +38,7 @@ from nopin.model.explore.search import DEPTH, MAX_SCHEDULES, MAX_SCHEDULES_OF_AL
 @click.option("--runs", type=click.IntRange(1), help="Draw so many schedules with trouble, of all scenarios together.")
 @click.option("--seed", type=click.IntRange(0), help="Of the first drawn run; implies --runs 1000.")
 @click.option("--mutant", help="Break a rule first: the name of a mutant, or all.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("cex.json"), help="Counter-example file.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=CEX, help=f"Counter-example file; {CEX}.")
 @click.option("--list", "listed", is_flag=True, help="List scenarios and mutants.")
 @json_option
 @jobs_option

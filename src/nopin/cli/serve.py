@@ -14,6 +14,7 @@ from nopin.server.service import serve
 from nopin.units import PAGE_BYTES
 
 SPIN_US = 50
+CHAOS = "Trouble on the link, of loss, dup, reorder, corrupt, delay, seed, pcap, trace: loss=0.01,seed=7,pcap=FILE."
 
 
 @click.command(
@@ -31,7 +32,7 @@ SPIN_US = 50
     default=0,
     help="TCP port where peers attach; default: a free one.",
 )
-@click.option("--chaos", metavar="SPEC", help="Trouble on the link: loss=0.01,dup=0.01,seed=7,pcap=FILE.")
+@click.option("--chaos", metavar="SPEC", help=CHAOS)
 @click.option("--raw", is_flag=True, help="Check the ICRC of foreign senders too (needs root).")
 @click.option(
     "--spin-us",

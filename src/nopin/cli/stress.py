@@ -23,7 +23,7 @@ _SHOWN = {
 
 @click.command(epilog=examples("nopin stress", "nopin stress --seconds 60 --kills 5 --seed 7"))
 @click.option("--seed", type=int, help="Decides what everybody does; default random, printed.")
-@click.option("--seconds", type=Seconds(0.1), default=10.0, show_default=True, help="How long it runs.")
+@click.option("--seconds", type=Seconds(0.1), default=10.0, show_default=True, help="Seconds that it runs.")
 @click.option("--kills", type=click.IntRange(0), default=0, show_default=True, help="Kill the server so often at most.")
 @json_option
 def command(seed: int | None, seconds: float, kills: int, as_json: bool) -> int:

@@ -24,7 +24,9 @@ _BAR_WIDTH = 40
 
 
 @click.command(epilog=examples("nopin top", "nopin top -d 0.2", "nopin top -j -n 10 > load.json"))
-@click.option("-d", "--delay", "delay_s", type=Seconds(0.05), default=1.0, show_default=True, help="Between looks.")
+@click.option(
+    "-d", "--delay", "delay_s", type=Seconds(0.05), default=1.0, show_default=True, help="Seconds between looks."
+)
 @click.option("-n", "--iterations", "n_looks", type=click.IntRange(min=1), help="How many reports.")
 @socket_option
 @json_option
