@@ -19,7 +19,7 @@ import pytest
 
 from nopin import Device, attach
 from nopin.control.packets import close_all
-from nopin.control.paths import registry_path
+from nopin.control.paths import log_path, registry_path
 from nopin.errors import ServerError
 from nopin.lab.child import Child
 from nopin.lab.line import Line
@@ -262,9 +262,12 @@ def test_what_cannot_be_taken_over_leaves_nothing_half_made_and_others_go_on(
         kill(servers[-1])
         servers.append(LocalServer(path, ["--takeover"]))
         assert owner.line.receive() == "right"
-        assert f"the arena of process {spoiler.pid} cannot be taken over" in path.with_suffix(".log").read_text()
+        assert f"the arena of process {spoiler.pid} cannot be taken over" in log_path(path).read_text()
         maps = Path(f"/proc/{servers[-1].pid}/maps").read_text()
         assert maps.count("memfd:nopin-arena ") == 1
+        with Device(str(path)) as device:
+            shown = [row["pid"] for row in device.stat() if row["kind"] == "arena"]
+        assert shown == [owner.pid], "its owner has not come back to the server"
         owner.line.receive()
         owner.line.send("end")
         spoiler.kill()
@@ -335,7 +338,7 @@ def test_a_server_stopped_in_order_leaves_its_arenas_to_the_next_and_says_so(
         assert owner.line.receive() == "ready"
         os.kill(servers[-1].pid, signal.SIGTERM)
         os.waitpid(servers[-1].pid, 0)
-        assert "--takeover" in path.with_suffix(".log").read_text()
+        assert "--takeover" in log_path(path).read_text()
         servers.append(LocalServer(path, ["--takeover"]))
         assert owner.line.receive() == "right"
         owner.line.receive()

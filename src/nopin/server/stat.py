@@ -14,6 +14,7 @@ from nopin.nic.qp import QueuePair
 from nopin.server.arena import Arena
 from nopin.server.core import Core
 from nopin.server.objects import ClientRegion
+from nopin.server.orphans import name_of
 from nopin.server.regions import reclaimed
 from nopin.units import PAGE_BYTES, U64_MAX
 
@@ -27,11 +28,12 @@ _ENVELOPE_BYTES = 256
 
 
 def rows(core: Core) -> Iterator[Row]:
-    """Yield every row: the device, its link, then client by client, then what serves attached peers."""
+    """Yield every row: the device, its link, client by client, arenas of none, then what serves attached peers."""
     yield {"kind": "dev", "dev": DEVICE, **core.counters.as_dict(), **core.nic.counters.as_dict()}
     yield {"kind": "link", "dev": DEVICE, "mtu": core.link.mtu, **core.link.statistics()}
     for session in sorted(core.sessions, key=lambda session: session.pid):
         yield from _client(session)
+    yield from _left_alone(core)
     for responder in core.responders:
         yield _queue_pair(responder.qp, responder.share.owner_pid, "peer")
 
@@ -70,6 +72,15 @@ def _client(session: Session) -> Iterator[Row]:
         yield {"kind": "cq", "dev": DEVICE, "cqn": cq.object_id, "cqe": ring.depth, "users": cq.cq.n_users, **owner}
     for qp in objects.qps.values():
         yield _queue_pair(qp.qp, session.pid, session.name)
+
+
+def _left_alone(core: Core) -> Iterator[Row]:
+    """Yield arenas that no connection is behind: their servers were killed. They go under a process that maps them."""
+    owned = {arena for session in core.sessions for _, arena in session.arenas.rows()}
+    for number, arena in core.arenas.all.items():
+        if arena not in owned:
+            pid = next((mapper.process.pid for mapper in arena.mappers if not mapper.worker), 0)
+            yield _arena(number, arena, {"pid": pid, "comm": name_of(pid)})
 
 
 def _region(entry: ClientRegion, owner: Row) -> Row:
