@@ -30,8 +30,10 @@ from nopin.control.messages import (
 )
 from nopin.control.packets import close_all, send_packet
 from nopin.control.socket import ControlSocket
+from nopin.lab.servers import LocalServer
 from nopin.nic.abi import Access
 from nopin.nic.attributes import QpCaps
+from nopin.verbs.remote import RemoteArray
 
 _MAIN = """
 import sys
@@ -180,6 +182,18 @@ def eventually(condition: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.01)
     return condition()
+
+
+def replace(servers: list[LocalServer]) -> None:
+    """Kill the last server; its successor is the last from now on."""
+    servers[-1].kill()
+    servers.append(LocalServer(servers[-1].socket_path, ["--takeover"]))
+
+
+def read_until_it_fails(remote: RemoteArray) -> None:
+    """Read and read, until a read raises."""
+    for _ in range(100_000):
+        remote[0]
 
 
 def damage_swap(pid: int) -> None:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from serving import PATIENCE_S, eventually
 
 import nopin
 from nopin.lab.child import Child
@@ -24,7 +24,6 @@ from nopin.lab.servers import LocalServer
 from nopin.verbs import child_server
 
 PeerProcess = Callable[..., Child]
-PATIENCE_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +50,6 @@ def ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[0] == "Z"
     except FileNotFoundError:
         return True
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline and not condition():
-        time.sleep(0.01)
-    return condition()
 
 
 def test_processes_that_start_at_once_share_one_server(

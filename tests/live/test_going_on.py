@@ -12,6 +12,7 @@ from pathlib import Path
 import kernels_of_users
 import numpy as np
 import pytest
+from serving import replace
 
 from nopin import AsyncEventType, Device, SendWr, ServerGone, Sge, WrOpcode, attach
 from nopin.lab.servers import LocalServer
@@ -23,11 +24,6 @@ N = 1 << 16
 def device(path: Path, servers: list[LocalServer]) -> Iterator[Device]:
     with Device(server=str(path)) as opened:
         yield opened
-
-
-def replace(servers: list[LocalServer]) -> None:
-    servers[-1].kill()
-    servers.append(LocalServer(servers[-1].socket_path, ["--takeover"]))
 
 
 def rows(device: Device, kind: str) -> list[dict[str, object]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from serving import read_until_it_fails
 
 import nopin
 from nopin.control.url import ShareUrl
@@ -61,11 +62,6 @@ def madvise_hole(address: int, length: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     result = libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(length))
     assert result == 0, os.strerror(ctypes.get_errno())
-
-
-def read_until_it_fails(remote: nopin.RemoteArray) -> None:
-    for _ in range(100_000):
-        remote[0]
 
 
 def test_another_process_reads_and_writes_in_place(

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from serving import read_until_it_fails, replace
 
-from nopin import Device, RemoteArray, attach
+from nopin import Device, attach
 from nopin.errors import AttachRefused, RegionGone
 from nopin.lab.child import Child
 from nopin.lab.line import Line
@@ -39,16 +40,6 @@ def own_managed(line: Line[Any], socket_path: str) -> None:
     while True:
         at = line.receive()
         line.send(int(array[at]))
-
-
-def read_until_it_fails(remote: RemoteArray) -> None:
-    for _ in range(100_000):
-        remote[0]
-
-
-def replace(servers: list[LocalServer]) -> None:
-    servers[-1].kill()
-    servers.append(LocalServer(servers[-1].socket_path, ["--takeover"]))
 
 
 def test_a_share_of_ordinary_memory_has_the_same_url_at_the_successor(
