@@ -248,6 +248,21 @@ def test_the_state_machine_is_the_verbs_one(device: nopin.Device) -> None:
     assert end.qp.state is QpState.RESET
 
 
+def test_objects_of_two_devices_make_no_queue_pair(device: nopin.Device, servers: tuple[str, str]) -> None:
+    with nopin.Device(servers[0]) as other, pytest.raises(nopin.UsageError, match="another Device"):
+        device.alloc_pd().create_qp(other.create_cq(16))
+
+
+def test_work_posted_early_waits_for_the_queue_pair_to_be_connected(device: nopin.Device) -> None:
+    a, b = make_end(device), make_end(device)
+    a.qp.post_send(SendWr(WrOpcode.RDMA_WRITE))  # of no bytes
+    assert a.cq.wait(timeout=0.05) == []
+    a.qp.connect(b.qp.endpoint)
+    b.qp.connect(a.qp.endpoint)
+    (wc,) = a.cq.wait(timeout=10.0)
+    assert wc.status == WcStatus.SUCCESS
+
+
 def test_waiting_ends_at_its_timeout(device: nopin.Device) -> None:
     cq = device.create_cq(16)
     began = time.monotonic()

@@ -70,7 +70,7 @@ def test_dtypes_and_types_of_numbers_arrive_as_dtypes() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (object(), "a object cannot be sent; what can"),
+        (object(), "object cannot be sent; what can"),
         ({1: 2}, "use texts as keys"),
         (1 << 64, "more than 64 bits"),
         (np.array([object()])[0], "cannot be sent"),

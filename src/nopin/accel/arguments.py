@@ -97,7 +97,7 @@ def _plain(value: Any, refer: Refer, depth: int) -> Any:
         return _extension(_DTYPE, dtype_text(value))
     if isinstance(value, type) and issubclass(value, np.generic | bool | int | float | complex):
         return _extension(_DTYPE, dtype_text(np.dtype(value)))
-    raise UsageError(f"a {type(value).__name__} cannot be sent; what can: arrays in an arena, {_KINDS}")
+    raise UsageError(f"{type(value).__name__} cannot be sent; what can: arrays in an arena, {_KINDS}")
 
 
 def _key(key: object) -> str:

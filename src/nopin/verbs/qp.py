@@ -44,12 +44,15 @@ class QpEndpoint:
     foreign: bool = False
 
 
-def require_same_server(pd: ProtectionDomain, *cqs: CompletionQueue) -> None:
-    """Check that objects which are to work together are of one server.
+def _require_together(pd: ProtectionDomain, *cqs: CompletionQueue) -> None:
+    """Check that objects which are to work together are of one device, and of one server.
 
     Raises:
+        UsageError: one of them is of another device.
         ServerGone: one of them is of a server that was replaced.
     """
+    if any(cq.device is not pd.device for cq in cqs):
+        raise UsageError("the completion queue is of another Device than the protection domain; make it on the same")
     if any(cq.session is not pd.session for cq in cqs):
         raise ServerGone("the server of this protection domain or completion queue went away; make them anew")
 
@@ -76,7 +79,7 @@ class QueuePair(DeviceObject):
             parent._require_open()
         self.pd, self.send_cq, self.recv_cq = pd, send_cq, recv_cq
         self.session = pd.session
-        require_same_server(pd, send_cq, recv_cq)
+        _require_together(pd, send_cq, recv_cq)
         request = CreateQp(
             seq=0, pd=pd.handle, send_cq=send_cq.handle, recv_cq=recv_cq.handle, caps=caps, sq_sig_all=sq_sig_all
         )
