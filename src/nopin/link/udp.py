@@ -29,9 +29,9 @@ from nopin.linux.udp import (
     pack_address,
     unpack_address,
 )
-from nopin.nic.wire.batch import ROCE_PORT, Endpoint, PacketBatch, Path, Runs, Segment, TxBatch
+from nopin.nic.wire.batch import ROCE_PORT, Endpoint, PacketBatch, Path, Runs, Segment, Slices, TxBatch
 from nopin.nic.wire.gid import V4_PREFIX, address_of, gid_of, is_ipv4
-from nopin.nic.wire.icrc import runs_of
+from nopin.nic.wire.icrc import runs_of, slices_of
 
 RECEIVE_SLOTS = 80
 """Four MiB of 1 MiB messages per system call (their ends come in datagrams of their own), two batches of the sender's:
@@ -56,6 +56,10 @@ def endpoint_of(sockaddr: bytes) -> Endpoint:
     """The endpoint a sockaddr names. Remembered, bounded because strangers choose addresses."""
     packed, port = unpack_address(sockaddr)
     return Endpoint(V4_PREFIX + packed if len(packed) == 4 else packed, port)
+
+
+_SLOT_SHAPES_MAX = 4 * RECEIVE_SLOTS
+"""Slots of some shape whose packets are kept cut: 3 kB each, of long messages."""
 
 
 @lru_cache(maxsize=512)
@@ -91,7 +95,7 @@ def _split(lengths: bytes, segment_bytes: bytes) -> Split:
     offsets, sizes = split_slots(*slots, MAX_DATAGRAM_BYTES)
     for array in (offsets, sizes):
         array.flags.writeable = False
-    return offsets, sizes, runs_of(offsets, sizes) if len(offsets) else []
+    return offsets, sizes, runs_of(sizes) if len(offsets) else []
 
 
 class SendHalf:
@@ -212,6 +216,7 @@ class UdpLink:
         enable_gro(self._socket)
         self._receiver = BatchReceiver(self._socket, RECEIVE_SLOTS)
         self._n_lone = 0
+        self._slices_of_slot = lru_cache(maxsize=_SLOT_SHAPES_MAX)(self._cut_slot)
         self._sending = SendHalf(self._socket, netif.scope_id(address))
         self._packets_received = 0
         self._bytes_received = 0
@@ -250,14 +255,21 @@ class UdpLink:
         lengths, sizes = self._receiver.lengths[:n], self._receiver.segment_bytes[:n]
         self._bytes_received += int(lengths.sum())
         for start, end in _runs(sources, n):
-            offsets, packet_lengths, found = _split(lengths[start:end].tobytes(), sizes[start:end].tobytes())
-            runs: Runs | None = found
+            offsets, packet_lengths, runs = _split(lengths[start:end].tobytes(), sizes[start:end].tobytes())
             if start:
-                offsets, runs = offsets + start * MAX_DATAGRAM_BYTES, None
+                offsets = offsets + start * MAX_DATAGRAM_BYTES
+            slices: Slices = []
+            for slot in zip(range(start, end), lengths[start:end].tolist(), sizes[start:end].tolist(), strict=True):
+                slices += self._slices_of_slot(*slot)
             source = sources[start * ADDRESS_BYTES : (start + 1) * ADDRESS_BYTES]
             self._packets_received += len(offsets)
             path = Path(self.endpoint, endpoint_of(source))
-            yield PacketBatch(path, self._receiver.buffer, offsets, packet_lengths, runs=runs)
+            yield PacketBatch(path, self._receiver.buffer, offsets, packet_lengths, runs=runs, slices=slices)
+
+    def _cut_slot(self, slot: int, length: int, segment_bytes: int) -> Slices:
+        """The packets in a slot of the receiver's buffer. Remembered: shapes of batches vary, those of slots hardly."""
+        offsets, sizes, _ = _split_one(length, segment_bytes)
+        return slices_of(self._receiver.buffer.data, offsets + slot * MAX_DATAGRAM_BYTES, sizes)
 
     def filenos(self) -> list[int]:
         """The socket."""

@@ -56,16 +56,15 @@ class Ingress:
         if lengths.min(initial=MIN_PACKET_BYTES) < MIN_PACKET_BYTES:
             long_enough = lengths >= MIN_PACKET_BYTES
             self._core.counters.malformed_drop += int((~long_enough).sum())
-            offsets, lengths, batch.runs = offsets[long_enough], lengths[long_enough], None
+            offsets, lengths = offsets[long_enough], lengths[long_enough]
+            batch.runs = batch.slices = None
         if len(offsets):
             yield from self._sort_many(batch, offsets, lengths)
 
     def _sort_many(self, batch: PacketBatch, offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[Group]:
         bth = parse_bth(batch.buffer, offsets)
         packets = describe(self._staging_of(batch.buffer), offsets, lengths, bth)
-        if _of_one_stream(bth) and (
-            batch.icrc_checked or icrc.all_intact(batch.buffer, offsets, lengths, batch.path, batch.runs)
-        ):
+        if _of_one_stream(bth) and (batch.icrc_checked or _all_intact(batch, offsets, lengths)):
             qp = self._admit(int(bth.qpn[0]), batch.path, len(bth), request=bool(IS_REQUEST[bth.opcode[0]]))
             if qp is not None:
                 yield qp, packets
@@ -145,6 +144,11 @@ class Ingress:
         if self._staging is None or self._staging.array is not buffer:
             self._staging = Staging(buffer)
         return self._staging
+
+
+def _all_intact(batch: PacketBatch, offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> bool:
+    slices = batch.slices or icrc.slices_of(batch.buffer.data, offsets, lengths)
+    return icrc.all_intact(slices, lengths, batch.path, batch.runs)
 
 
 def _of_one_stream(bth: BthBatch) -> bool:

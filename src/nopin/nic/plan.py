@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nopin.mm.space import IoVec, Staging
 from nopin.nic.wire import icrc
-from nopin.nic.wire.batch import Path, Runs, Segment, TxBatch
+from nopin.nic.wire.batch import Path, Runs, Segment, Slices, TxBatch
 from nopin.nic.wire.bth import DEFAULT_PKEY, PAD_SHIFT, emit_bth
 from nopin.nic.wire.kinds import KINDS
 from nopin.nic.wire.opcodes import HEADER_BYTES, ICRC_BYTES, MAX_HEADER_BYTES, Opcode
@@ -27,6 +27,9 @@ PACKETS_MAX = 512
 """Two MiB at the largest MTU; four were no quicker. What a batch costs whatever its size is some 50 us where the caches
 still hold our code, and several times that when it comes back from sending megabytes."""
 _PACKET_BYTES_MAX = MAX_HEADER_BYTES + 4096 + 3 + ICRC_BYTES
+
+_SHAPES_MAX = 32
+"""Layouts whose slices of the staging buffer are kept: 0.1 MB each."""
 
 SEGMENT_PACKETS_MAX = 128
 SEGMENT_BYTES_MAX = 65507
@@ -42,7 +45,7 @@ class Family(NamedTuple):
     last: Opcode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # layouts are told apart by which they are
 class Layout:
     """Where packets lie, back to back from the start of a buffer, and how they are cut; read-only.
 
@@ -83,7 +86,7 @@ def _layout_of(opcodes: bytes, payloads: bytes) -> Layout:
         pad.astype(np.uint8) if pad.any() else 0,
         ends[pad != 0] - ICRC_BYTES,
         tuple(segments_of(offsets, sizes)),
-        icrc.runs_of(offsets, sizes),
+        icrc.runs_of(sizes),
         int(ends[-1]),
     )
 
@@ -109,6 +112,7 @@ class Plan:
         self.offsets: NDArray[np.int64] = self._payload[:0]
         self._solicits = False
         self._layout: Layout | None = None  # None for a lone packet
+        self._slices_of = lru_cache(maxsize=_SHAPES_MAX)(self._cut_slices)
 
     @property
     def payload(self) -> NDArray[np.int64]:
@@ -220,9 +224,14 @@ class Plan:
             solicited=self._solicited[:n] if self._solicits else False,
             pad=layout.pad,
         )
-        icrc.seal(self.staging.array, layout.offsets, layout.sizes, path, runs=layout.runs)
+        slices = self._slices_of(layout)
+        icrc.seal(self.staging.array, layout.offsets, layout.sizes, path, runs=layout.runs, slices=slices)
         segments = segments_of(layout.offsets, layout.sizes, singly=True) if singly else layout.segments
         return TxBatch(path, self.staging, segments)
+
+    def _cut_slices(self, layout: Layout) -> Slices:
+        """Return the bytes of each packet that its ICRC covers."""
+        return icrc.slices_of(self.staging.view, layout.offsets, layout.sizes - ICRC_BYTES)
 
     def start_one(
         self,

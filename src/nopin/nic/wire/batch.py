@@ -31,8 +31,11 @@ class Path(NamedTuple):
     remote: Endpoint
 
 
-Runs = list[tuple[int, list[int]]]
-"""Packets of a batch by their size: neighbours of one size, and where each starts (`icrc.runs_of`)."""
+Runs = list[tuple[int, int]]
+"""Packets of a batch by their size: the size of neighbours, and how many there are (`icrc.runs_of`)."""
+
+Slices = list[memoryview]
+"""The bytes of each packet of a batch (`icrc.slices_of`)."""
 
 
 @dataclass(slots=True)
@@ -45,7 +48,8 @@ class PacketBatch:
         offsets: (n,) int64, where each BTH starts.
         lengths: (n,) int64, bytes from BTH to ICRC inclusive; may be too short to be a packet at all.
         icrc_checked: the link has verified the ICRC against the real IP header (raw receive).
-        runs: `icrc.runs_of` the packets, where the link remembers them from a batch of the same shape.
+        runs, slices: `icrc.runs_of` and `icrc.slices_of` the packets, where the link remembers them from batches of the
+            same shape.
     """
 
     path: Path
@@ -54,6 +58,7 @@ class PacketBatch:
     lengths: NDArray[np.int64]
     icrc_checked: bool = False
     runs: Runs | None = None
+    slices: Slices | None = None
 
 
 class Segment(NamedTuple):

@@ -24,7 +24,7 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from nopin.mm.space import Bytes
-from nopin.nic.wire.batch import Endpoint, Path, Runs
+from nopin.nic.wire.batch import Endpoint, Path, Runs, Slices
 from nopin.nic.wire.gid import is_ipv4
 from nopin.nic.wire.opcodes import ICRC_BYTES, MIN_PACKET_BYTES
 from nopin.nic.wire.records import Offsets, scatter
@@ -46,9 +46,6 @@ _U32 = struct.Struct("<I")
 _UDP_PROTOCOL = 17
 _MASKED_BYTE = 4
 """Position in the BTH of the byte that counts as ones."""
-
-_FEW_RUNS = 16
-"""Up to this many runs of packets of one size are taken run by run."""
 
 _POLYNOMIAL = 0xEDB88320
 """The CRC-32 polynomial, reflected."""
@@ -102,6 +99,7 @@ def seal(
     path: Path,
     fragment_words: NDArray[np.uint32] | None = None,
     runs: Runs | None = None,
+    slices: Slices | None = None,
 ) -> None:
     """Write the ICRC into the last four bytes of each packet.
 
@@ -111,11 +109,13 @@ def seal(
         path: the packets go from `path.local` to `path.remote`.
         fragment_words: (n,) IPv4 identification and flags when they are not 0 and DF.
         runs: `runs_of` them, where that is known.
+        slices: `slices_of` them without their ICRC, where those are at hand.
     """
     if len(offsets) == 0:
         return
     ends = path.local, path.remote
-    crcs = np.array(_crcs(buffer, offsets, lengths, ICRC_BYTES, ends, fragment_words, runs), np.uint32)
+    slices = slices or slices_of(buffer.data, offsets, lengths - ICRC_BYTES)
+    crcs = np.array(_crcs(slices, lengths, ends, fragment_words, runs), np.uint32)
     _allow_for_marks(crcs, buffer, offsets, lengths - ICRC_BYTES)
     scatter(buffer, offsets + (lengths - ICRC_BYTES), crcs.astype("<u4", copy=False))
 
@@ -143,20 +143,19 @@ def verify(
         return good
     if len(offsets) == 0:
         return np.zeros(0, np.bool_)
-    crcs = np.array(_crcs(buffer, offsets, lengths, 0, (path.remote, path.local), fragment_words), np.uint32)
+    slices = slices_of(buffer.data, offsets, lengths)
+    crcs = np.array(_crcs(slices, lengths, (path.remote, path.local), fragment_words), np.uint32)
     _allow_for_marks(crcs, buffer, offsets, lengths)
     right: NDArray[np.bool_] = crcs == RESIDUE
     return right
 
 
-def all_intact(
-    buffer: Bytes, offsets: Offsets, lengths: NDArray[np.int64], path: Path, runs: Runs | None = None
-) -> bool:
+def all_intact(slices: Slices, lengths: NDArray[np.int64], path: Path, runs: Runs | None = None) -> bool:
     """Tell whether `verify` would say True of all packets, the usual case, with less ado.
 
     Requires: each is at least MIN_PACKET_BYTES long, and its masked byte holds zero.
     """
-    found = _crcs(buffer, offsets, lengths, 0, (path.remote, path.local), None, runs)
+    found = _crcs(slices, lengths, (path.remote, path.local), None, runs)
     return found.count(RESIDUE) == len(found)
 
 
@@ -176,48 +175,45 @@ def verify_one(view: memoryview, offset: int, length: int, path: Path) -> bool:
 
 
 def _crcs(
-    buffer: Bytes,
-    offsets: Offsets,
+    slices: Slices,
     lengths: NDArray[np.int64],
-    n_left_out: int,
     ends: tuple[Endpoint, Endpoint],
     fragment_words: NDArray[np.uint32] | None,
     runs: Runs | None = None,
 ) -> list[int]:
-    """The CRC of each packet but its last n_left_out bytes, headers included.
+    """The CRC of each slice, headers included, of packets that have such lengths.
 
-    The loop is the price of a packet: 0.1 us of CRC at 4 KiB and as much of Python. So packets of one size that follow
-    one another, which is nearly all there is in a long message, go without a seed of their own.
+    This is the price of a packet: 0.4 us of CRC at 4 KiB. Cutting its slice takes half as much again, and naming its
+    seed, so who sees the same shape again and again has both at hand.
     """
-    view = buffer.data
-    found: list[int] = []
-    if fragment_words is None:
-        runs = runs or runs_of(offsets, lengths)
-        if len(runs) <= _FEW_RUNS:
-            for length, starts in runs:
-                n_bytes, register = length - n_left_out, seed(*ends, length)
-                found += [crc32(view[at : at + n_bytes], register) for at in starts]
-            return found
-    sizes = lengths.tolist()
-    for at, size, register in zip(offsets.tolist(), sizes, _seeds(sizes, ends, fragment_words), strict=True):
-        found.append(crc32(view[at : at + size - n_left_out], register))
-    return found
+    return list(map(crc32, slices, _seeds(lengths, ends, fragment_words, runs)))
 
 
-def runs_of(offsets: Offsets, lengths: NDArray[np.int64]) -> Runs:
+def slices_of(view: memoryview, offsets: Offsets, lengths: NDArray[np.int64]) -> list[memoryview]:
+    """Return the bytes of each packet, or of as much of it as lengths say."""
+    return [view[at : at + length] for at, length in zip(offsets.tolist(), lengths.tolist(), strict=True)]
+
+
+def runs_of(lengths: NDArray[np.int64]) -> Runs:
     """Return the runs of packets of one size that follow one another. Requires: there is a packet."""
-    starts = offsets.tolist()
     edges = [0, *((lengths[1:] != lengths[:-1]).nonzero()[0] + 1).tolist(), len(lengths)]
-    return [(int(lengths[first]), starts[first:after]) for first, after in itertools.pairwise(edges)]
+    return [(int(lengths[first]), after - first) for first, after in itertools.pairwise(edges)]
 
 
-def _seeds(sizes: list[int], ends: tuple[Endpoint, Endpoint], fragment_words: NDArray[np.uint32] | None) -> list[int]:
+def _seeds(
+    lengths: NDArray[np.int64],
+    ends: tuple[Endpoint, Endpoint],
+    fragment_words: NDArray[np.uint32] | None,
+    runs: Runs | None,
+) -> list[int]:
     """The seed of each packet."""
     if fragment_words is not None:
-        words: list[int] = fragment_words.tolist()
-        return [_seed(*ends, size, word) for size, word in zip(sizes, words, strict=True)]
-    by_size = {size: seed(*ends, size) for size in set(sizes)}
-    return [by_size[size] for size in sizes]
+        words = zip(lengths.tolist(), fragment_words.tolist(), strict=True)
+        return [_seed(*ends, size, word) for size, word in words]
+    seeds: list[int] = []
+    for size, n in runs or runs_of(lengths):
+        seeds += [seed(*ends, size)] * n
+    return seeds
 
 
 def _allow_for_marks(crcs: NDArray[np.uint32], buffer: Bytes, offsets: Offsets, n_covered: NDArray[np.int64]) -> None:
