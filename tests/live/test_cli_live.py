@@ -112,6 +112,12 @@ def test_get_leaves_no_part_of_a_file_that_does_not_fit(
     assert not target.exists()
 
 
+def test_get_names_the_device_that_is_full(sharing: Sharing, environment: dict[str, str]) -> None:
+    _, url = sharing
+    said = nopin(environment, "get", url, "0", "-o", "/dev/full", code=1).stderr
+    assert said == "nopin: /dev/full: No space left on device\n"
+
+
 def test_get_writes_to_a_file_piece_by_piece(
     sharing: Sharing, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,8 +6,9 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO, FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 import numpy as np
@@ -86,14 +87,12 @@ def _read_to_show(remote: RemoteArray, index: tuple[Index, ...], chosen: Selecti
 
 def _save(remote: RemoteArray, index: tuple[Index, ...], chosen: Selection, output: Path) -> None:
     """Write it to a file, which is removed again if not all of it comes or fits."""
-    with output.open("wb") as file, _bar(chosen.n_bytes) as advance:
+    with output.open("wb", buffering=0) as file, _bar(chosen.n_bytes) as advance:
         try:
             if output.suffix == ".npy":
-                descr = np.lib.format.dtype_to_descr(remote.dtype)
-                header = {"descr": descr, "fortran_order": False, "shape": chosen.shape}
-                np.lib.format.write_array_header_1_0(file, header)
+                _write(file, _npy_header(remote.dtype, chosen.shape))
             for values in _pieces(remote, index):
-                _write(file, np.ascontiguousarray(values))
+                _write(file, values.tobytes())
                 advance(values.nbytes)
         except BaseException:
             if stat.S_ISREG(output.stat().st_mode):  # not a device that was given
@@ -112,15 +111,24 @@ def _pieces(remote: RemoteArray, index: tuple[Index, ...]) -> Iterator[NDArray[A
         yield np.asarray(under_way.result())
 
 
-def _write(file: BinaryIO, values: NDArray[Any]) -> None:
+def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Return what stands before the elements in a .npy file."""
+    header = BytesIO()
+    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, fields)
+    return header.getvalue()
+
+
+def _write(file: FileIO, data: bytes) -> None:
     """Write all bytes.
 
     Raises:
         OSError: with the name of the file, which the kernel does not give.
     """
+    left = memoryview(data)
     try:
-        file.write(values.tobytes())
-        file.flush()
+        while left:
+            left = left[file.write(left) :]
     except OSError as problem:
         raise OSError(problem.errno, problem.strerror, file.name) from problem
 
