@@ -268,3 +268,18 @@ def test_devices_are_told_when_word_of_a_madvise_is_read_also_in_the_middle_of_s
     assert storm.mirror.use(0, 3, write=False)
     storm.pager.removed(1, PageRun(0, 3), dropped=True)
     assert not storm.mirror.use(0, 3, write=False), "it would store to a page that is about to be punched"
+
+
+@pytest.mark.parametrize("seen_by_a_device", [False, True])
+def test_what_left_the_file_unheard_does_not_come_back_from_swap(seen_by_a_device: bool) -> None:
+    """A process punched its own file, or was killed inside of madvise after the kernel had begun."""
+    storm = Storm(12)
+    pages = PageRun(0, 4)
+    stored_and_read_back(storm, pages)
+    storm.machine.zap(pages)
+    storm.cells.expect_zeros(pages)
+    if seen_by_a_device:
+        assert not storm.machine.view(PageRun(0, 2)).any(), "a device that had it mapped finds zeros"
+    storm.machine.run(storm.pager.give_back(4))
+    assert storm.swap.n_used == 0
+    assert all(storm.read(2, page) for page in range(4))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nopin.mm.effects import PageRun, Procedure
+from nopin.mm.residency import Pages
 from nopin.mm.space import Bytes, Reason
 
 
@@ -48,4 +52,8 @@ class Frames(Protocol):
 
     def view(self, pages: PageRun) -> Bytes:
         """Return (n * 4096,) uint8, the bytes themselves. Requires: every page of the run is in the file."""
+        ...
+
+    def begin_with_zeros(self, pages: Pages) -> NDArray[np.bool_]:
+        """Tell of each page whether its first word is zero. One that its owner took out of the file is zeros."""
         ...

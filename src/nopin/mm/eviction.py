@@ -87,6 +87,7 @@ def _move_out(arena: ArenaPages, pages: Pages, bracket: Bracket) -> Generator[Ef
     written = [page for page in bracket.harvest.dirty if arena.table.unit[page]]
     if written:
         arena.drop_copies(np.sort(np.array(written, np.int64)))
+    _forget_copies_of_zeros(arena, pages)
     is_clean = arena.table.units[pages] != 0
     dirty = pages[~is_clean]
     for run in runs_of(dirty):
@@ -97,6 +98,21 @@ def _move_out(arena: ArenaPages, pages: Pages, bracket: Bracket) -> Generator[Ef
     counts.evicted_clean += int(is_clean.sum())
     counts.evicted_zero += len(empty)
     return np.sort(np.concatenate((pages[is_clean], empty, saved)))
+
+
+def _forget_copies_of_zeros(arena: ArenaPages, pages: Pages) -> None:
+    """Have clean pages count as dirty that hold zeros. Pages of zeros get no copy, so they held something else.
+
+    It was taken out of the file unheard: by a process that punched it there, or that was killed inside of madvise.
+    """
+    clean = pages[arena.table.units[pages] != 0]
+    suspects = clean[arena.frames.begin_with_zeros(clean)]
+    if not len(suspects):
+        return
+    zeros, _ = _by_content(arena, suspects)
+    if len(zeros):
+        arena.drop_copies(zeros)
+        arena.counts.repaired += len(zeros)
 
 
 def _by_content(arena: ArenaPages, pages: Pages) -> tuple[Pages, Pages]:

@@ -38,6 +38,7 @@ from nopin.mm.effects import (
     WriteProtect,
     Zero,
 )
+from nopin.mm.residency import Pages
 from nopin.mm.space import Bytes, Staging
 from nopin.ranges import Range, subtract
 from nopin.server.mapper import Mapper, Placed
@@ -61,12 +62,18 @@ class ServerMapping:
         array = memfd.map_array(fd, n_pages * PAGE_BYTES)
         self.memory = Staging(array)
         self.n_pages = n_pages
+        self._first_words = array.view(np.uint64)[:: PAGE_BYTES // 8]
         self.uffd = PagingUffd(open_for_filling())
         register_for_filling(self.uffd.fileno(), Range.of_length(self.memory.address, n_pages * PAGE_BYTES))
 
     def view(self, pages: PageRun) -> Bytes:
         """Return (n * 4096,) uint8, the bytes themselves. Requires: every page of the run is in the file."""
         return self.memory.array[pages.first * PAGE_BYTES : pages.end * PAGE_BYTES]
+
+    def begin_with_zeros(self, pages: Pages) -> NDArray[np.bool_]:
+        """Tell of each page whether its first word is zero."""
+        found: NDArray[np.bool_] = self._first_words[pages] == 0
+        return found
 
     def close(self) -> None:
         """Let go of the mapping: it goes with the last array over it."""

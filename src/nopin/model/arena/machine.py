@@ -49,6 +49,7 @@ from nopin.mm.effects import (
     WriteSwap,
     Zero,
 )
+from nopin.mm.residency import Pages
 from nopin.mm.space import Bytes
 from nopin.model.arena.processes import Asleep, Fault, Killed, Mapping, Message
 from nopin.model.effects import Lane, Work
@@ -109,6 +110,10 @@ class ArenaMachine:
                 self.n_silent_zeros += 1
                 self._make(page, None)
         return self.memory[pages.first * PAGE_BYTES : pages.end * PAGE_BYTES]
+
+    def begin_with_zeros(self, pages: Pages) -> NDArray[np.bool_]:
+        """Tell of each page whether its first word is zero."""
+        return np.array([not self.view(PageRun(page, 1))[:8].any() for page in pages.tolist()], np.bool_)
 
     def touch(self, number: int, page: int, *, write: bool) -> Fault | None:
         """Try an access of a process; None: it passes. Raises `Killed`."""
