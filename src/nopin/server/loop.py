@@ -47,7 +47,7 @@ class Loop:
         self._packets_wait = False
         self._in_burst = False
         self._woken = False
-        self._serves_posts = False
+        self._posts_are_direct = False
         for fd in core.link.filenos():
             core.poller.watch(fd, self._on_packets)
         core.poller.watch(core.workers.fd, self._on_fault_results)
@@ -91,7 +91,7 @@ class Loop:
             self._tell_clients()
         if core.arenas.busy:
             core.arenas.turn()
-            self._serves_posts = False
+            self._posts_are_direct = False
             return True
         return worked or nic.busy
 
@@ -103,13 +103,17 @@ class Loop:
         nic = self._core.nic
         if nic.busy or self._in_burst or not nic.poll_rings(now):
             return False
+        self._posts_are_direct = True
         self._transmit(now)
-        self._serves_posts = True
         return True
 
     def _yield(self) -> None:
-        """Offer the CPU: on a small machine the work we look for may need it to come about."""
-        if not self._serves_posts:
+        """Offer the CPU: on a small machine the work we look for may need it to come about.
+
+        Who is in our way is known where clients post and we alone carry out. Where packets go out, it may as well be
+        the peer's server, which changes CPUs, too; and two that make room for each other find none.
+        """
+        if not self._posts_are_direct:
             os.sched_yield()
             return
         clock = self._core.clock
@@ -155,6 +159,7 @@ class Loop:
         core = self._core
         for batch in core.nic.transmit(now):
             core.link.send(batch, now)
+            self._posts_are_direct = False
 
     def _tell_clients(self) -> None:
         nic = self._core.nic
