@@ -19,6 +19,7 @@ from verbs_pair import End, connect
 from nopin import Device, WcStatus
 from nopin.iommu.relay import TURN_BYTES, Copy, Place, Relayed, Turn, relay_in_turn
 from nopin.lab.servers import LocalServer
+from nopin.linux.cpus import n_cpus
 from nopin.linux.process_memory import ProcessMemory
 from nopin.mm.plain import PlainSpace
 from nopin.mm.space import Staging
@@ -32,7 +33,7 @@ MIB = 1 << 20
 N_PAGES = 512
 LENGTH = N_PAGES * PAGE
 
-pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="the copier is for hosts with two CPUs")
+pytestmark = pytest.mark.skipif(n_cpus() < 2, reason="the copier is for hosts with two CPUs")
 
 
 class Clock:

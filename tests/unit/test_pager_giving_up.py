@@ -186,6 +186,15 @@ def stored_and_read_back(storm: Storm, pages: PageRun) -> None:
     assert storm.table.units[pages.first : pages.end].all()
 
 
+def stored_and_partly_in_swap(seed: int, n_pages: int) -> Storm:
+    storm = Storm(seed)
+    for page in range(n_pages):
+        storm.store(1, page)
+    storm.machine.run(storm.pager.give_back(2))
+    assert storm.swap.n_used
+    return storm
+
+
 def hears_of_a_madvise_that_nobody_saw(storm: Storm, pages: PageRun) -> Task:
     """Have the server read of it; the thread has not run yet."""
     storm.machine.mappings[1].inside += 1
@@ -199,12 +208,7 @@ def goes_on_after(storm: Storm, removal: Task, wait_ns: int) -> None:
 
 
 def test_who_does_not_get_the_cpu_after_a_madvise_that_nobody_saw_is_waited_for() -> None:
-    storm = Storm(7)
-    pages = PageRun(0, 4)
-    for page in range(4):
-        storm.store(1, page)
-    storm.machine.run(storm.pager.give_back(2))
-    assert storm.swap.n_used
+    storm, pages = stored_and_partly_in_swap(7, 4), PageRun(0, 4)
     removal = hears_of_a_madvise_that_nobody_saw(storm, pages)
     goes_on_after(storm, removal, 500_000 * US_NS)
     storm.machine.zap(pages)
@@ -214,11 +218,7 @@ def test_who_does_not_get_the_cpu_after_a_madvise_that_nobody_saw_is_waited_for(
 
 
 def test_a_kernel_that_drops_pages_slowly_is_waited_for() -> None:
-    storm = Storm(8)
-    pages = PageRun(0, 6)
-    for page in range(6):
-        storm.store(1, page)
-    storm.machine.run(storm.pager.give_back(2))
+    storm, pages = stored_and_partly_in_swap(8, 6), PageRun(0, 6)
     removal = hears_of_a_madvise_that_nobody_saw(storm, pages)
     goes_on_after(storm, removal, 100 * US_NS)
     for page in reversed(range(6)):  # those in swap are the first ones

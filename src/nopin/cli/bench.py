@@ -63,7 +63,7 @@ PORT = click.IntRange(1, 65535)
 @click.option("--listen", is_flag=False, flag_value="127.0.0.1", metavar="[ADDR]", help="Be the passive end.")
 @click.option(
     "--port",
-    type=click.IntRange(1, 65535),
+    type=PORT,
     default=DEFAULT_PORT,
     show_default=True,
     help="TCP port of the passive end.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +11,7 @@ from rich.progress import Progress
 from nopin.cli.output import talk
 from nopin.errors import UsageError
 from nopin.lab.sweep import Sweep
+from nopin.linux.cpus import n_cpus
 
 
 @contextmanager
@@ -30,13 +30,8 @@ def showing(sweep: Sweep, what: str) -> Iterator[None]:
         yield
 
 
-def n_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 jobs_option = click.option(
-    "--jobs", type=click.IntRange(min=1), default=n_cores, show_default="all cores", help="Processes to spread over."
+    "--jobs", type=click.IntRange(min=1), default=n_cpus, show_default="all cores", help="Processes to spread over."
 )
 
 

@@ -21,6 +21,7 @@ from nopin.errors import HostLacks
 from nopin.lab.floor import measure_floors
 from nopin.lab.floor_fault import OneFaultFloor
 from nopin.lab.rounds import measure_all
+from nopin.linux.cpus import n_cpus
 from nopin.model.costs import NAMES
 from nopin.model.presets import THIS_HOST, Figure, Preset
 from nopin.units import PAGE_BYTES
@@ -57,7 +58,7 @@ def calibrate() -> Calibration:
     """
     floors = {figure.name: figure.median for figure in measure_floors()}
     figures = {
-        "n_cpus": len(os.sched_getaffinity(0)),
+        "n_cpus": n_cpus(),
         "host_memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "memcpy_bytes_per_s": floors["memcpy_1048576"],
         "wake_same_cpu_ns": floors["eventfd_pingpong_one_cpu"] / 2,
@@ -72,7 +73,7 @@ def calibrate() -> Calibration:
     return Calibration(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         kernel=f"{kernel.sysname} {kernel.release}",
-        n_cpus=len(os.sched_getaffinity(0)),
+        n_cpus=n_cpus(),
         figures={name: round(value) for name, value in figures.items()},
     )
 
