@@ -15,7 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "units": set(),
     "codes": set(),
-    "pending": set(),
+    "pending": {"errors"},
     "ranges": {"errors", "units"},
     "mm": {"errors", "units", "codes", "ranges"},
     "iommu": {"errors", "units", "ranges", "mm"},

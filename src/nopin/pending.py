@@ -7,10 +7,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from nopin.errors import UsageError
+
 if TYPE_CHECKING:  # importing asyncio takes as long as all the rest of nopin
     import asyncio
 
 T = TypeVar("T")
+
+FOREVER_S = 1e9
+"""Longer is as good as for ever, and more than system calls take."""
+
+
+def checked_timeout(timeout: float | None) -> float | None:
+    """Return seconds to wait at most; None for ever, whether that is given as None, infinity or a thousand years.
+
+    Raises:
+        UsageError: it is no number.
+    """
+    if timeout is None:
+        return None
+    with contextlib.suppress(TypeError):
+        if timeout >= FOREVER_S:
+            return None
+        if timeout < FOREVER_S:  # as nan is not
+            return float(max(timeout, 0.0))
+    raise UsageError(f"a timeout is a number of seconds, or None for ever, not {timeout!r}")
 
 
 class Pending(ABC, Generic[T]):
@@ -31,6 +52,7 @@ class Pending(ABC, Generic[T]):
 
         Raises:
             TimeoutError: not within `timeout` seconds; it stays under way and can be waited for again.
+            UsageError: `timeout` is no number.
         """
 
     @abstractmethod

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
 import os
+import pickle
 import resource
 import select
 import threading
@@ -373,3 +375,36 @@ def test_pinning_over_the_limit_names_the_limit() -> None:
     os.close(told)
     assert words.startswith("memlock 12 ")
     assert "RLIMIT_MEMLOCK (64 KiB)" in words
+
+
+def test_an_argument_of_the_wrong_type_takes_nothing_else_with_it(device: nopin.Device) -> None:
+    pd, cq = device.alloc_pd(), device.create_cq(np.int64(8))  # type: ignore[arg-type]
+    for nonsense in ("8", 8.5, None):
+        with pytest.raises(nopin.UsageError, match="max_send_wr"):
+            pd.create_qp(cq, caps=QpCaps(max_send_wr=nonsense))  # type: ignore[arg-type]
+    with pytest.raises(nopin.UsageError, match=r"attr\.state"):
+        pd.create_qp(cq).modify(nopin.QpAttr(state="RTS"))  # type: ignore[arg-type]
+    with pytest.raises(nopin.UsageError, match="depth 'many'"):
+        device.create_cq("many")  # type: ignore[arg-type]
+    assert pd.create_qp(cq).state is QpState.RESET, "the server still knows this client, and all it had"
+
+
+def test_nothing_of_a_device_can_be_copied_or_pickled(device: nopin.Device) -> None:
+    """A copy would close what it is a copy of."""
+    memory = np.arange(10)
+    with device.share(memory) as share, nopin.attach(share.url, device=device) as remote:
+        for each in (device, device.alloc_pd(), device.create_cq(8), share, share.region, remote):
+            for make in (copy.copy, copy.deepcopy, pickle.dumps):
+                with pytest.raises(TypeError, match="belongs to this process"):
+                    make(each)
+        with pytest.raises(TypeError, match="attach to"):
+            pickle.dumps(share)
+        assert (remote[...] == memory).all()
+
+
+def test_what_was_closed_does_not_open_again(device: nopin.Device) -> None:
+    cq = device.create_cq(8)
+    with cq:
+        pass
+    with pytest.raises(nopin.Closed), cq:
+        pytest.fail("entered")

@@ -6,6 +6,7 @@ import os
 import socket
 
 import msgspec
+import numpy as np
 import pytest
 
 from nopin.control.arena_messages import (
@@ -17,7 +18,7 @@ from nopin.control.arena_messages import (
     PrefetchDone,
     PrefetchState,
 )
-from nopin.control.codec import ProtocolError, decode_reply, decode_request, encode
+from nopin.control.codec import ProtocolError, decode_reply, decode_request, encode, encode_request
 from nopin.control.messages import (
     MESSAGE_BYTES_MAX,
     AllocPd,
@@ -29,9 +30,11 @@ from nopin.control.messages import (
     QpCreated,
     Refused,
     Register,
+    Request,
     Stat,
 )
 from nopin.control.packets import receive_packet, send_packet
+from nopin.errors import UsageError
 from nopin.nic.attributes import AddressVector, QpAttr, QpCaps
 
 
@@ -147,3 +150,27 @@ def test_an_oversized_packet_is_refused() -> None:
         send_packet(ours, bytes(MESSAGE_BYTES_MAX + 1))
         with pytest.raises(ProtocolError, match="oversized"):
             receive_packet(theirs, 0)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        CreateQp(seq=1, pd=1, send_cq=2, recv_cq=2, caps=QpCaps(max_send_wr="8"), sq_sig_all=False),  # type: ignore[arg-type]
+        ModifyQp(seq=1, qpn=5, attr=3),  # type: ignore[arg-type]
+        ModifyQp(seq=1, qpn=1 << 65, attr=QpAttr()),
+        Publish(seq=1, mr=1, dtype="x" * MESSAGE_BYTES_MAX, shape=[1], strides=[1]),
+        Register(seq=1, pd=1, address=object(), length=1, iova=0, access=0, discipline=0),  # type: ignore[arg-type]
+    ],
+)
+def test_a_request_that_the_server_would_not_understand_is_not_sent(request_: Request) -> None:
+    """It ends the connection of who sends one, which takes everything that its user has with it."""
+    with pytest.raises(UsageError, match=type(request_).__name__):
+        encode_request(request_)
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    sent = QpCaps(max_send_wr=np.int64(8), max_recv_wr=np.uint16(4))  # type: ignore[arg-type]
+    request = CreateQp(seq=1, pd=1, send_cq=2, recv_cq=2, caps=sent, sq_sig_all=False)
+    got = decode_request(encode_request(request))
+    assert isinstance(got, CreateQp)
+    assert (got.caps.max_send_wr, got.caps.max_recv_wr) == (8, 4)

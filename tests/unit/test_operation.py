@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nopin.errors import WorkError
+from nopin.errors import UsageError, WorkError
 from nopin.verbs.operation import Operation
 
 
@@ -140,3 +140,23 @@ def test_callbacks_come_once_even_when_late() -> None:
     operation.result()
     operation.add_done_callback(lambda: seen.append("late"))
     assert seen == ["early", "late"]
+
+
+@pytest.mark.parametrize("nonsense", ["1", float("nan"), [], object()])
+def test_a_timeout_is_a_number(nonsense: Any) -> None:
+    operation, _ = started(1000)
+    with pytest.raises(UsageError, match="a timeout is a number of seconds, or None"):
+        operation.result(timeout=nonsense)
+
+
+@pytest.mark.parametrize("long", [None, float("inf"), 1e300, 10**400])
+def test_a_timeout_longer_than_anything_is_for_ever(long: float | None) -> None:
+    operation, _ = started(3)
+    assert operation.result(timeout=long) == 42
+
+
+def test_an_operation_says_what_it_is_and_how_it_stands() -> None:
+    operation, _ = started(1)
+    assert repr(operation) == "<Operation: READ of 8 bytes, under way>"
+    operation.result()
+    assert repr(operation) == "<Operation: READ of 8 bytes, done>"

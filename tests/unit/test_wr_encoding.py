@@ -171,3 +171,32 @@ def test_cut_runs_of_several_rows_stay_in_order() -> None:
     assert late.remote_address.tolist() == [13, 18, 21]
     assert late.local_address.tolist() == [7, 8, 11]
     assert late.length.tolist() == [1, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("wr", "said"),
+    [
+        (SendWr(WrOpcode.SEND, wr_id=1 << 64), "wr_id .* does not fit: it has 64 bits"),
+        (SendWr(WrOpcode.SEND_WITH_IMM, imm=-1), "imm .* does not fit: it has 32 bits"),
+        (SendWr(WrOpcode.RDMA_READ, [Sge(0, 1, 2), Sge(0, 1 << 32, 2)]), r"sges\[1\].length .* does not fit"),
+        (SendWr(WrOpcode.RDMA_WRITE, remote_address="0x7f"), "remote_address .* has to be an integer"),  # type: ignore[arg-type]
+        (SendWr(WrOpcode.RDMA_WRITE, [(0, 1)]), r"sges\[0\] .* is no Sge"),  # type: ignore[list-item]
+        (SendWr(WrOpcode.SEND, inline="text"), "takes bytes, not str"),  # type: ignore[arg-type]
+        (RecvWr(wr_id=-1), "wr_id .* does not fit"),
+    ],
+)
+def test_what_cannot_be_encoded_is_named(wr: SendWr | RecvWr, said: str) -> None:
+    def encode() -> bytes:
+        return encode_send(wr, max_sge=2, max_inline=64) if isinstance(wr, SendWr) else encode_recv(wr, max_sge=2)
+
+    with pytest.raises(UsageError, match=said):
+        encode()
+
+
+def test_inline_bytes_of_any_buffer_are_counted_in_bytes() -> None:
+    numbers = np.arange(4, dtype=np.float64)
+    entry = encode_send(SendWr(WrOpcode.SEND, inline=numbers), max_sge=0, max_inline=32)  # type: ignore[arg-type]
+    assert header(entry)["inline_length"] == 32
+    assert entry[WQE_HEADER_BYTES:] == numbers.tobytes()
+    with pytest.raises(UsageError, match="32 inline bytes; this queue pair takes 31"):
+        encode_send(SendWr(WrOpcode.SEND, inline=numbers), max_sge=0, max_inline=31)  # type: ignore[arg-type]

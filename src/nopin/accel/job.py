@@ -13,7 +13,7 @@ from nopin.accel.arguments import Resolve
 from nopin.accel.memory import ArrayRef
 from nopin.accel.messages import Usage
 from nopin.errors import Closed, JobCancelled
-from nopin.pending import Pending
+from nopin.pending import Pending, checked_timeout
 
 
 class Job(Pending[Any]):
@@ -72,6 +72,7 @@ class Job(Pending[Any]):
             Closed: the accelerator was closed, or this process was forked from the one that launched it.
         """
         self._require_own()
+        timeout = checked_timeout(timeout)
         with self._changed:
             if not self._changed.wait_for(self.done, timeout):
                 raise TimeoutError(f"{self.kernel} is not done after {timeout:g} s; it is still under way")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import msgspec
 
 from nopin.control.arena_messages import ArenaReply, ArenaRequest, CreateArena, MapArena, MapperKind, ReclaimArena
@@ -38,7 +40,7 @@ from nopin.control.messages import (
     Welcome,
     Withdraw,
 )
-from nopin.errors import NopinError
+from nopin.errors import NopinError, UsageError
 
 
 class ProtocolError(NopinError):
@@ -97,7 +99,7 @@ def request_descriptors(request: Request) -> int:
     return 0
 
 
-_encoder = msgspec.msgpack.Encoder()
+_encoder = msgspec.msgpack.Encoder(enc_hook=operator.index)  # numpy's integers are integers
 _requests: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)
 _replies: msgspec.msgpack.Decoder[AnyReply] = msgspec.msgpack.Decoder(AnyReply)
 
@@ -117,6 +119,20 @@ def encode(message: Request | Reply) -> bytes:
         raise ProtocolError(f"{type(message).__name__} cannot be sent: {problem}") from problem
     if len(data) > MESSAGE_BYTES_MAX:
         raise ProtocolError(f"{type(message).__name__} takes {len(data)} bytes, over {MESSAGE_BYTES_MAX}")
+    return data
+
+
+def encode_request(message: Request) -> bytes:
+    """Encode a request such that the server understands it: it ends the connection of who sends what it does not.
+
+    Raises:
+        UsageError: a field has a value of the wrong type, is beyond 64 bits, or is too long.
+    """
+    try:
+        data = encode(message)
+        _requests.decode(data)
+    except (ProtocolError, *MALFORMED) as problem:
+        raise UsageError(f"{type(message).__name__} makes no sense: {problem}") from problem
     return data
 
 

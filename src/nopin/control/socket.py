@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from nopin.control.codec import REPLY_DESCRIPTORS, AnyReply, ProtocolError, decode_reply, encode
+from nopin.control.codec import REPLY_DESCRIPTORS, AnyReply, ProtocolError, decode_reply, encode_request
 from nopin.control.messages import Event, Refused, Reply, Request, Stat
 from nopin.control.packets import close_all, receive_packet, send_packet
 from nopin.errors import ServerGone, ServerRefused
@@ -82,12 +82,12 @@ class ControlSocket:
         Raises:
             ServerRefused: the server refused; nothing was changed.
             ServerGone: the connection broke, the server did not answer in time, or answered nonsense.
-            ProtocolError: the request is too large to be sent.
+            UsageError: a field of the request is impossible; nothing was sent.
         """
         with self._lock:
             self._seq += 1
             message.seq = self._seq
-            data = encode(message)
+            data = encode_request(message)
             self._require_open()
             try:
                 send_packet(self._sock, data, fds)
@@ -98,16 +98,16 @@ class ControlSocket:
             raise ServerRefused(reply.message, code=reply.code, errno=reply.errno)
         return reply, received
 
-    def take_events(self, timeout_s: float = 0.0) -> list[Event]:
-        """Return the events that have arrived; wait up to timeout_s for the first.
+    def take_events(self, timeout_s: float | None = 0.0) -> list[Event]:
+        """Return the events that have arrived; wait up to timeout_s for the first, None for ever.
 
         Raises:
             ServerGone: the connection broke and no event is left to give.
         """
-        if not self._events and not self.gone and timeout_s > 0:
+        if not self._events and not self.gone and (timeout_s is None or timeout_s > 0):
             waiter = select.poll()
             waiter.register(self._sock.fileno(), select.POLLIN)
-            waiter.poll(timeout_s * 1000)
+            waiter.poll(None if timeout_s is None else timeout_s * 1000)
         with self._lock:
             if not self.gone:
                 self._collect()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nopin.control.messages import NOTICES, CreateChannel, DestroyChannel, Handle
 from nopin.errors import ServerGone
+from nopin.pending import checked_timeout
 from nopin.verbs.objects import DeviceObject
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ class CompletionChannel(DeviceObject):
 
         Raises:
             ServerGone: the server went away.
+            UsageError: `timeout` is no number.
         """
         self._require_open()
+        timeout = checked_timeout(timeout)
         waiter = select.poll()
         waiter.register(self._fd, select.POLLIN)
         if not waiter.poll(None if timeout is None else timeout * 1000):
@@ -51,6 +54,9 @@ class CompletionChannel(DeviceObject):
         if not notices:
             raise ServerGone("the device server of this channel went away; make a new channel")
         return True
+
+    def _described(self) -> str:
+        return str(self.handle)
 
     def _end(self) -> None:
         self.session.tell(DestroyChannel(seq=0, channel=self.handle))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from typing import TYPE_CHECKING
 
@@ -34,10 +35,8 @@ class CompletionQueue(DeviceObject):
     def __init__(
         self, device: Device, depth: int, channel: CompletionChannel | None = None, *, spin_us: int = SPIN_US
     ) -> None:
-        if depth < 1:
-            raise UsageError(f"a completion queue of depth {depth}")
         self.device = device
-        self.depth = 1 << (depth - 1).bit_length()
+        self.depth = 1 << (_checked_depth(depth) - 1).bit_length()
         self._owns_channel = channel is None
         self.channel = CompletionChannel(device) if channel is None else channel
         self.channel._require_open()
@@ -97,9 +96,22 @@ class CompletionQueue(DeviceObject):
     def _is_closed(self) -> bool:
         return bool(self._why_closed)
 
+    def _described(self) -> str:
+        return f"{self.handle} of {self.depth} entries"
+
     def _end(self) -> None:
         self.waiter.wake()
         self.session.tell(DestroyCq(seq=0, cq=self.handle))
 
     def _let_go(self) -> None:
         self.waiter.close()
+
+
+def _checked_depth(depth: int) -> int:
+    try:
+        number = operator.index(depth)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise UsageError(f"a completion queue of depth {depth!r}: give an integer from 1 on")
+    return number

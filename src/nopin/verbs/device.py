@@ -20,6 +20,7 @@ from nopin.control.messages import Event, GetStat, Reclaim, Reclaimed, Stat
 from nopin.control.paths import default_socket_path
 from nopin.errors import NopinError, ServerGone, ServerRefused, UsageError
 from nopin.nic.abi import Access, AsyncEventType, Discipline
+from nopin.pending import checked_timeout
 from nopin.verbs.accelerator import DEPTH, Accelerator, introduce_worker
 from nopin.verbs.access import AccessLike, parse_access, parse_discipline
 from nopin.verbs.arena import CAPACITY_BYTES, Arena, Order, size_of
@@ -279,13 +280,15 @@ class Device(DeviceObject):
         self._require_open()
         return self.lifeline.through(lambda session: session.request(GetStat(seq=0), Stat)[0].rows)
 
-    def events(self, timeout: float = 0.0) -> list[AsyncEvent]:
-        """Return the asynchronous events that came; wait up to `timeout` seconds for the first.
+    def events(self, timeout: float | None = 0.0) -> list[AsyncEvent]:
+        """Return the asynchronous events that came; wait up to `timeout` seconds for the first, None for ever.
 
         Raises:
             ServerGone: the server went away, and no other came in time.
+            UsageError: `timeout` is no number.
         """
         self._require_open()
+        timeout = checked_timeout(timeout)
         session = self.session
         news, self._news = self._news, []
         try:

@@ -14,7 +14,7 @@ import contextlib
 import weakref
 from collections import deque
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from nopin.errors import Closed, ServerGone
 
@@ -96,7 +96,15 @@ class DeviceObject:
     def _closed_error(self) -> Closed:
         return Closed(f"this {type(self).__name__} {self._why_closed}")
 
+    def __reduce_ex__(self, _protocol: object) -> NoReturn:
+        raise TypeError(f"{self!r} belongs to this process: it cannot be copied or pickled{self._instead()}")
+
+    def _instead(self) -> str:
+        """Return what to do where a copy is wanted, for an error message."""
+        return ""
+
     def __enter__(self) -> Self:
+        self._require_open()
         return self
 
     def __exit__(

@@ -53,6 +53,10 @@ class Operation(Pending[T]):
         self._callbacks: list[Callable[[], object]] = []
         self._describe = describe
 
+    def __repr__(self) -> str:
+        state = "under way" if not self._done else "done" if self._error is None else "failed"
+        return f"<{type(self).__name__}: {self.what}, {state}>"
+
     @property
     def what(self) -> str:
         """What it is, for error messages."""

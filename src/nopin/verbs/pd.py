@@ -84,5 +84,8 @@ class ProtectionDomain(DeviceObject):
         """
         return QueuePair(self, send_cq, recv_cq or send_cq, caps or QpCaps(), sq_sig_all=sq_sig_all)
 
+    def _described(self) -> str:
+        return str(self.handle)
+
     def _end(self) -> None:
         self.session.tell(DeallocPd(seq=0, pd=self.handle))

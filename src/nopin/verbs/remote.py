@@ -81,6 +81,9 @@ class RemoteArray(DeviceObject):
     def _described(self) -> str:
         return f"{self.shape} {self.dtype} access={format_access(self.access)!r}"
 
+    def _instead(self) -> str:
+        return "; pass on the URL it was attached to, and attach there; numpy.array(...) of it reads all of it"
+
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """Read everything."""
         if copy is False:
@@ -218,6 +221,8 @@ def _checked_out(out: NDArray[Any], selection: Selection, dtype: np.dtype[Any]) 
     Raises:
         UsageError: it cannot take the bytes as they come.
     """
+    if not isinstance(out, np.ndarray):
+        raise UsageError(f"out is a numpy array, not {type(out).__name__}")
     if out.shape != selection.shape or out.dtype != dtype:
         raise UsageError(f"out is {out.shape} {out.dtype}; the result is {selection.shape} {dtype}")
     if not out.flags.c_contiguous or not out.flags.writeable or not selection.in_memory_order:

@@ -51,6 +51,9 @@ class Share(DeviceObject):
     def _described(self) -> str:
         return f"{self.name} of {self.region!r}"
 
+    def _instead(self) -> str:
+        return "; pass on its url, and attach to that"
+
     @property
     def url(self) -> str:
         """Whoever has it may attach, with the share's rights. It holds a secret.

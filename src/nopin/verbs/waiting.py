@@ -20,6 +20,7 @@ from nopin.control.spin import SpinBudget
 from nopin.errors import ServerGone
 from nopin.linux.cpus import n_cpus
 from nopin.nic.rings import CompletionConsumer
+from nopin.pending import checked_timeout
 from nopin.units import S_NS, US_NS
 
 SPIN_US = 100
@@ -185,7 +186,8 @@ class Waiter:
 
 
 def deadline_after(timeout_s: float | None) -> int | None:
-    """Return the monotonic time `timeout_s` from now, nanoseconds; None stays None."""
+    """Return the monotonic time `timeout_s` from now, nanoseconds; None for ever. Raises as `checked_timeout`."""
+    timeout_s = checked_timeout(timeout_s)
     return None if timeout_s is None else time.monotonic_ns() + int(timeout_s * S_NS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,19 @@ from nopin.nic.abi import (
 _HEADER = struct.Struct("<QBBHIQIIQQ16x")
 _SGE = struct.Struct("<QII")
 assert _HEADER.size == WQE_HEADER_BYTES
+
+_BITS = {
+    "wr_id": 64,
+    "opcode": 8,
+    "flags": 8,
+    "imm": 32,
+    "remote_address": 64,
+    "rkey": 32,
+    "compare_add": 64,
+    "swap": 64,
+}
+_SGE_BITS = {"address": 64, "length": 32, "lkey": 32}
+"""How wide fields of a ring entry are."""
 
 _INLINE = int(SendFlags.INLINE)
 _INLINE_ALLOWED = frozenset(
@@ -123,7 +137,7 @@ def encode_send(wr: SendWr, *, max_sge: int, max_inline: int) -> bytes:
         header = _HEADER.pack(wr.wr_id, wr.opcode, wr.flags, n_sges, wr.imm, there, key, 0, wr.compare_add, wr.swap)
         return header + b"".join([_SGE.pack(*sge) for sge in sges])
     except (struct.error, TypeError) as problem:
-        raise UsageError(f"a field of {wr} does not fit: {problem}") from None
+        raise _misfit(wr, problem) from None
 
 
 def encode_one(
@@ -154,15 +168,17 @@ def encode_recv(wr: RecvWr, *, max_sge: int) -> bytes:
         header = _HEADER.pack(wr.wr_id, 0, 0, len(wr.sges), 0, 0, 0, 0, 0, 0)
         return header + b"".join([_SGE.pack(*sge) for sge in wr.sges])
     except (struct.error, TypeError) as problem:
-        raise UsageError(f"a field of {wr} does not fit: {problem}") from None
+        raise _misfit(wr, problem) from None
 
 
 def _encode_inline(wr: SendWr, max_inline: int) -> bytes:
     data = wr.inline
     if data is None:
         raise UsageError("SendFlags.INLINE needs the bytes in SendWr.inline")
+    if not isinstance(data, bytes):
+        data = _bytes_of(data)
     if wr.opcode not in _INLINE_ALLOWED:
-        raise UsageError(f"{WrOpcode(wr.opcode).name} takes no inline bytes")
+        raise UsageError(f"{getattr(wr.opcode, 'name', wr.opcode)} takes no inline bytes")
     if wr.sges:
         raise UsageError("give inline bytes or scatter entries, not both")
     if len(data) > max_inline:
@@ -171,8 +187,32 @@ def _encode_inline(wr: SendWr, max_inline: int) -> bytes:
         flags = wr.flags | SendFlags.INLINE
         header = _HEADER.pack(wr.wr_id, wr.opcode, flags, 0, wr.imm, wr.remote_address, wr.rkey, len(data), 0, 0)
     except (struct.error, TypeError) as problem:
-        raise UsageError(f"a field of {wr} does not fit: {problem}") from None
+        raise _misfit(wr, problem) from None
     return header + data
+
+
+def _bytes_of(data: object) -> bytes:
+    try:
+        return bytes(memoryview(data))  # type: ignore[arg-type]  # TypeError: it has no buffer
+    except TypeError:
+        raise UsageError(f"SendWr.inline takes bytes, not {type(data).__name__}") from None
+
+
+def _misfit(wr: SendWr | RecvWr, problem: Exception) -> UsageError:
+    """Say which field of a work request cannot be encoded."""
+    fields = [(name, getattr(wr, name, 0), n_bits) for name, n_bits in _BITS.items()]
+    for at, sge in enumerate(wr.sges):
+        if not isinstance(sge, Sequence) or len(sge) != len(_SGE_BITS):
+            return UsageError(f"sges[{at}] of {wr} is no Sge(address, length, lkey)")
+        fields += [(f"sges[{at}].{name}", sge[i], n_bits) for i, (name, n_bits) in enumerate(_SGE_BITS.items())]
+    for name, value, n_bits in fields:
+        try:
+            fits = 0 <= operator.index(value) < 1 << n_bits
+        except TypeError:
+            return UsageError(f"{name} of {wr} has to be an integer")
+        if not fits:
+            return UsageError(f"{name} of {wr} does not fit: it has {n_bits} bits and no sign")
+    return UsageError(f"{wr} cannot be encoded: {problem}")
 
 
 def encode_array(
