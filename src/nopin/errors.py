@@ -7,6 +7,21 @@ you (`UsageError`), this host (`HostLacks`), the server or its link to us (`Serv
 
 from __future__ import annotations
 
+import errno
+
+_REMEDIES = {
+    errno.EMFILE: "raise the limit on open files of the process (ulimit -n)",
+    errno.ENFILE: "raise the limit on open files of the host (sysctl fs.file-max)",
+    errno.ENOSPC: "free some, or name another place",
+    errno.ENOMEM: "free some, or raise the limit on memory",
+}
+
+
+def words_of(problem: OSError) -> str:
+    """Say what an error of the system is, without its number, and what to do where that is clear."""
+    reason, remedy = problem.strerror or str(problem), _REMEDIES.get(problem.errno or 0)
+    return f"{reason}; {remedy}" if remedy else reason
+
 
 class NopinError(Exception):
     """Base of every error raised by nopin."""

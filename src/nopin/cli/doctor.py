@@ -11,7 +11,7 @@ from nopin.cli.options import examples, json_option
 from nopin.cli.output import put_json, say, show
 from nopin.linux.probe import Feature, probe_all
 
-REQUIRED = frozenset({"process_vm", "memfd"})
+REQUIRED = frozenset({"process_vm", "memfd", "pidfd"})
 """Without these nothing of nopin works; every other feature has a fall-back or is left out."""
 
 

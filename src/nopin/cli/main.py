@@ -19,6 +19,7 @@ import click
 from nopin import errors
 from nopin.cli import exits
 from nopin.cli.output import ReaderGone, say
+from nopin.linux.interpreter import fill_standard_streams
 
 COMMANDS = (
     "demo",
@@ -72,6 +73,7 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; no outcome is a traceback unless it is a bug."""
+    _open_streams()
     try:
         with _signals_unwind():
             result = cli.main(args=argv, prog_name="nopin", standalone_mode=False)
@@ -101,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"nopin: {failed}")
         return exits.FAILED
     except OSError as failed:
-        reason = failed.strerror or str(failed)
+        reason = errors.words_of(failed)
         say(f"nopin: {reason}" if failed.filename is None else f"nopin: {failed.filename}: {reason}")
         return exits.FAILED
     return result if isinstance(result, int) else 0
@@ -130,6 +132,13 @@ def _signals_unwind() -> Iterator[None]:
     finally:
         for number in ending:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _open_streams() -> None:
+    """Have somewhere to write where standard output or error is closed (``nopin serve >&-``): nobody wants it."""
+    fill_standard_streams()
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  it is open for as long as we are
+    sys.stderr = sys.stderr or sys.stdout
 
 
 def _silence_stdout() -> None:

@@ -14,9 +14,13 @@ SOCKET_PATH_BYTES_MAX = 107
 
 
 def default_socket_path() -> Path:
-    """Return the default server's socket: under XDG_RUNTIME_DIR, else in a directory of this user in /tmp."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(runtime) / "nopin" if runtime else Path(f"/tmp/nopin-{os.getuid()}")
+    """Return the default server's socket: under XDG_RUNTIME_DIR, else in a directory of this user in /tmp.
+
+    A relative XDG_RUNTIME_DIR is ignored, as the XDG base directory specification asks: two programs that run in two
+    directories would not find each other.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    folder = Path(runtime) / "nopin" if os.path.isabs(runtime) else Path(f"/tmp/nopin-{os.getuid()}")
     return folder / SOCKET_NAME
 
 
@@ -45,7 +49,8 @@ def ensure_private_directory(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
     except OSError as problem:
-        raise ServerError(f"cannot make {folder} for the server's socket: {problem.strerror}") from problem
+        text = f"cannot make {folder} for the server's socket: {problem.strerror}"
+        raise ServerError(f"{text}; set XDG_RUNTIME_DIR to a directory of yours, or unset it") from problem
     if not stat.S_ISDIR(found.st_mode):
         raise ServerError(f"{folder} is not a directory; remove it, or give the server another socket path")
     if found.st_uid != os.getuid():

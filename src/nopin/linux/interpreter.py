@@ -8,6 +8,9 @@ import signal
 import sys
 from collections.abc import Iterator
 
+_STDERR = 2
+"""The last of the standard streams."""
+
 
 def python_command(*arguments: str) -> list[str]:
     """Return the command that runs this interpreter with `-m MODULE` or `-c TEXT` and their arguments.
@@ -24,6 +27,16 @@ def python_environment() -> dict[str, str]:
     The working directory is on it only where it is on ours: in an interactive shell, and with `python -c`.
     """
     return os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
+
+
+def fill_standard_streams() -> None:
+    """Open /dev/null in place of standard streams that are closed.
+
+    A descriptor of ours would take their number otherwise, and be what processes that are started from here write to.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 @contextlib.contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from pathlib import Path
 
+from nopin.errors import HostLacks
 from nopin.linux.libc import syscall
 
 _SYS_PIDFD_GETFD = 438
@@ -29,8 +31,15 @@ class PidFd:
 
         Raises:
             ProcessLookupError: there is none of that number.
+            HostLacks: the host knows no such handles, or forbids them.
         """
-        return cls(pid, os.pidfd_open(pid))
+        try:
+            return cls(pid, os.pidfd_open(pid))
+        except OSError as problem:
+            if problem.errno not in (errno.ENOSYS, errno.EPERM):
+                raise
+            remedy = "use Linux 5.3 or later, and allow pidfd_open in the container's seccomp profile"
+            raise HostLacks("pidfd", os.strerror(problem.errno), f"{remedy}; nothing works without it") from None
 
     def exited(self) -> bool:
         """True once the process has ended, reaped or not. While False, its number is its own.

@@ -157,6 +157,11 @@ def _effective_capabilities() -> int:
     return 0
 
 
+def _pidfd(name: str) -> Feature:
+    PidFd.open(os.getpid()).close()
+    return Feature(name, True, "processes can be held by descriptor")
+
+
 def _pidfd_getfd(name: str) -> Feature:
     reader, writer = os.pipe()
     try:
@@ -237,6 +242,7 @@ _PROBES: dict[str, Callable[[str], Feature]] = {
     "userfaultfd_fork": _userfaultfd_fork,
     "io_uring": _io_uring,
     "memlock": _memlock,
+    "pidfd": _pidfd,
     "pidfd_getfd": _pidfd_getfd,
     "udp_gso": _udp_gso,
     "udp_gro": _udp_gro,
@@ -254,6 +260,7 @@ _REMEDIES: dict[str, str] = {
     "userfaultfd_fork": "run as root or set sysctl vm.unprivileged_userfaultfd=1; without it forks go unheard",
     "io_uring": "set sysctl kernel.io_uring_disabled=0; only the pinned discipline needs it",
     "memlock": "raise the limit with `ulimit -l` or in /etc/security/limits.conf",
+    "pidfd": "use Linux 5.3 or later",
     "pidfd_getfd": _PTRACE + "; only the pinned discipline needs it",
     "udp_gso": "use Linux 4.18 or later; packets are sent one by one without it",
     "udp_gro": "use Linux 5.0 or later; packets are received one by one without it",

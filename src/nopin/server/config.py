@@ -19,7 +19,7 @@ class ServeConfig:
         bind: the address for RoCEv2 and the exchange; None takes a free loopback address.
         exchange_port: TCP port of the exchange; 0 takes a free one.
         parent_pid: end when this process ends.
-        ready_fd: one byte is written here once the server listens; then it is closed.
+        ready_fd: told once the server listens, or for want of which feature it ends (`control.readiness`); then closed.
         chaos: middleware around the link, as `link.middleware.wrap` reads it.
         raw: receive by raw socket, which checks the ICRC of foreign senders too (needs root).
         spin_us: the longest the loop looks for work before it sleeps, microseconds; 0 never spins.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno as codes
 
 from nopin.control.messages import Refused
-from nopin.errors import ServerRefused
+from nopin.errors import ServerRefused, words_of
 from nopin.nic.errors import VerbsError
 
 
@@ -23,7 +23,8 @@ def refused(error: ServerRefused | VerbsError | OSError, seq: int) -> Refused:
     """Turn an error into the reply that tells it."""
     errno = error.errno or codes.EIO
     code = error.code if isinstance(error, ServerRefused) else name_of(errno)
-    return Refused(seq=seq, code=code, errno=errno, message=str(error))
+    message = f"the device server: {words_of(error)}" if isinstance(error, OSError) else str(error)
+    return Refused(seq=seq, code=code, errno=errno, message=message)
 
 
 def name_of(errno: int) -> str:

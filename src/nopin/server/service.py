@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from nopin.control.paths import registry_path
-from nopin.errors import ServerError, UsageError
+from nopin.control.readiness import tell_lacking, tell_ready
+from nopin.errors import HostLacks, ServerError, UsageError
 from nopin.iommu.iommu import Iommu
 from nopin.iommu.relay import Relay, relay_in_turn
 from nopin.link.base import Link
@@ -69,10 +70,11 @@ def serve(config: ServeConfig, when_ready: Callable[[str, int], None] = _unannou
         HostLacks: the host forbids something asked for.
     """
     keep_freed_memory()
-    require_process_vm()
     with contextlib.ExitStack() as stack:
-        parent = None if config.parent_pid is None else _hold_parent(config.parent_pid, stack)
-        core, exchange_socket, client_socket = _put_together(config, stack)
+        with _lacks_told(config.ready_fd):
+            require_process_vm()
+            parent = None if config.parent_pid is None else _hold_parent(config.parent_pid, stack)
+            core, exchange_socket, client_socket = _put_together(config, stack)
         core.arenas.on_broken = partial(_note_broken, core)
         core.arenas.on_gone = partial(_arena_gone, core)
         if config.takeover:
@@ -86,7 +88,8 @@ def serve(config: ServeConfig, when_ready: Callable[[str, int], None] = _unannou
         stack.enter_context(_stopped_by_signals(core, loop, with_sigint=parent is None))
         if parent is not None:
             core.poller.watch(parent.fileno(), lambda _mask: loop.stop())
-        _announce(config.ready_fd)
+        if config.ready_fd is not None:
+            tell_ready(config.ready_fd)
         when_ready(core.exchange_host, core.exchange_port)
         log.info("serving %s, exchange %s:%d", config.socket_path, core.exchange_host, core.exchange_port)
         try:
@@ -97,6 +100,17 @@ def serve(config: ServeConfig, when_ready: Callable[[str, int], None] = _unannou
             if core.registry.n_arenas:
                 text = "%d arenas stay behind; the programs that use them wait for: nopin serve --takeover --socket %s"
                 log.warning(text, core.registry.n_arenas, config.socket_path)
+
+
+@contextlib.contextmanager
+def _lacks_told(ready_fd: int | None) -> Iterator[None]:
+    """Tell who started us what this host lacks for a server."""
+    try:
+        yield
+    except HostLacks as lacking:
+        if ready_fd is not None:
+            tell_lacking(ready_fd, lacking)
+        raise
 
 
 def _make_loop(core: Core, config: ServeConfig, stack: contextlib.ExitStack) -> Loop:
@@ -145,44 +159,35 @@ def _put_together(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Cor
         The core, the listening exchange socket and the listening client socket, to be owned by listeners.
     """
     _raise_descriptor_limit()
-    socket_file = SocketFile(config.socket_path)
-    stack.callback(socket_file.close)
+    socket_file = stack.enter_context(contextlib.closing(SocketFile(config.socket_path)))
     registry = Registry(registry_path(config.socket_path))
-    link = _make_link(config, registry.left.place if config.takeover else None)
-    stack.callback(link.close)
-    exchange_socket = _listen_for_peers(config, registry.left.place if config.takeover else None, link)
-    registry.place = Place(address_of(link.endpoint.gid), *exchange_socket.getsockname()[:2])
-    state_page = StatePage()
-    stack.callback(state_page.close)
+    before = registry.left.place if config.takeover else None
+    link = stack.enter_context(contextlib.closing(_make_link(config, before)))
+    exchange_socket = _listen_for_peers(config, before, link)
+    exchange_host, exchange_port = exchange_socket.getsockname()[:2]
+    registry.place = Place(address_of(link.endpoint.gid), exchange_host, exchange_port)
     clock = time.monotonic_ns
-    timers = Timers()
-    workers = Workers(config.n_workers, timers, clock)
-    stack.callback(workers.close)
-    poller = Poller()
-    stack.callback(poller.close)
-    arenas = Arenas(poller, timers, clock)
-    stack.callback(arenas.close)
+    timers, poller = Timers(), stack.enter_context(contextlib.closing(Poller()))
     iommu = Iommu(relay=_make_relay(clock, stack))
-    nic = Nic(
-        iommu=iommu,
-        endpoint=link.endpoint,
-        mtu=link.mtu,
-        draw=secrets.randbelow,
-        runner_waits=poller.has_ready,
-    )
     core = Core(
-        nic=nic,
+        nic=Nic(
+            iommu=iommu,
+            endpoint=link.endpoint,
+            mtu=link.mtu,
+            draw=secrets.randbelow,
+            runner_waits=poller.has_ready,
+        ),
         iommu=iommu,
         link=link,
         poller=poller,
         timers=timers,
-        workers=workers,
+        workers=stack.enter_context(contextlib.closing(Workers(config.n_workers, timers, clock))),
         limits=config.limits,
-        state_page=state_page,
-        exchange_host=exchange_socket.getsockname()[0],
-        exchange_port=exchange_socket.getsockname()[1],
+        state_page=stack.enter_context(contextlib.closing(StatePage())),
+        exchange_host=exchange_host,
+        exchange_port=exchange_port,
         clock=clock,
-        arenas=arenas,
+        arenas=stack.enter_context(contextlib.closing(Arenas(poller, timers, clock))),
         arena_maker=ArenaMaker.of(config),
         registry=registry,
     )
@@ -311,11 +316,3 @@ def _hold_parent(parent_pid: int, stack: contextlib.ExitStack) -> PidFd:
         raise ServerError(f"the parent, pid {parent_pid}, is gone") from problem
     stack.callback(parent.close)
     return parent
-
-
-def _announce(ready_fd: int | None) -> None:
-    """Tell who started us that clients can connect."""
-    if ready_fd is not None:
-        with contextlib.suppress(BrokenPipeError):
-            os.write(ready_fd, b"\n")
-        os.close(ready_fd)

@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nopin.control.paths import check_socket_path, ensure_private_directory, log_path
+from nopin.control.readiness import heard_ready
 from nopin.errors import ServerError, ServerGone
 from nopin.linux.interpreter import python_command, python_environment
+from nopin.linux.pidfd import PidFd
 from nopin.verbs import keeper
 from nopin.verbs.session import Session
 
@@ -31,6 +33,7 @@ def connect_or_start(path: Path) -> Session:
 
     Raises:
         ServerError: it does not start; the message holds its last words.
+        HostLacks: it does not start for want of a feature.
         ServerRefused: it does not want us.
     """
     try:
@@ -63,6 +66,7 @@ def _start(path: Path) -> Session:
 
 
 def _start_child(path: Path) -> None:
+    PidFd.open(os.getpid()).close()  # the keeper needs such, and could not say what is wrong
     _children.append(start_server(path, under=[sys.executable, "-I", "-S", keeper.__file__, str(os.getpid())]))
 
 
@@ -75,6 +79,7 @@ def start_server(path: Path, options: Sequence[str] = (), under: Sequence[str] =
 
     Raises:
         ServerError: it does not start; the message holds its last words.
+        HostLacks: it does not start for want of a feature.
     """
     ready, theirs = os.pipe()
     command = [*under, *python_command("-m", "nopin", "serve", "--socket", str(path), "--child-of", str(os.getpid()))]
@@ -104,7 +109,7 @@ def _await_ready(ready: int, child: subprocess.Popen[bytes], log: Path) -> None:
     waiter = select.poll()
     waiter.register(ready, select.POLLIN)
     try:
-        if waiter.poll(START_TIMEOUT_S * 1000) and os.read(ready, 1):
+        if waiter.poll(START_TIMEOUT_S * 1000) and heard_ready(ready):
             return
         lines = log.read_text(errors="replace").strip().splitlines()
         words = lines[-1].removeprefix("nopin: ") if lines else "it said nothing"

@@ -19,6 +19,7 @@ from nopin.control.arena_messages import SetBudget
 from nopin.control.messages import Event, GetStat, Reclaim, Reclaimed, Stat
 from nopin.control.paths import default_socket_path
 from nopin.errors import NopinError, ServerGone, ServerRefused, UsageError
+from nopin.linux.interpreter import fill_standard_streams
 from nopin.nic.abi import Access, AsyncEventType, Discipline
 from nopin.pending import checked_timeout
 from nopin.verbs.accelerator import DEPTH, Accelerator, introduce_worker
@@ -83,12 +84,14 @@ class Device(DeviceObject):
         UsageError: the budget is no size.
         ServerGone: nobody listens at `server`.
         ServerError: the default server does not start.
+        HostLacks: it does not for want of a feature; `nopin doctor` tells all.
     """
 
     def __init__(
         self, server: str | Path | None = None, *, budget: int | str | None = None, reconnect: float = RECONNECT_S
     ) -> None:
         budget_bytes = None if budget is None else size_of(budget)
+        fill_standard_streams()
         session = connect_or_start(default_socket_path()) if server is None else Session(Path(server))
         self.lifeline = Lifeline(session, reconnect, self._resume)
         super().__init__(retired=session.retired)
