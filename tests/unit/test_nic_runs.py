@@ -1,4 +1,4 @@
-"""Small WRITEs that are held as one run end exactly as they do one by one, whatever happens to some of them."""
+"""WRITEs that are handled as one run end exactly as they do one by one, whatever happens to some of them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,25 @@ import numpy as np
 import pytest
 
 from nopin.model.net.client import SendOptions
-from nopin.nic import requester
+from nopin.nic import requester, whole_writes
 from nopin.nic.abi import QpState, SendFlags, WcStatus, WrOpcode
 from nopin.nic.attributes import QpAttr
 from nopin.nic.runs import RUN_MIN, WriteRun, decode_writes
+from nopin.nic.wire.batch import Path
+from nopin.nic.wire.bth import PAD_SHIFT
+from nopin.nic.wire.opcodes import Opcode
+from nopin.nic.wire.psn import psn_add
+from nopin.testing.packets import sealed_batch
 from nopin.testing.pair import Pair, Wire, make_pair, send_entry
-from nopin.units import U64_MAX
+from nopin.units import PAGE_BYTES, U64_MAX
 
+OK = WcStatus.SUCCESS
+ALL_WRITES = (Opcode.WRITE_ONLY, Opcode.WRITE_FIRST, Opcode.WRITE_MIDDLE, Opcode.WRITE_LAST)
 WRITE, READ, SEND = WrOpcode.RDMA_WRITE, WrOpcode.RDMA_READ, WrOpcode.SEND
 N = 40
 MTU = 1024
+SHORT, LONG = 1, 130
+"""By how many bytes each WRITE is longer than the one before: all of one packet, or up to five."""
 
 Spoil = Callable[[Pair], None]
 
@@ -51,35 +60,44 @@ def both_ways(monkeypatch: pytest.MonkeyPatch, play: Callable[[], Outcome]) -> O
     in_runs = play()
     with monkeypatch.context() as patch:
         patch.setattr(requester, "RUN_MIN", 1 << 30)
+        patch.setattr(whole_writes, "_MANY", 1 << 30)
         assert in_runs == play()
     return in_runs
 
 
-def writes(pair: Pair, n: int = N, special: SendOptions | None = None) -> None:
+def writes(pair: Pair, n: int = N, special: SendOptions | None = None, step: int = SHORT) -> None:
     """Post WRITEs of growing length all over three pages of ours and theirs; the one in the middle is `special`."""
     for k in range(n):
         options: SendOptions = {"wr_id": k}
         if special and k == n // 2:
             options.update(special)
-        pair.a.post(WRITE, k * 300 + 5, k + 1, to=pair.b.region, at=k * 300 + 9, **options)
+        pair.a.post(WRITE, k * 300 + 5, k * step + 1, to=pair.b.region, at=k * 300 + 9, **options)
+
+
+def n_packets(n: int, step: int) -> int:
+    """Packets of the first n of those WRITEs."""
+    return sum(-(-(k * step + 1) // MTU) for k in range(n))
 
 
 def nothing(_pair: Pair) -> None:
     pass
 
 
-def test_a_run_is_one_from_the_ring_to_its_completion() -> None:
+@pytest.mark.parametrize("step", [SHORT, LONG])
+def test_a_run_is_one_from_the_ring_to_its_completion(step: int) -> None:
     pair = make_pair(mtu=MTU)
     pair.a.space.memory[:] = 7
-    writes(pair)
+    writes(pair, step=step)
     pair.a.nic.poll_rings(0)
     (batch,) = pair.a.nic.transmit(0)
     (run,) = pair.a.qp.send.works
     assert isinstance(run, WriteRun)
-    assert run.n_psn == N
+    assert run.n_psn == n_packets(N, step)
+    n_before = pair.b.space.n_copies
     pair._deliver(batch, pair.b)
+    assert pair.b.space.n_copies == n_before + 1
     pair.run()
-    assert pair.a.poll() == [(k, WcStatus.SUCCESS) for k in range(N)]
+    assert pair.a.poll() == [(k, OK) for k in range(N)]
     assert not pair.a.qp.send.works
 
 
@@ -100,15 +118,18 @@ def _no_key(pair: Pair) -> None:
     pair.b.nic.deregister(pair.b.region)
 
 
+@pytest.mark.parametrize("step", [SHORT, LONG])
 @pytest.mark.parametrize(
     ("spoil", "n_succeeded"), [(nothing, N), (_local_hole, None), (_remote_hole, None), (_slow, N), (_no_key, 0)]
 )
-def test_a_run_ends_like_its_works(monkeypatch: pytest.MonkeyPatch, spoil: Spoil, n_succeeded: int | None) -> None:
-    outcome = both_ways(monkeypatch, lambda: played(writes, spoil))
+def test_a_run_ends_like_its_works(
+    monkeypatch: pytest.MonkeyPatch, spoil: Spoil, n_succeeded: int | None, step: int
+) -> None:
+    outcome = both_ways(monkeypatch, lambda: played(lambda pair: writes(pair, step=step), spoil))
     statuses = [status for _, status in outcome.completions]
     assert [wr_id for wr_id, _ in outcome.completions] == list(range(N))
-    n_good = statuses.count(WcStatus.SUCCESS)
-    assert statuses[:n_good] == [WcStatus.SUCCESS] * n_good
+    n_good = statuses.count(OK)
+    assert statuses[:n_good] == [OK] * n_good
     assert statuses[n_good + 1 :] == [WcStatus.WR_FLUSH_ERR] * (N - n_good - 1)
     if n_succeeded is None:
         assert 0 < n_good < N
@@ -116,6 +137,7 @@ def test_a_run_ends_like_its_works(monkeypatch: pytest.MonkeyPatch, spoil: Spoil
         assert n_good == n_succeeded
 
 
+@pytest.mark.parametrize("step", [SHORT, LONG])
 @pytest.mark.parametrize(
     "special",
     [
@@ -128,8 +150,8 @@ def test_a_run_ends_like_its_works(monkeypatch: pytest.MonkeyPatch, spoil: Spoil
         {"remote": U64_MAX},
     ],
 )
-def test_a_run_goes_as_far_as_works_are_alike(monkeypatch: pytest.MonkeyPatch, special: SendOptions) -> None:
-    both_ways(monkeypatch, lambda: played(lambda pair: writes(pair, special=special), nothing))
+def test_a_run_goes_as_far_as_works_are_alike(monkeypatch: pytest.MonkeyPatch, special: SendOptions, step: int) -> None:
+    both_ways(monkeypatch, lambda: played(lambda pair: writes(pair, special=special, step=step), nothing))
 
 
 @pytest.mark.parametrize("opcode", [READ, SEND, WrOpcode.ATOMIC_FETCH_AND_ADD, 99])
@@ -146,10 +168,10 @@ def test_work_of_another_kind_ends_a_run_and_keeps_its_place(monkeypatch: pytest
         writes(pair, 10)
 
     outcome = both_ways(monkeypatch, lambda: played(post, nothing))
-    assert (outcome.completions[-1][1] == WcStatus.SUCCESS) == (opcode != 99)
+    assert (outcome.completions[-1][1] == OK) == (opcode != 99)
 
 
-@pytest.mark.parametrize("sge", [(0, 8, None), (0, 8, 12345), (-8, 8, None), (0, MTU + 1, None), (0, 0, None)])
+@pytest.mark.parametrize("sge", [(0, 8, None), (0, 8, 12345), (-8, 8, None), (0, (1 << 20) + 1, None), (0, 0, None)])
 def test_a_work_that_does_not_fit_a_run_ends_it(
     monkeypatch: pytest.MonkeyPatch, sge: tuple[int, int, int | None]
 ) -> None:
@@ -164,19 +186,21 @@ def test_a_work_that_does_not_fit_a_run_ends_it(
     both_ways(monkeypatch, lambda: played(post, nothing))
 
 
+@pytest.mark.parametrize("step", [SHORT, LONG])
 @pytest.mark.parametrize("seed", range(6))
-def test_lost_packets_of_runs_are_sent_again(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_lost_packets_of_runs_are_sent_again(monkeypatch: pytest.MonkeyPatch, seed: int, step: int) -> None:
     def play() -> Outcome:
         rng = random.Random(seed)
 
         def post(pair: Pair) -> None:
             for _ in range(5):
-                writes(pair, 45)
+                writes(pair, 45, step=step)
 
-        return played(post, nothing, lambda packet, _number: [] if rng.random() < 0.2 else [packet])
+        loss = 0.2 if step == SHORT else 0.05
+        return played(post, nothing, lambda packet, _number: [] if rng.random() < loss else [packet])
 
     outcome = both_ways(monkeypatch, play)
-    assert [status for _, status in outcome.completions] == [WcStatus.SUCCESS] * 225
+    assert [status for _, status in outcome.completions] == [OK] * 225
 
 
 def test_only_signaled_works_of_a_run_complete() -> None:
@@ -197,7 +221,7 @@ def test_runs_follow_each_other_round_the_ring() -> None:
             at = 1000 * nth + 8 * k
             pair.a.post(WRITE, at, 8, to=pair.b.region, at=at, wr_id=k)
         pair.run()
-        assert pair.a.poll() == [(k, WcStatus.SUCCESS) for k in range(90)]
+        assert pair.a.poll() == [(k, OK) for k in range(90)]
         assert np.array_equal(pair.b.space.memory[1000 * nth :][:720], pair.a.space.memory[1000 * nth :][:720])
 
 
@@ -214,22 +238,123 @@ def test_a_run_under_way_goes_no_further_in_sqd() -> None:
     assert pair.a.qp.drained
     pair.a.nic.modify_qp(pair.a.qp, QpAttr(state=QpState.RTS), pair.now)
     pair.run()
-    assert pair.a.poll() == [(k, WcStatus.SUCCESS) for k in range(16, N)]
+    assert pair.a.poll() == [(k, OK) for k in range(16, N)]
 
 
-def test_an_acknowledgement_inside_a_run_completes_what_it_covers() -> None:
+def test_a_message_in_the_middle_that_may_not_be_written_ends_all_at_its_first_packet() -> None:
+    pair = make_pair(mtu=MTU)
+    pair.a.space.memory[:] = 7
+    middle = N // 2
+    writes(pair, special={"remote": pair.b.region.iova + pair.b.region.length - 1}, step=LONG)
+    first = pair.b.qp.recv.epsn
+    pair.run()
+    statuses = [status for _, status in pair.a.poll()]
+    assert statuses == [OK] * middle + [WcStatus.REM_ACCESS_ERR] + [WcStatus.WR_FLUSH_ERR] * (N - middle - 1)
+    assert pair.b.qp.recv.epsn == psn_add(first, n_packets(middle, LONG))
+    assert pair.b.qp.recv.msn == middle
+    written = max(k * 300 + 9 + k * LONG + 1 for k in range(middle))
+    assert pair.b.space.memory[written - 1] == 7
+    assert not pair.b.space.memory[written:].any()
+
+
+def test_a_page_that_is_out_holds_up_only_its_message_and_those_behind() -> None:
+    pair = make_pair(mtu=4096)
+    length, n, bad = 20_000, 12, 7
+    pair.a.space.memory[:] = 7
+    pair.b.space.slow.add((bad * length + 10_000) // PAGE_BYTES)
+    pair.b.answer_faults = False
+    for k in range(n):
+        pair.a.post(WRITE, 0, length, to=pair.b.region, at=k * length, wr_id=k)
+    pair._step()
+    assert pair.b.qp.recv.parked_at is not None
+    assert pair.b.qp.recv.msn >= bad - bad % 3, "those before it, but for the two that were looked at with it, waited"
+    assert not pair.b.space.memory[bad * length :].any()
+    pair.b.answer_faults = True
+    pair.run()
+    assert pair.a.poll() == [(k, OK) for k in range(n)]
+    assert (pair.b.space.memory[: n * length] == 7).all()
+
+
+def test_a_target_that_is_deregistered_between_two_batches_ends_the_run_there() -> None:
+    pair = make_pair(mtu=MTU)
+    pair.a.space.memory[:] = 7
+    pair.a.qp.send.window = 32
+    writes(pair, step=LONG)
+    pair._step()
+    n_done = pair.b.qp.recv.msn
+    pair.b.nic.deregister(pair.b.region)
+    before = pair.b.space.memory.copy()
+    pair.run()
+    statuses = [status for _, status in pair.a.poll()]
+    assert 0 < n_done < N - 1
+    assert statuses == [OK] * n_done + [WcStatus.REM_ACCESS_ERR] + [WcStatus.WR_FLUSH_ERR] * (N - n_done - 1)
+    assert np.array_equal(pair.b.space.memory, before)
+
+
+def test_a_batch_ends_with_a_message_where_that_leaves_it_half_full() -> None:
     pair = make_pair(mtu=MTU)
     pair.a.qp.send.window = 16
-    writes(pair)
+    for k in range(8):
+        pair.a.post(WRITE, 0, 5 * MTU, to=pair.b.region, wr_id=k)
+    pair.a.nic.poll_rings(0)
+    (batch,) = pair.a.nic.transmit(0)
+    assert len(batch.arrived().offsets) == 15
+    for k in range(2):
+        pair.a.post(WRITE, 0, 5 * MTU, to=pair.b.region, wr_id=8 + k)
+    pair.run()
+    assert pair.a.poll() == [(k, OK) for k in range(10)]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_packet_that_does_not_belong_into_its_message_is_refused_where_it_stands(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    def play() -> Outcome:
+        rng = random.Random(seed)
+        paths: list[Path] = []
+
+        def post(pair: Pair) -> None:
+            assert pair.b.qp.path is not None
+            paths.append(pair.b.qp.path)
+            writes(pair, step=LONG)
+
+        def wire(packet: bytes, number: int) -> list[bytes]:
+            return [changed(packet, paths[0], rng)] if number == 30 + seed else [packet]
+
+        return played(post, nothing, wire)
+
+    outcome = both_ways(monkeypatch, play)
+    assert {status for _, status in outcome.completions} & {WcStatus.REM_INV_REQ_ERR, WcStatus.REM_ACCESS_ERR}
+
+
+def changed(packet: bytes, path: Path, rng: random.Random) -> bytes:
+    """Return a packet with another opcode, pad or length, and the right ICRC for that."""
+    body = bytearray(packet)
+    change = rng.choice(["opcode", "pad", "length"])
+    if change == "opcode":
+        body[0] = rng.choice([op for op in ALL_WRITES if op != body[0]])
+    elif change == "pad":
+        body[1] ^= rng.choice([1, 2, 3]) << PAD_SHIFT
+    else:
+        del body[-8:-4]
+    return sealed_batch([bytes(body)], path).buffer.tobytes()
+
+
+@pytest.mark.parametrize("step", [SHORT, LONG])
+def test_an_acknowledgement_inside_a_run_completes_what_it_covers(step: int) -> None:
+    pair = make_pair(mtu=MTU)
+    pair.a.qp.send.window = 16
+    writes(pair, step=step)
     pair.a.nic.poll_rings(0)
     (batch,) = pair.a.nic.transmit(0)
     pair._deliver(batch, pair.b)
     for reply in pair.b.nic.transmit(0):
         pair._deliver(reply, pair.a)
-    assert [wr_id for wr_id, _ in pair.a.poll()] == list(range(16))
+    n_done = next(n for n in range(N) if n_packets(n + 1, step) > 16)
+    assert [wr_id for wr_id, _ in pair.a.poll()] == list(range(n_done))
     (run,) = pair.a.qp.send.works
-    assert run.n_psn == N - 16
-    assert run.first_psn == pair.a.qp.send.una
+    assert run.n_psn == n_packets(N, step) - n_packets(n_done, step)
+    assert psn_add(run.first_psn, pair.a.qp.send.acked) == pair.a.qp.send.una
 
 
 def test_a_region_that_goes_takes_its_run_along(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +371,7 @@ def test_a_region_that_goes_takes_its_run_along(monkeypatch: pytest.MonkeyPatch)
 
     outcome = both_ways(monkeypatch, play)
     statuses = [status for _, status in outcome.completions]
-    assert statuses == [WcStatus.SUCCESS] * 16 + [WcStatus.LOC_PROT_ERR] + [WcStatus.WR_FLUSH_ERR] * (N - 17)
+    assert statuses == [OK] * 16 + [WcStatus.LOC_PROT_ERR] + [WcStatus.WR_FLUSH_ERR] * (N - 17)
 
 
 def test_too_few_make_no_run() -> None:

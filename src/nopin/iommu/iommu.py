@@ -175,6 +175,18 @@ class Iommu:
             return PARKED
         return space.write_v(remote, staging, local)
 
+    def write_present_v(
+        self, pasid: int, remote: IoVec, staging: Staging, local: IoVec, waiter: Hashable | None
+    ) -> int | None:
+        """Do what `write_v` does, if all pages are there. None: one is not, and nothing was done or counted."""
+        space = self._plain.get(pasid)
+        if space is None:
+            return self._managed.write_held_v(pasid, remote, staging, local, waiter)
+        if waiter is not None and not _all_there(space, remote, write=True):
+            return None
+        self._requests.settle(waiter)
+        return space.write_v(remote, staging, local)
+
     def relay(self, source: Span, target: Span, length: int, staging: Staging, grain: int) -> Relayed | None:
         """Copy `length` bytes from space to space; see `Relay`. None: parked, nothing was moved."""
         source_space, target_space = self._plain.get(source.pasid), self._plain.get(target.pasid)

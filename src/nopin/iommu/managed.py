@@ -167,6 +167,18 @@ class ManagedAccess:
             return PARKED
         return copy_packed(space, segments, limit, staging, local, write=write)
 
+    def write_held_v(
+        self, pasid: int, remote: IoVec, staging: Staging, local: IoVec, waiter: Hashable | None
+    ) -> int | None:
+        """Write a list that lies in one window whose mirror holds all of it; see `Iommu.write_present_v`."""
+        space = self._spaces.get(pasid)
+        if space is None:
+            return 0
+        done = copy_in_window(space, remote, staging, local, write=True)
+        if done is not None:
+            self._go_on(waiter)
+        return done
+
     def copy_present(
         self, source: _End, target: _End, meters: tuple[Meter, Meter], length: int, staging: Staging
     ) -> bool:

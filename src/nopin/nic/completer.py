@@ -158,8 +158,8 @@ def _progress(core: Core, qp: QueuePair, psn: int, now: int) -> None:
     while side.works:
         work = side.works[0]
         if isinstance(work, WriteRun):
-            n_done, side.acked = min(side.acked, work.n_psn), max(0, side.acked - work.n_psn)
-            sends_done(core, qp, work.take(n_done), work.opcode)
+            posts, side.acked = work.take(side.acked)
+            sends_done(core, qp, posts, work.opcode)
             if work.n_psn:
                 break
             side.works.popleft()

@@ -53,8 +53,8 @@ def write_headers(qp: QueuePair, plan: Plan, chunks: list[Chunk]) -> None:
     for chunk in chunks:
         work = chunk.work
         if isinstance(work, WriteRun):
-            offsets = plan.offsets[chunk.at : chunk.at + chunk.n_packets] + BTH_BYTES
-            emit_reth(plan.staging.array, offsets, work.reth(chunk.nth, chunk.nth + chunk.n_packets))
+            starts, reth = work.part(chunk.nth, chunk.nth + chunk.n_packets).beginning()
+            emit_reth(plan.staging.array, plan.offsets[chunk.at + starts] + BTH_BYTES, reth)
             continue
         if work.opcode in NEEDS_ANSWER:
             start = chunk.nth * qp.mtu
@@ -164,7 +164,7 @@ def _gather_run(core: Core, qp: QueuePair, plan: Plan, run: WriteRun, chunk: Chu
     region = run.region
     if not region.alive:
         return 0
-    remote = run.local(chunk.nth, chunk.nth + chunk.n_packets)
+    remote = run.part(chunk.nth, chunk.nth + chunk.n_packets).local()
     local = plan.payload_iov(chunk.at, chunk.at + chunk.n_packets)
     waiter = waiter_for(region, qp.requester_waiter)
     return core.iommu.read_v(region.pasid, remote, plan.staging, local, region.meter, waiter)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nopin.mm.space import IoVec, Staging
+from nopin.nic.runs import RunPart
 from nopin.nic.wire import icrc
 from nopin.nic.wire.batch import Path, Runs, Segment, Slices, TxBatch
 from nopin.nic.wire.bth import DEFAULT_PKEY, PAD_SHIFT, emit_bth
@@ -159,14 +160,21 @@ class Plan:
             self._opcode[first] = family.only if ends and n == 1 else family.first
         self.n = after
 
-    def add_many(self, opcode: int, psn: int, payload: NDArray[np.uint32], *, ack_req: NDArray[np.bool_]) -> None:
-        """Add packets of one kind with consecutive PSNs."""
-        first, n = self.n, len(payload)
+    def add_messages(self, family: Family, psn: int, part: RunPart) -> None:
+        """Add consecutive packets of several messages. Where a completion was asked for, an acknowledgement is."""
+        first, n = self.n, part.n_packets
         after = first + n
-        self._opcode[first:after] = opcode
-        self._payload[first:after] = payload
+        opcode, payload = self._opcode[first:after], self._payload[first:after]
+        starts, _ = part.beginning()
+        ends, payload_of_ends, signaled = part.ending()
+        opcode[:] = family.middle
+        opcode[ends] = family.last
+        opcode[starts] = family.first
+        opcode[part.ends[part.ends - part.starts == 1] - 1] = family.only
+        payload[:] = part.mtu
+        payload[ends] = payload_of_ends
         self._psn[first:after] = (self._count[:n] + np.uint32(psn)) & np.uint32(0xFFFFFF)
-        self._ack_req[first:after] = ack_req
+        self._ack_req[first:after][ends] = signaled
         self.n = after
 
     def request_ack(self, at: int | slice) -> None:

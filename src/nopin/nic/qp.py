@@ -38,7 +38,7 @@ class SendSide:
 
     Attributes:
         works: taken from the ring and not yet completed, oldest first; their PSNs are consecutive.
-        acked: how many PSNs of the oldest work lie before `una`; none of a run, which gets shorter instead.
+        acked: how many PSNs of the oldest work lie before `una`; of a run, which gets shorter, those of its first work.
         next_psn: for the next work taken.
         una: oldest PSN not acknowledged or answered.
         sent: next PSN to put on the wire; goes back to `una` on a retry.

@@ -6,7 +6,7 @@ work and PSN each time, never stored. A long READ is asked for in several reques
 that its responses never outrun our receive buffer.
 
 A batch is planned from what may go (window, RNR wait, fence, outstanding READs), laid out, and filled
-(`filling.py`). Small WRITEs that follow one another are one run from the ring to their completion (`runs.py`).
+(`filling.py`). WRITEs that follow one another are one run from the ring to their completion (`runs.py`).
 
 Sources: IBTA volume 1, 9.7.3 (ACK request), 9.7.7 (READ), 9.7.9 (retry); 11.5 for fences.
 """
@@ -77,7 +77,7 @@ def fetch_one(core: Core, qp: QueuePair) -> None:
 
 
 def _fetch_in_runs(core: Core, qp: QueuePair) -> None:
-    """Take all there is, holding small WRITEs that follow one another as one."""
+    """Take all there is, holding WRITEs that follow one another as one."""
     side = qp.send
     n_new = min(available(core, qp, qp.send_ring), WORKS_MAX - len(side.works))
     while n_new >= RUN_MIN and side.halted is None and qp.caps.max_send_sge:
@@ -87,8 +87,8 @@ def _fetch_in_runs(core: Core, qp: QueuePair) -> None:
         run.first_psn = side.next_psn
         side.next_psn = psn_add(side.next_psn, run.n_psn)
         side.works.append(run)
-        qp.send_ring.skip(run.n_psn)
-        n_new -= run.n_psn
+        qp.send_ring.skip(len(run.posts))
+        n_new -= len(run.posts)
     _fetch_singly(core, qp, n_new)
 
 
@@ -228,9 +228,13 @@ def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
             elif not roomy:
                 return chunks
             else:
-                n_psn = min(work.n_psn - index, window, plan.room)
+                n_psn = room = min(work.n_psn - index, window, plan.room)
+                if isinstance(work, WriteRun):
+                    n_psn = work.n_whole(index, room)
                 chunks.append(Chunk(work, index, n_psn, plan.n, n_psn))
                 _add_data(qp, plan, chunks[-1], closes_window=n_psn == window)
+                if n_psn < room:
+                    return chunks
             index += n_psn
             window -= n_psn
             fresh -= n_psn
@@ -256,7 +260,8 @@ def _may_start(qp: QueuePair, work: SendWork | WriteRun, n_asked: int) -> bool:
 def _add_data(qp: QueuePair, plan: Plan, chunk: Chunk, *, closes_window: bool) -> None:
     work, n = chunk.work, chunk.n_packets
     if isinstance(work, WriteRun):
-        _add_run(plan, work, chunk.nth, chunk.nth + n)
+        plan.add_messages(_FAMILY[work.opcode], psn_add(work.first_psn, chunk.nth), work.part(chunk.nth, chunk.nth + n))
+        plan.request_ack(plan.n - 1)
         return
     if work.n_psn == 1:
         solicited = bool(work.flags & _SOLICITED)
@@ -273,13 +278,6 @@ def _add_data(qp: QueuePair, plan: Plan, chunk: Chunk, *, closes_window: bool) -
         plan.request_ack(plan.n - 1)
     if ends and work.flags & _SOLICITED:
         plan.solicit(plan.n - 1)
-
-
-def _add_run(plan: Plan, run: WriteRun, start: int, end: int) -> None:
-    """Add works of a run. Where a completion was asked for, an acknowledgement is: nobody waits for the others."""
-    psn = psn_add(run.first_psn, start)
-    plan.add_many(Opcode.WRITE_ONLY, psn, run.lengths(start, end), ack_req=run.signaled(start, end))
-    plan.request_ack(plan.n - 1)
 
 
 def _cut(plan: Plan, chunks: list[Chunk], n_packets: int) -> list[Chunk]:

@@ -1,8 +1,8 @@
 """The responder: what the peer asks of us, in PSN order.
 
 Packets come in batches. Within a batch, those that continue the expected sequence are handled by message, or, for
-small WRITEs, many messages at once; each such step is one copy into the owner's memory whatever the number of
-packets. Everything that is not steady state (duplicates, gaps, errors) is handled one packet at a time.
+WRITEs that are here whole, many messages at once; each such step is one copy into the owner's memory whatever the
+number of packets. Everything that is not steady state (duplicates, gaps, errors) is handled one packet at a time.
 
 A step either completes, or parks, or fails:
 
@@ -39,7 +39,7 @@ from nopin.nic.refusal import (
     prepare,
 )
 from nopin.nic.rights import REMOTE_ATOMIC, REMOTE_READ
-from nopin.nic.small_writes import lone_write, small_writes
+from nopin.nic.whole_writes import lone_write, whole_writes
 from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Nak, rnr_syndrome
 from nopin.nic.wire.headers import AtomicEth, unpack_reth
 from nopin.nic.wire.opcodes import BTH_BYTES, IS_SEND, IS_WRITE, Opcode
@@ -267,8 +267,8 @@ def _advance(core: Core, qp: QueuePair, packets: Packets, at: int, end: int, now
     side.nak_sent = False
     opcode = int(packets.opcode[at])
     try:
-        if opcode == Opcode.WRITE_ONLY and side.inbound is None:
-            n_done = small_writes(core, qp, packets, at, end)
+        if opcode in _PLAIN_WRITES and side.inbound is None:
+            n_done = whole_writes(core, qp, packets, at, end)
             if n_done:
                 return at + n_done
         if IS_SEND[opcode] or IS_WRITE[opcode]:
@@ -307,6 +307,7 @@ def refuse(core: Core, qp: QueuePair, refusal: Refusal) -> None:
 
 
 _READ_REQUEST, _WRITE_ONLY = int(Opcode.READ_REQUEST), int(Opcode.WRITE_ONLY)
+_PLAIN_WRITES = frozenset({Opcode.WRITE_ONLY, Opcode.WRITE_FIRST})
 _LONE_SENDS = frozenset({Opcode.SEND_ONLY, Opcode.SEND_ONLY_IMM, Opcode.SEND_ONLY_INVALIDATE})
 _WITHOUT_DATA = frozenset({Opcode.READ_REQUEST, Opcode.COMPARE_SWAP, Opcode.FETCH_ADD})
 

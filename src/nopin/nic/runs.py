@@ -1,8 +1,8 @@
-"""Small WRITEs in a row, held as one: the steady state of batched small messages on the requester's side.
+"""WRITEs in a row, held as one: the steady state of batched messages on the requester's side.
 
-Each is one packet from one range of one region. Their ring entries are decoded, judged, planned and gathered as arrays,
-so that a message costs a share of a few numpy operations instead of some 25 us of Python. A run stands among the works
-of a queue pair like one work of as many packets; whatever is special about one of its messages takes it apart
+Each goes from one range of one region. Their ring entries are decoded, judged, planned and gathered as arrays, so that
+a message costs a share of a few numpy operations instead of some 25 us of Python. A run stands among the works of a
+queue pair like one work of as many packets; whatever is special about one of its messages takes it apart
 (`SendSide.unroll`), and the ordinary way finds out what that is.
 """
 
@@ -26,17 +26,66 @@ from nopin.nic.work import Piece, SendWork
 RUN_MIN = 4
 """From this many in a row it pays to handle them together."""
 
+MESSAGE_BYTES_MAX = 1 << 20
+"""Of a message in a run. Longer ones cost little by themselves, and 512 of these stay far below half the PSN circle."""
+
 _SIGNALED = np.uint8(SendFlags.SIGNALED)
 _WRITE = int(WrOpcode.RDMA_WRITE)
 
 
 @dataclass(slots=True, eq=False)
+class RunPart:
+    """Some consecutive packets of a run.
+
+    Attributes:
+        n_packets: how many.
+        posts: entries of the works that have packets among them, oldest first: (k,).
+        starts, ends: (k,) int64, where each begins and ends, counted from the part's first packet: the first may have
+            begun before it, and the last may end after the part does.
+        region, mtu: of the run.
+    """
+
+    n_packets: int
+    posts: NDArray[np.void]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    region: Region
+    mtu: int
+
+    def beginning(self) -> tuple[NDArray[np.int64], RethBatch]:
+        """Return which packets begin a work, and where those works go."""
+        late = int(self.starts[0] < 0)
+        posts = self.posts[late:]
+        return self.starts[late:], RethBatch(posts["remote_address"], posts["rkey"], posts["local_length"])
+
+    def ending(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Return which packets end a work, the bytes each has for payload, and whether it asked for a completion."""
+        n = len(self.posts) - int(self.ends[-1] > self.n_packets)
+        posts, n_full = self.posts[:n], (self.ends - self.starts)[:n] - 1
+        payload = posts["local_length"] - n_full * self.mtu
+        return self.ends[:n] - 1, payload, np.asarray((posts["flags"] & _SIGNALED) != 0)
+
+    def local(self) -> IoVec:
+        """Return where the bytes of the packets are, by virtual address: (k, 2) uint64."""
+        places = self.region.places(self.posts["local_address"], self.posts["local_length"])
+        before = max(0, -int(self.starts[0])) * self.mtu
+        if int(self.ends[-1]) > self.n_packets:  # so its last packet, which may be shorter, is not among these
+            places[-1, 1] = (self.n_packets - int(self.starts[-1])) * self.mtu
+        if before:
+            places[0, 0] += np.uint64(before)
+            places[0, 1] -= np.uint64(before)
+        return places
+
+
+@dataclass(slots=True, eq=False)
 class WriteRun:
-    """WRITEs of one packet each, PSNs consecutive, payloads in one region.
+    """WRITEs with consecutive PSNs and payloads in one region.
 
     Attributes:
         posts: their ring entries, copied: (n,) of `abi.one_sge_dtype`.
         region: holds every local range, as `decode_writes` found.
+        mtu: payload bytes of each packet but a work's last.
+        ends: (n,) int64, packets up to the end of each work.
         first_psn: of the first of them.
     """
 
@@ -46,42 +95,46 @@ class WriteRun:
 
     posts: NDArray[np.void]
     region: Region
+    mtu: int
+    ends: NDArray[np.int64]
     first_psn: int = 0
 
     @property
     def n_psn(self) -> int:
-        """PSNs it takes: how many works it is."""
-        return len(self.posts)
+        """PSNs it takes."""
+        return int(self.ends[-1]) if len(self.ends) else 0
 
-    def lengths(self, start: int, end: int) -> NDArray[np.uint32]:
-        """Return the bytes of works [start, end): (n,) uint32, each at least 1."""
-        lengths: NDArray[np.uint32] = self.posts["local_length"][start:end]
-        return lengths
+    def part(self, start: int, end: int) -> RunPart:
+        """Return its packets [start, end), at least one."""
+        first, last = np.searchsorted(self.ends, (start, end - 1), "right").tolist()
+        ends = self.ends[first : last + 1] - start
+        starts = np.empty_like(ends)
+        starts[0] = (self.ends[first - 1] if first else 0) - start
+        starts[1:] = ends[:-1]
+        return RunPart(end - start, self.posts[first : last + 1], starts, ends, self.region, self.mtu)
 
-    def signaled(self, start: int, end: int) -> NDArray[np.bool_]:
-        """Say which of works [start, end) asked for a completion: (n,) bool."""
-        return np.asarray((self.posts["flags"][start:end] & _SIGNALED) != 0)
+    def n_whole(self, start: int, n_packets: int) -> int:
+        """Return as many of n packets from `start` on as end with a work; all, if that were not even half of them.
 
-    def reth(self, start: int, end: int) -> RethBatch:
-        """Return where works [start, end) go."""
-        part = self.posts[start:end]
-        return RethBatch(part["remote_address"], part["rkey"], part["local_length"])
+        So batches of equal messages have one shape, and few messages arrive in two parts.
+        """
+        n_works = int(np.searchsorted(self.ends, start + n_packets, "right"))
+        n = int(self.ends[n_works - 1]) - start if n_works else 0
+        return n if 2 * n >= n_packets else n_packets
 
-    def local(self, start: int, end: int) -> IoVec:
-        """Return where the bytes of works [start, end) are, by virtual address: (n, 2) uint64."""
-        part = self.posts[start:end]
-        return self.region.places(part["local_address"], part["local_length"])
-
-    def take(self, n: int) -> NDArray[np.void]:
-        """Take the first n works out; returns their entries."""
-        taken = self.posts[:n]
-        self.posts = self.posts[n:]
-        self.first_psn = psn_add(self.first_psn, n)
-        return taken
+    def take(self, n_acked: int) -> tuple[NDArray[np.void], int]:
+        """Take out the works that are whole within the first n packets; returns their entries, and packets left."""
+        n_works = int(np.searchsorted(self.ends, n_acked, "right"))
+        taken = self.posts[:n_works]
+        n_done = int(self.ends[n_works - 1]) if n_works else 0
+        self.posts, self.ends = self.posts[n_works:], self.ends[n_works:] - n_done
+        self.first_psn = psn_add(self.first_psn, n_done)
+        return taken, n_acked - n_done
 
     def works(self) -> Iterator[SendWork]:
         """Yield its works by themselves; the run must not be used any more."""
-        for nth, post in enumerate(self.posts):
+        start = 0
+        for post, end in zip(self.posts, self.ends.tolist(), strict=True):
             length = int(post["local_length"])
             yield SendWork(
                 int(post["wr_id"]),
@@ -94,8 +147,10 @@ class WriteRun:
                 int(post["swap"]),
                 length,
                 [Piece(self.region, self.region.va(int(post["local_address"])), length)],
-                first_psn=psn_add(self.first_psn, nth),
+                first_psn=psn_add(self.first_psn, start),
+                n_psn=end - start,
             )
+            start = end
 
 
 def decode_writes(entries: Bytes, regions: RegionTable, pd: Pd, mtu: int) -> WriteRun | None:
@@ -109,16 +164,19 @@ def decode_writes(entries: Bytes, regions: RegionTable, pd: Pd, mtu: int) -> Wri
     region = regions.find(int(posts["local_lkey"][0]), pd)
     if region is None or region.discipline is Discipline.SHORT_TERM:
         return None
-    n = n_alike(posts, _WRITE, region, mtu)
-    return WriteRun(posts[:n], region) if n >= RUN_MIN else None
+    n = n_alike(posts, _WRITE, region, MESSAGE_BYTES_MAX)
+    if n < RUN_MIN:
+        return None
+    n_packets = (posts["local_length"][:n].astype(np.int64) + (mtu - 1)) // mtu
+    return WriteRun(posts[:n], region, mtu, np.cumsum(n_packets))
 
 
-def n_alike(posts: NDArray[np.void], opcode: int, region: Region, mtu: int) -> int:
-    """Count the posts, from the first on, that are of one kind, one packet and one range of that region."""
+def n_alike(posts: NDArray[np.void], opcode: int, region: Region, length_max: int) -> int:
+    """Count the posts, from the first on, that are of one kind, not too long, and one range of that region."""
     length = posts["local_length"]
     good = (posts["opcode"] == opcode) & (posts["num_sge"] == 1) & (posts["local_lkey"] == region.lkey)
     good &= (posts["flags"] & ~_SIGNALED) == 0  # nothing inline, no fence
-    good &= (length > 0) & (length <= mtu)
+    good &= (length > 0) & (length <= length_max)
     good &= region.hold_each(posts["local_address"], length)
     other = first_true(~good)
     return len(posts) if other < 0 else other

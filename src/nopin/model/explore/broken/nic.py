@@ -9,7 +9,7 @@ from nopin.iommu.access import PARKED
 from nopin.iommu.page_requests import PageRequest, PageRequests
 from nopin.iommu.tickets import Tickets
 from nopin.model.explore.mutants import Patch, mutant
-from nopin.nic import answers, completer, inbound, requester, responder, small_writes
+from nopin.nic import answers, completer, inbound, requester, responder, whole_writes
 from nopin.nic.abi import WcStatus
 from nopin.nic.core import Core, fail, send_done
 from nopin.nic.mr import RegionTable
@@ -65,7 +65,7 @@ def bad_memory_is_asked_for_again_for_ever(patch: Patch) -> None:
 @mutant(PLAIN, "long_write_vs_discard")
 def requests_are_acknowledged_before_their_bytes_are_there(patch: Patch) -> None:
     """The sequence moves over a packet when its bytes are where they belong, not while it parks."""
-    copy, lone = inbound._copy, small_writes.lone_write
+    copy, lone = inbound._copy, whole_writes.lone_write
 
     def careless(device: Core, qp: QueuePair, *args: Any) -> None:
         try:
