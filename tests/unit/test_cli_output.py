@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +90,21 @@ def test_the_list_of_commands_says_of_each_in_a_whole_sentence_what_it_is_for(
     for argv in (["--help"], ["model", "--help"]):
         assert main.main(argv) == 0
         assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(("name", "sentence"), main.COMMANDS.items())
+def test_the_list_of_commands_says_what_the_help_of_each_begins_with(name: str, sentence: str) -> None:
+    command = main.cli.get_command(click.Context(main.cli), name)
+    assert command is not None
+    assert command.get_short_help_str(limit=200) == sentence
+
+
+def test_listing_the_commands_loads_none() -> None:
+    script = "import sys; from nopin.cli.main import main; main(['--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    loaded = set(done.stdout.split())
+    assert "nopin.cli.main" in loaded
+    assert not loaded & {"numpy", "rich", "nopin.verbs", "nopin.lab", "nopin.model", "nopin.server"}
 
 
 @pytest.mark.parametrize("name", main.COMMANDS)

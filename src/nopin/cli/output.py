@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from rich.console import Console, RenderableType
+
+if TYPE_CHECKING:  # most commands need none of it, and a server should start fast
+    from rich.console import Console, RenderableType
 
 _JSON = msgspec.json.Encoder(enc_hook=str)
 _WIDE = 10_000
@@ -20,12 +22,12 @@ class ReaderGone(Exception):
 
 def talk() -> Console:
     """Return the console for everything that is not data; colours only on a terminal."""
-    return Console(stderr=True, highlight=False)
+    return _console(stderr=True)
 
 
 def data() -> Console:
     """Return the console for data, for who draws on a terminal."""
-    return Console(highlight=False)
+    return _console()
 
 
 def say(message: str) -> None:
@@ -53,7 +55,7 @@ def show(what: RenderableType) -> None:
         data().print(what)
         return
     page = io.StringIO()
-    Console(file=page, width=_WIDE, highlight=False).print(what)
+    _console(file=page, width=_WIDE).print(what)
     for line in page.getvalue().splitlines():
         put(line.rstrip())
 
@@ -61,3 +63,9 @@ def show(what: RenderableType) -> None:
 def put_json(figures: Any) -> None:
     """Write figures as indented JSON."""
     put(msgspec.json.format(_JSON.encode(figures), indent=2).decode())
+
+
+def _console(**how: Any) -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, **how)
