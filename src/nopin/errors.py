@@ -12,7 +12,6 @@ import errno
 _REMEDIES = {
     errno.EMFILE: "raise the limit on open files of the process (ulimit -n)",
     errno.ENFILE: "raise the limit on open files of the host (sysctl fs.file-max)",
-    errno.ENOSPC: "free some, or name another place",
     errno.ENOMEM: "free some, or raise the limit on memory",
 }
 

@@ -68,6 +68,24 @@ def test_get_prints_values_on_standard_output(sharing: Sharing, environment: dic
     assert nopin(environment, "get", url, "2, 1:3").stdout.strip() == np.array2string(ARRAY[2, 1:3])
 
 
+def test_get_of_records_keeps_their_fields(environment: dict[str, str], tmp_path: Path) -> None:
+    records = np.array([(1, 2.5), (3, 4.5)], [("n", "<i4"), ("x", "<f8")])
+    np.save(tmp_path / "records.npy", records)
+    with subprocess.Popen(
+        [*COMMAND, "share", str(tmp_path / "records.npy")], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        nopin(environment, "get", url, "1:", "-o", str(tmp_path / "part.npy"))
+        figures = json.loads(nopin(environment, "get", url, "-j").stdout)
+        process.terminate()
+    part = np.load(tmp_path / "part.npy")
+    assert part.dtype == records.dtype
+    assert part.tolist() == [(3, 4.5)]
+    assert figures["dtype"] == [["n", "<i4"], ["x", "<f8"]]
+    assert figures["data"] == [[1, 2.5], [3, 4.5]]
+
+
 def test_stat_shows_the_shared_region_of_its_process(sharing: Sharing, environment: dict[str, str]) -> None:
     process, _ = sharing
     rows = json.loads(nopin(environment, "stat", "mr", "pid", str(process.pid), "-j").stdout)

@@ -148,6 +148,20 @@ def test_arrays_without_dimensions_work(attach: Attach) -> None:
     assert owned == -1
 
 
+def test_records_keep_their_fields(attach: Attach) -> None:
+    kind = np.dtype([("id", "<i4"), ("where", "<f8", (3,)), ("name", "S5")], align=True)
+    owned = np.zeros(10, kind)
+    with attach(owned) as remote:
+        assert remote.dtype == kind
+        remote[3] = (7, (1.0, 2.0, 3.0), b"seven")
+        remote[4:6] = np.array([(8, 0.5, b"8"), (9, 1.5, b"9")], kind)
+        assert owned["id"].tolist() == [0, 0, 0, 7, 8, 9, 0, 0, 0, 0]
+        assert (remote[3:6] == owned[3:6]).all()
+        assert remote[3]["name"] == b"seven"
+        with pytest.raises(nopin.UsageError, match="read a slice, then index"):
+            remote["id"]
+
+
 def test_numpy_reads_all_of_it(attach: Attach) -> None:
     owned = numbers(50, 20)
     with attach(owned) as remote:

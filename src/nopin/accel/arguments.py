@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from nopin.accel.memory import ArrayRef, dtype_text, parse_dtype
+from nopin.accel.memory import ArrayRef
+from nopin.control.dtypes import dtype_text, parse_dtype
 from nopin.errors import UsageError
 
 Refer = Callable[[NDArray[Any]], ArrayRef]

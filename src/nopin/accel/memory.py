@@ -6,16 +6,15 @@ arena at the same address.
 
 from __future__ import annotations
 
-import ast
 import ctypes
 from bisect import bisect_right
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from nopin.control.dtypes import dtype_text, parse_dtype
 from nopin.errors import UsageError
 from nopin.ranges import Range
 
@@ -27,7 +26,7 @@ class ArrayRef(msgspec.Struct, frozen=True, array_like=True):
         address: of its first element; 0 for an array without elements.
         shape: as numpy's.
         strides: bytes, as numpy's.
-        dtype: as the .npy format writes it.
+        dtype: as `control.dtypes` writes it.
         writable: stores through it are allowed.
     """
 
@@ -64,24 +63,6 @@ class ArrayRef(msgspec.Struct, frozen=True, array_like=True):
 
     def __str__(self) -> str:
         return f"{parse_dtype(self.dtype)}{list(self.shape)}"
-
-
-def dtype_text(dtype: np.dtype[Any]) -> str:
-    """Write a dtype, fields and all, as a literal."""
-    return repr(np.lib.format.dtype_to_descr(dtype))
-
-
-@lru_cache(maxsize=256)
-def parse_dtype(text: str) -> np.dtype[Any]:
-    """Read what `dtype_text` wrote.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    try:
-        return np.lib.format.descr_to_dtype(ast.literal_eval(text))
-    except (SyntaxError, TypeError) as problem:
-        raise ValueError(f"{text!r} is no dtype") from problem
 
 
 class Window(NamedTuple):

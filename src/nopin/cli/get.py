@@ -57,7 +57,7 @@ def command(url: str, selection: str, output: Path | None, socket_path: Path | N
             _save(remote, index, chosen, output)
         seconds = time.perf_counter() - start
     figures: dict[str, Any] = {
-        "dtype": remote.dtype.str,
+        "dtype": np.lib.format.dtype_to_descr(remote.dtype),
         "shape": list(chosen.shape),
         "bytes": chosen.n_bytes,
         "seconds": seconds,

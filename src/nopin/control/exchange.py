@@ -64,7 +64,7 @@ class Attached(Frame, tag="attached"):
     """The peer is connected.
 
     Attributes:
-        dtype: numpy's string form of the array's type; `shape` and `strides` (bytes) as numpy's.
+        dtype: the array's type, as `control.dtypes` writes it; `shape` and `strides` (bytes) as numpy's.
         address: the iova of the array's first element, to be used with `rkey`.
         span: bytes the region allows from its first byte at `start`.
         access: rights of the region (nic.abi.Access).

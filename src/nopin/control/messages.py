@@ -82,7 +82,7 @@ class Deregister(Request, tag="deregister"):
 class Publish(Request, tag="publish"):
     """Let peers that know a secret attach to a region. Answered by Published.
 
-    `dtype` is numpy's string form, `shape` and `strides` (bytes) describe the array inside the region,
+    `dtype` is as `control.dtypes` writes it, `shape` and `strides` (bytes) describe the array inside the region,
     `offset` is where it starts from the region's start.
     """
 

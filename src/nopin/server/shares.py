@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
+from nopin.control.dtypes import parse_dtype
 from nopin.control.url import TOKEN_BYTES
 from nopin.nic.errors import VerbsError
 from nopin.nic.mr import Region
@@ -19,15 +17,13 @@ from nopin.units import U64_MAX
 N_DIMENSIONS_MAX = 64
 """As many as a numpy array can have."""
 
-_DTYPE = re.compile(r"[<>|=]?[?biufcmMSUV]\d{0,9}(\[\d{0,9}[a-zA-Z]{1,2}\])?", re.ASCII)
-
 
 @dataclass(frozen=True, slots=True)
 class ArrayLayout:
     """An array inside a region.
 
     Attributes:
-        dtype: numpy's string form.
+        dtype: as `control.dtypes` writes it.
         strides: bytes.
         offset: from the region's first byte to the array's first element.
     """
@@ -124,10 +120,7 @@ def extent(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple
 
 
 def _itemsize(dtype: str) -> int:
-    """Return the bytes of one element; plain types only, never Python objects."""
-    if _DTYPE.fullmatch(dtype) is None:
-        raise VerbsError(f"{dtype[:64]!r} is not the string form of a plain numpy type")
     try:
-        return np.dtype(dtype).itemsize
-    except (TypeError, ValueError) as problem:
-        raise VerbsError(f"{dtype!r} is not a numpy type") from problem
+        return parse_dtype(dtype).itemsize
+    except ValueError as problem:
+        raise VerbsError(str(problem)) from problem

@@ -15,11 +15,12 @@ from nopin.accel import arguments, messages
 from nopin.accel.job import Job
 from nopin.accel.kernels import KERNELS
 from nopin.accel.lane import Lane
-from nopin.accel.memory import ArrayRef, parse_dtype
+from nopin.accel.memory import ArrayRef
 from nopin.accel.process import Arena, Introduce
 from nopin.accel.queue import JobQueue
 from nopin.accel.tally import AcceleratorStatistics, Tally
 from nopin.control.arena_messages import MapArena, MapperKind
+from nopin.control.dtypes import parse_dtype
 from nopin.control.messages import Handle
 from nopin.errors import Closed, UsageError
 from nopin.verbs.lifeline import Lifeline

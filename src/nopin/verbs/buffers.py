@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nopin.control.dtypes import dtype_text
 from nopin.errors import UsageError
 from nopin.units import U64_MAX
 
 USER_ADDRESSES = 1 << 47
 """Virtual addresses a process on x86-64 can use, unless it asks for more (56 bits, five-level tables)."""
+
+TYPE_TEXT_BYTES_MAX = 1000
+"""Of the text of a type; a share's entry in its book is no larger than 2 KiB (`control.share_book`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,7 @@ class Memory:
     Attributes:
         address: the first byte that belongs to it.
         length: bytes; None for the whole process (then `address` is 0).
-        dtype: numpy's string form; `shape` and `strides` (bytes) as numpy's.
+        dtype: as `control.dtypes` writes it; `shape` and `strides` (bytes) as numpy's.
         offset: from `address` to the array's first element.
         read_only: stores through it are forbidden.
         keep: holds the exporting object, so that its memory stays where it is.
@@ -95,13 +100,22 @@ def _of_array(array: NDArray[Any], keep: object) -> Memory:
     return Memory(
         address=first + low,
         length=high - low,
-        dtype=array.dtype.str,
+        dtype=_text_of(array.dtype),
         shape=array.shape,
         strides=array.strides,
         offset=-low,
         read_only=not array.flags.writeable,
         keep=keep,
     )
+
+
+def _text_of(dtype: np.dtype[Any]) -> str:
+    """Write a type for peers; records with overlapping fields, or too many, are so many bytes to them."""
+    with contextlib.suppress(ValueError):
+        text = dtype_text(dtype)
+        if len(text.encode()) <= TYPE_TEXT_BYTES_MAX:
+            return text
+    return dtype.str
 
 
 def extent(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, int]:

@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from nopin.control.dtypes import parse_dtype
 from nopin.control.exchange import Attach, Attached
 from nopin.control.url import ShareUrl
 from nopin.errors import NopinError, PeerError
@@ -75,10 +74,10 @@ def connect(
 def _check(attached: Attached) -> None:
     """Refuse a description that makes no sense, before numpy sees it as ours."""
     try:
-        dtype = np.dtype(attached.dtype)
-    except (TypeError, ValueError) as problem:
-        raise PeerError(f"the peer describes an array of {attached.dtype!r}: {problem}") from problem
-    if dtype.hasobject or not dtype.itemsize or len(attached.shape) != len(attached.strides):
+        dtype = parse_dtype(attached.dtype)
+    except ValueError as problem:
+        raise PeerError(f"the peer describes an impossible array: {problem}") from problem
+    if not dtype.itemsize or len(attached.shape) != len(attached.strides):
         raise PeerError(f"the peer describes an impossible array of {dtype}")
     if any(n < 0 for n in attached.shape):
         raise PeerError(f"the peer describes an array of shape {attached.shape}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from nopin.control.dtypes import parse_dtype
 from nopin.errors import Closed, UsageError
 from nopin.nic.abi import Access, WrOpcode
 from nopin.verbs.access import format_access
@@ -49,7 +50,7 @@ class RemoteArray(DeviceObject):
         attached = attachment.told
         self.shape = tuple(attached.shape)
         self.strides = tuple(attached.strides)
-        self.dtype = np.dtype(attached.dtype)
+        self.dtype = parse_dtype(attached.dtype)
         self.access = Access(attached.access)
         self._itemsize = self.dtype.itemsize
         self._address = attached.address

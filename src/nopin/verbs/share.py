@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from nopin.control.dtypes import parse_dtype
 from nopin.control.messages import Publish, Published, ReclaimedShare, Withdraw
 from nopin.control.url import ShareUrl
 from nopin.errors import ServerGone
@@ -41,7 +40,7 @@ class Share(DeviceObject):
         self.device = device
         self._first = memory.address + memory.offset
         self._shape, self._strides = memory.shape, memory.strides
-        self._itemsize = np.dtype(memory.dtype).itemsize
+        self._itemsize = parse_dtype(memory.dtype).itemsize
         self.region = region
         self.name = published.share
         self._token = published.token
