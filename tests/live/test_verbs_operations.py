@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -217,6 +218,24 @@ def test_a_full_queue_refuses_and_has_room_again_after_completions(pair: Pair, p
         pair.owner.qp.post_recv(receive)
     assert both(pair, SendWr(WrOpcode.SEND, inline=b"12345678"))[1].status is WcStatus.SUCCESS
     pair.owner.qp.post_recv(receive)
+
+
+def test_a_queue_pair_that_was_idle_beside_a_busy_one_is_heard_again(
+    servers: Servers, path: str, pair: Pair, pages: Pages
+) -> None:
+    region = pair.owner.register(pages.address, THEIRS, Access.REMOTE_WRITE | Access.LOCAL_WRITE)
+    write = SendWr(WrOpcode.RDMA_WRITE, inline=b"12345678", remote_address=pages.address, rkey=region.rkey)
+    assert pair.peer.run(write).status is WcStatus.SUCCESS
+    idle = pair.peer.qp.send_ring
+    with connected(servers, path) as busy:
+        there = busy.owner.register(pages.address, THEIRS, Access.REMOTE_WRITE | Access.LOCAL_WRITE)
+        until = time.monotonic() + PATIENCE_S
+        while not idle.unattended and time.monotonic() < until:
+            keeps = SendWr(WrOpcode.RDMA_WRITE, inline=b"12345678", remote_address=pages.address, rkey=there.rkey)
+            assert busy.peer.run(keeps).status is WcStatus.SUCCESS
+        assert idle.unattended
+        assert pair.peer.run(write).status is WcStatus.SUCCESS
+        assert not idle.unattended
 
 
 def test_a_channel_fires_for_an_armed_queue_only(servers: Servers, path: str) -> None:

@@ -221,6 +221,8 @@ PRODUCER_OFFSET = 0
 CONSUMER_OFFSET = 64
 ARMED_OFFSET = 128
 """u64 in a completion ring: 0 no notice wanted, 1 at the next completion, 2 at the next solicited one."""
+UNATTENDED_OFFSET = 192
+"""u64 in a send ring: 1 while the device does not look at it, so that who posts has to ring."""
 
 
 def wqe_stride(max_sge: int, max_inline: int) -> int:

@@ -12,6 +12,7 @@ from nopin.iommu.iommu import Iommu
 from nopin.iommu.relay import nobody_waits
 from nopin.mm.space import Staging
 from nopin.nic.abi import AsyncEventType, Discipline, QpState, SendFlags, WcFlags, WcOpcode, WcStatus
+from nopin.nic.attention import Attention
 from nopin.nic.counters import Counters
 from nopin.nic.cq import Cq
 from nopin.nic.errors import RingCorrupt
@@ -37,6 +38,7 @@ class Core:
     """The device's tables and outboxes.
 
     Attributes:
+        attention: whose rings are looked at.
         ready: queue pairs that may have something to send, in the order they will be served.
         dirty: completion queues that got something since notices were last taken.
         plan: the one place where outgoing packets are built; a batch is sent before the next is begun.
@@ -48,6 +50,7 @@ class Core:
     endpoint: Endpoint
     counters: Counters = field(default_factory=Counters)
     qps: dict[int, QueuePair] = field(default_factory=dict)
+    attention: Attention = field(default_factory=Attention)
     ready: dict[QueuePair, None] = field(default_factory=dict)
     dirty: dict[Cq, None] = field(default_factory=dict)
     events: list[AsyncEvent] = field(default_factory=list)
@@ -70,7 +73,8 @@ def others_wait(core: Core, qp: QueuePair) -> bool:
     """Tell whether anybody but this queue pair wants the device."""
     if core.ready or core.runner_waits():
         return True
-    return any(other.send_ring.has_work for other in core.qps.values() if other is not qp and other.state is _RTS)
+    attended = core.attention.queue_pairs
+    return any(other.send_ring.has_work for other in attended if other is not qp and other.state is _RTS)
 
 
 def available(core: Core, qp: QueuePair, ring: WorkConsumer) -> int:
@@ -193,6 +197,7 @@ def fail(core: Core, qp: QueuePair) -> None:
     qp.recv.n_held = 0
     qp.recv.parked_at = None
     flush(core, qp)
+    core.attention.attend(qp)  # what is posted later is flushed, too
     core.ready[qp] = None  # for the replies
 
 
@@ -219,6 +224,7 @@ def _flush_rings(core: Core, qp: QueuePair) -> None:
 def reset(core: Core, qp: QueuePair) -> None:
     """Return a queue pair to RESET: work is forgotten without completions (ib_modify_qp to RESET)."""
     _forget_waits(core, qp)
+    core.attention.forget(qp)
     core.ready.pop(qp, None)
     qp.send = SendSide()
     qp.recv = ReceiveSide()

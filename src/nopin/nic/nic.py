@@ -182,6 +182,8 @@ class Nic:
             _enter_rts(qp)
         elif target is QpState.SQD:
             qp.drained = False
+        if target is _RTS:
+            self._core.attention.attend(qp)
         self._core.ready[qp] = None
 
     def query_qp(self, qp: QueuePair) -> QpAttr:
@@ -218,10 +220,10 @@ class Nic:
     # --- the runner's calls -----------------------------------------------------------------------------------
 
     def poll_rings(self, now: int) -> bool:
-        """Look at every ring for new work; True when there was some."""
+        """Look at the rings that have our attention for new work; True when there was some."""
         found = False
         core = self._core
-        for qp in core.qps.values():
+        for qp in core.attention.queue_pairs:
             if qp.state is _RTS:
                 if qp.send_ring.has_work and qp not in core.ready and requester.can_fetch(qp):
                     core.ready[qp] = None
@@ -230,6 +232,19 @@ class Nic:
                 flush(core, qp)
                 found = True
         return found
+
+    def attend(self, qp: QueuePair) -> None:
+        """Look at the rings of a queue pair again, if something was posted there; its client rang."""
+        if qp.send_ring.has_work and qp.state in (_RTS, _ERR):
+            self._core.attention.attend(qp)
+
+    def leave_idle(self, fence: Callable[[], None]) -> None:
+        """Leave rings in which nothing was posted since the last call: clients ring before they are looked at again.
+
+        Args:
+            fence: a full memory barrier.
+        """
+        self._core.attention.leave_idle(fence)
 
     @property
     def busy(self) -> bool:

@@ -26,6 +26,7 @@ from nopin.nic.abi import (
     CQE_BYTES,
     CQE_DTYPE,
     PRODUCER_OFFSET,
+    UNATTENDED_OFFSET,
     ring_bytes,
 )
 from nopin.nic.errors import RingCorrupt
@@ -33,6 +34,7 @@ from nopin.nic.errors import RingCorrupt
 _PRODUCER = PRODUCER_OFFSET // 8
 _CONSUMER = CONSUMER_OFFSET // 8
 _ARMED = ARMED_OFFSET // 8
+_UNATTENDED = UNATTENDED_OFFSET // 8
 
 _CQE = struct.Struct("<Q8I")
 
@@ -68,6 +70,11 @@ class WorkProducer(_Ring):
     def free(self) -> int:
         """Entries that can be posted now."""
         return self.depth - (self._next - self._index[_CONSUMER])
+
+    @property
+    def unattended(self) -> bool:
+        """True while the device does not look here. To be asked behind a fence, after posting."""
+        return self._index[_UNATTENDED] != 0
 
     def post(self, entries: Sequence[bytes]) -> None:
         """Write entries (each at most one stride long), then the index.
@@ -131,6 +138,19 @@ class WorkConsumer(_Ring):
     def has_work(self) -> bool:
         """Quick form of `available`, for polling: the index moved, validity not judged."""
         return self._index[_PRODUCER] != self._taken
+
+    @property
+    def n_taken(self) -> int:
+        """Entries taken since the ring was made."""
+        return self._taken
+
+    def leave(self) -> None:
+        """Say that nobody looks here. A fence belongs after it, before looking once more."""
+        self._index[_UNATTENDED] = 1
+
+    def attend(self) -> None:
+        """Say that somebody looks here again."""
+        self._index[_UNATTENDED] = 0
 
     def take(self) -> bytes:
         """Copy the next entry out. Requires: `available` was positive."""

@@ -24,11 +24,15 @@ from nopin.server import events
 from nopin.server.core import Core
 from nopin.server.elbow_room import ElbowRoom
 from nopin.server.objects import ClientCq, ClientQp
-from nopin.units import S_NS, US_NS
+from nopin.units import MS_NS, S_NS, US_NS
 
 BURST_NS = 100 * US_NS
 """How long to stay awake after packets: a long message comes as a burst, and a receiver that dozes off between its
 parts makes the sender wake it for each, which costs the sender more than the sending."""
+
+
+LEAVE_AFTER_NS = 20 * MS_NS
+"""How often rings are left in which nothing was posted since the last time; see `nic/attention.py`."""
 
 
 class Loop:
@@ -48,6 +52,7 @@ class Loop:
         self._in_burst = False
         self._woken = False
         self._posts_are_direct = False
+        self._leave_at = 0
         for fd in core.link.filenos():
             core.poller.watch(fd, self._on_packets)
         core.poller.watch(core.workers.fd, self._on_fault_results)
@@ -139,6 +144,9 @@ class Loop:
         if core.nic.is_due(now):
             core.nic.on_deadline(now)
         core.timers.run(now)
+        if now >= self._leave_at:  # no deadline: nobody is to wake up for this
+            self._leave_at = now + LEAVE_AFTER_NS
+            core.nic.leave_idle(fence)
 
     def _page_requests(self, now: int) -> bool:
         """Hand new requests to the workers and to pagers, and resume whose pages have come; True if there was one.

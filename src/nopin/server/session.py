@@ -48,10 +48,6 @@ def say_why(sock: socket.socket, message: str) -> None:
         send_packet(sock, encode(Refused(code="closed", errno=errno.ECONNABORTED, message=message)))
 
 
-def _wake_up(_mask: int) -> None:
-    """Nothing is to be done but to be awake: the loop looks at every ring."""
-
-
 class Session:
     """A client. Owns the socket, the process handle and all objects made for the client.
 
@@ -62,9 +58,9 @@ class Session:
         process: the process whose memory the client may register: the one that connected.
         name: its command name, for figures.
         book: what it shares, written down for a successor; None before it said hello.
-        doorbell: eventfd that the client writes when the server sleeps. One for each client, so that none can take
-            or block another's ring; and never read, because the client may have made it blocking: each write is an
-            edge of its own.
+        doorbell: eventfd that the client writes when the server sleeps, or does not look where it posted. One for each
+            client, so that none can take or block another's ring; and never read, because the client may have made it
+            blocking: each write is an edge of its own.
 
     Raises:
         OSError: the server is out of descriptors.
@@ -84,7 +80,7 @@ class Session:
         self._sock: socket.socket | None = None
         self._outbox: Outbox | None = None
         core.poller.watch(process.fileno(), self._on_exit)
-        core.poller.watch(self.doorbell, _wake_up, READ | EDGE)
+        core.poller.watch(self.doorbell, self._on_doorbell, READ | EDGE)
         if sock is not None:
             self._connect(sock)
 
@@ -160,6 +156,10 @@ class Session:
             if self._sock is not None:
                 say_why(self._sock, f"the server ended the connection: {what}")
             self.end(what)
+
+    def _on_doorbell(self, _mask: int) -> None:
+        for entry in self.objects.qps.values():
+            self.core.nic.attend(entry.qp)
 
     def _on_exit(self, _mask: int) -> None:
         self.end("the process exited")

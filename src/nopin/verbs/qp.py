@@ -183,7 +183,7 @@ class QueuePair(DeviceObject):
         if isinstance(wrs, SendWr):
             wrs = (wrs,)
         self.send_ring.post([encode_send(wr, max_sge=caps.max_send_sge, max_inline=caps.max_inline) for wr in wrs])
-        self.session.ring_doorbell()
+        self.session.ring_doorbell(self.send_ring)
 
     def post_send_array(
         self,
@@ -229,7 +229,7 @@ class QueuePair(DeviceObject):
             lkey=lkey,
         )
         self.send_ring.post_array(entries)
-        self.session.ring_doorbell()
+        self.session.ring_doorbell(self.send_ring)
 
     def post_encoded(self, entry: bytes) -> None:
         """Post one send entry that is encoded already (verbs.wr): the shortest way there is.
@@ -240,7 +240,7 @@ class QueuePair(DeviceObject):
         if self._why_closed:
             raise self._closed_error()
         self.send_ring.post((entry,))
-        self.session.ring_doorbell()
+        self.session.ring_doorbell(self.send_ring)
 
     def post_recv(self, wrs: RecvWr | Sequence[RecvWr]) -> None:
         """Post receives, all or nothing. Raises as `post_send`."""
@@ -249,7 +249,7 @@ class QueuePair(DeviceObject):
         if isinstance(wrs, RecvWr):
             wrs = (wrs,)
         self.recv_ring.post([encode_recv(wr, max_sge=self.caps.max_recv_sge) for wr in wrs])
-        self.session.ring_doorbell()
+        self.session.ring_doorbell(self.recv_ring)
 
     def _end(self) -> None:
         self.session.tell(DestroyQp(seq=0, qpn=self.qpn))

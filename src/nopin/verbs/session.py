@@ -18,6 +18,7 @@ from nopin.linux import memfd
 from nopin.linux.fence import fence
 from nopin.linux.prctl import allow_tracer
 from nopin.linux.userfaultfd import open_watch
+from nopin.nic.rings import WorkProducer
 from nopin.units import PAGE_BYTES
 from nopin.verbs.objects import DeviceObject
 
@@ -102,14 +103,14 @@ class Session:
         for each in dropped:
             each.close()
 
-    def ring_doorbell(self) -> None:
-        """Wake the server if it sleeps; call it after posting.
+    def ring_doorbell(self, ring: WorkProducer) -> None:
+        """Call the server if it sleeps, or does not look at the ring; call it after posting.
 
-        The fence keeps our index store before our look at the flag; the server sets the flag before its last
+        The fence keeps our index store before our look at the flags; the server sets a flag before its last
         look at the rings, so one of us sees the other.
         """
         fence()
-        if self._sleeping[0]:
+        if self._sleeping[0] or ring.unattended:
             if self._doorbell < 0:
                 raise ServerGone("the device server of this queue pair went away; make a new one")
             with contextlib.suppress(BlockingIOError):  # the counter is full, so nobody sleeps
