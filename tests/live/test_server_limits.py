@@ -24,6 +24,7 @@ from nopin.control.packets import close_all
 from nopin.control.socket import ControlSocket
 from nopin.errors import ServerGone, ServerRefused
 from nopin.nic.attributes import QpCaps
+from nopin.verbs.child_server import connect_or_start
 
 LIMITS = {
     "pds": 3,
@@ -139,6 +140,8 @@ def test_more_clients_than_allowed_are_turned_away_with_the_reason(server: Serve
     with pytest.raises(ServerGone, match="there are 4 clients already"):
         hello(late)
     late.close()
+    with pytest.raises(ServerRefused, match=r"does not want us: .* there are 4 clients already"):
+        connect_or_start(server.path)  # and starts none: one is there
     for raw in many:
         raw.close()
     assert eventually(lambda: is_welcome(server))

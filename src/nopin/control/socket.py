@@ -28,12 +28,16 @@ class ControlSocket:
     Args:
         path: the server's socket.
 
+    Attributes:
+        told: why the server ended the connection, if it said so.
+
     Raises:
         ServerGone: nobody listens there.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.told = ""
         self._lock = threading.Lock()
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._seq = 0
@@ -93,7 +97,8 @@ class ControlSocket:
                 send_packet(self._sock, data, fds)
                 reply, received = self._reply(REPLY_DESCRIPTORS.get(type(message), 0))
             except (OSError, ProtocolError) as problem:
-                raise self._broken(f"during {type(message).__name__}: {self._last_words() or problem}") from problem
+                self._hear_last_words()
+                raise self._broken(f"during {type(message).__name__}: {self.told or problem}") from problem
         if isinstance(reply, Refused):
             raise ServerRefused(reply.message, code=reply.code, errno=reply.errno)
         return reply, received
@@ -142,6 +147,7 @@ class ControlSocket:
             try:
                 reply = decode_reply(packet.data)
                 if isinstance(reply, Refused) and reply.seq == 0:
+                    self.told = reply.message
                     raise ProtocolError(reply.message)
                 if isinstance(reply, Event) or reply.seq != self._seq:
                     close_all(packet.fds)
@@ -160,14 +166,14 @@ class ControlSocket:
                 raise
             return reply, packet.fds
 
-    def _last_words(self) -> str:
-        """Return what the server said before it closed the connection, if anything."""
+    def _hear_last_words(self) -> None:
+        """Take note of what the server said before it closed the connection."""
         for _ in range(2):  # the first call may only fetch the pending error
             with contextlib.suppress(OSError, ProtocolError):
                 reply = decode_reply(receive_packet(self._sock, 0, socket.MSG_DONTWAIT).data)
                 if isinstance(reply, Refused) and reply.seq == 0:
-                    return reply.message
-        return ""
+                    self.told = reply.message
+                    return
 
     def _collect(self) -> None:
         """Buffer what has arrived, without waiting (MSG_DONTWAIT would wait: the socket has a timeout)."""

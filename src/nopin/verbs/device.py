@@ -83,6 +83,7 @@ class Device(DeviceObject):
     Raises:
         UsageError: the budget is no size.
         ServerGone: nobody listens at `server`.
+        ServerRefused: the server does not want us; it has as many clients as it takes, for instance.
         ServerError: the default server does not start.
         HostLacks: it does not for want of a feature; `nopin doctor` tells all.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from nopin.control.messages import PROTOCOL_VERSION, Done, Hello, Reply, Request
 from nopin.control.packets import close_all
 from nopin.control.share_book import ShareBook
 from nopin.control.socket import ControlSocket
-from nopin.errors import HostLacks, ServerError, ServerGone
+from nopin.errors import HostLacks, ServerError, ServerGone, ServerRefused
 from nopin.linux import memfd
 from nopin.linux.fence import fence
 from nopin.linux.prctl import allow_tracer
@@ -68,6 +69,11 @@ class Session:
             hello.has_uffd, hello.uffd_features = True, int(features)
         try:
             reply, fds = self.control.request(hello, [*watch, self._book] if hello.has_book else watch)
+        except ServerGone as problem:
+            if not self.control.told:
+                raise
+            text = f"the device server at {self.control.path} does not want us: {self.control.told}"
+            raise ServerRefused(text, code="closed", errno=errno.ECONNREFUSED) from problem
         finally:
             close_all(watch)
         if not isinstance(reply, Welcome) or reply.version != PROTOCOL_VERSION or len(fds) != 3:
