@@ -1,4 +1,4 @@
-"""WRITEs that are handled as one run end exactly as they do one by one, whatever happens to some of them."""
+"""WRITEs and READs that are handled as one run end exactly as they do one by one, whatever happens to some of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nopin.model.net.client import SendOptions
 from nopin.nic import requester, whole_writes
 from nopin.nic.abi import QpState, SendFlags, WcStatus, WrOpcode
 from nopin.nic.attributes import QpAttr
-from nopin.nic.runs import RUN_MIN, WriteRun, decode_writes
+from nopin.nic.runs import RUN_MIN, Run, decode_run
 from nopin.nic.wire.batch import Path
 from nopin.nic.wire.bth import PAD_SHIFT
 from nopin.nic.wire.opcodes import Opcode
@@ -30,6 +30,7 @@ MTU = 1024
 SHORT, LONG = 1, 130
 """By how many bytes each WRITE is longer than the one before: all of one packet, or up to five."""
 
+Post = Callable[..., None]
 Spoil = Callable[[Pair], None]
 
 
@@ -65,13 +66,20 @@ def both_ways(monkeypatch: pytest.MonkeyPatch, play: Callable[[], Outcome]) -> O
     return in_runs
 
 
-def writes(pair: Pair, n: int = N, special: SendOptions | None = None, step: int = SHORT) -> None:
+def reads(pair: Pair, n: int = N, special: SendOptions | None = None, step: int = SHORT) -> None:
+    """Post READs of growing length all over three pages of ours and theirs; the one in the middle is `special`."""
+    writes(pair, n, special, step, READ)
+
+
+def writes(
+    pair: Pair, n: int = N, special: SendOptions | None = None, step: int = SHORT, opcode: WrOpcode = WRITE
+) -> None:
     """Post WRITEs of growing length all over three pages of ours and theirs; the one in the middle is `special`."""
     for k in range(n):
         options: SendOptions = {"wr_id": k}
         if special and k == n // 2:
             options.update(special)
-        pair.a.post(WRITE, k * 300 + 5, k * step + 1, to=pair.b.region, at=k * 300 + 9, **options)
+        pair.a.post(opcode, k * 300 + 5, k * step + 1, to=pair.b.region, at=k * 300 + 9, **options)
 
 
 def n_packets(n: int, step: int) -> int:
@@ -91,7 +99,7 @@ def test_a_run_is_one_from_the_ring_to_its_completion(step: int) -> None:
     pair.a.nic.poll_rings(0)
     (batch,) = pair.a.nic.transmit(0)
     (run,) = pair.a.qp.send.works
-    assert isinstance(run, WriteRun)
+    assert isinstance(run, Run)
     assert run.n_psn == n_packets(N, step)
     n_before = pair.b.space.n_copies
     pair._deliver(batch, pair.b)
@@ -118,14 +126,15 @@ def _no_key(pair: Pair) -> None:
     pair.b.nic.deregister(pair.b.region)
 
 
+@pytest.mark.parametrize("post", [writes, reads])
 @pytest.mark.parametrize("step", [SHORT, LONG])
 @pytest.mark.parametrize(
     ("spoil", "n_succeeded"), [(nothing, N), (_local_hole, None), (_remote_hole, None), (_slow, N), (_no_key, 0)]
 )
 def test_a_run_ends_like_its_works(
-    monkeypatch: pytest.MonkeyPatch, spoil: Spoil, n_succeeded: int | None, step: int
+    monkeypatch: pytest.MonkeyPatch, spoil: Spoil, n_succeeded: int | None, step: int, post: Post
 ) -> None:
-    outcome = both_ways(monkeypatch, lambda: played(lambda pair: writes(pair, step=step), spoil))
+    outcome = both_ways(monkeypatch, lambda: played(lambda pair: post(pair, step=step), spoil))
     statuses = [status for _, status in outcome.completions]
     assert [wr_id for wr_id, _ in outcome.completions] == list(range(N))
     n_good = statuses.count(OK)
@@ -137,6 +146,7 @@ def test_a_run_ends_like_its_works(
         assert n_good == n_succeeded
 
 
+@pytest.mark.parametrize("post", [writes, reads])
 @pytest.mark.parametrize("step", [SHORT, LONG])
 @pytest.mark.parametrize(
     "special",
@@ -150,8 +160,10 @@ def test_a_run_ends_like_its_works(
         {"remote": U64_MAX},
     ],
 )
-def test_a_run_goes_as_far_as_works_are_alike(monkeypatch: pytest.MonkeyPatch, special: SendOptions, step: int) -> None:
-    both_ways(monkeypatch, lambda: played(lambda pair: writes(pair, special=special, step=step), nothing))
+def test_a_run_goes_as_far_as_works_are_alike(
+    monkeypatch: pytest.MonkeyPatch, special: SendOptions, step: int, post: Post
+) -> None:
+    both_ways(monkeypatch, lambda: played(lambda pair: post(pair, special=special, step=step), nothing))
 
 
 @pytest.mark.parametrize("opcode", [READ, SEND, WrOpcode.ATOMIC_FETCH_AND_ADD, 99])
@@ -171,7 +183,7 @@ def test_work_of_another_kind_ends_a_run_and_keeps_its_place(monkeypatch: pytest
     assert (outcome.completions[-1][1] == OK) == (opcode != 99)
 
 
-@pytest.mark.parametrize("sge", [(0, 8, None), (0, 8, 12345), (-8, 8, None), (0, (1 << 20) + 1, None), (0, 0, None)])
+@pytest.mark.parametrize("sge", [(0, 8, None), (0, 8, 12345), (-8, 8, None), (0, 256 * MTU + 1, None), (0, 0, None)])
 def test_a_work_that_does_not_fit_a_run_ends_it(
     monkeypatch: pytest.MonkeyPatch, sge: tuple[int, int, int | None]
 ) -> None:
@@ -186,21 +198,56 @@ def test_a_work_that_does_not_fit_a_run_ends_it(
     both_ways(monkeypatch, lambda: played(post, nothing))
 
 
+@pytest.mark.parametrize("post", [writes, reads])
 @pytest.mark.parametrize("step", [SHORT, LONG])
 @pytest.mark.parametrize("seed", range(6))
-def test_lost_packets_of_runs_are_sent_again(monkeypatch: pytest.MonkeyPatch, seed: int, step: int) -> None:
+def test_lost_packets_of_runs_are_sent_again(monkeypatch: pytest.MonkeyPatch, seed: int, step: int, post: Post) -> None:
     def play() -> Outcome:
         rng = random.Random(seed)
 
-        def post(pair: Pair) -> None:
+        def several(pair: Pair) -> None:
             for _ in range(5):
-                writes(pair, 45, step=step)
+                post(pair, 45, step=step)
 
-        loss = 0.2 if step == SHORT else 0.05
-        return played(post, nothing, lambda packet, _number: [] if rng.random() < loss else [packet])
+        loss = 0.1 if step == SHORT else 0.05
+        return played(several, nothing, lambda packet, _number: [] if rng.random() < loss else [packet])
 
     outcome = both_ways(monkeypatch, play)
     assert [status for _, status in outcome.completions] == [OK] * 225
+
+
+def test_responses_to_a_run_of_reads_are_placed_by_one_copy_a_batch() -> None:
+    pair = make_pair(mtu=MTU, max_rd_atomic=64)
+    pair.b.space.memory[:] = 7
+    reads(pair, step=LONG)
+    n_before = pair.a.space.n_copies
+    pair.run()
+    assert pair.a.poll() == [(k, OK) for k in range(N)]
+    assert all((pair.a.space.memory[k * 300 + 5 :][: k * LONG + 1] == 7).all() for k in range(N))
+    assert pair.a.space.n_copies - n_before == 1
+
+
+def test_reads_of_a_run_that_do_not_fit_the_window_any_more_are_asked_for_in_parts() -> None:
+    """Requests are lost until the window is smaller than one READ."""
+    n_lost = 0
+
+    def wire(packet: bytes, _number: int) -> list[bytes]:
+        nonlocal n_lost
+        lost = packet[0] == Opcode.READ_REQUEST and n_lost < 6
+        n_lost += lost
+        return [] if lost else [packet]
+
+    pair = make_pair(wire, mtu=MTU)
+    pair.b.space.memory[:] = 7
+    pair.a.qp.send.window = 256
+    for k in range(8):
+        pair.a.post(READ, 0, 100 * MTU, to=pair.b.region, wr_id=k)
+    pair._step()
+    assert isinstance(pair.a.qp.send.works[0], Run)
+    pair.run()
+    assert pair.a.poll() == [(k, OK) for k in range(8)]
+    assert (pair.a.space.memory[: 100 * MTU] == 7).all()
+    assert pair.a.nic.counters.ack_timeout >= 3, "the window was never smaller than a READ"
 
 
 def test_only_signaled_works_of_a_run_complete() -> None:
@@ -225,11 +272,12 @@ def test_runs_follow_each_other_round_the_ring() -> None:
         assert np.array_equal(pair.b.space.memory[1000 * nth :][:720], pair.a.space.memory[1000 * nth :][:720])
 
 
-def test_a_run_under_way_goes_no_further_in_sqd() -> None:
+@pytest.mark.parametrize("post", [writes, reads])
+def test_a_run_under_way_goes_no_further_in_sqd(post: Post) -> None:
     """SQD finishes what is on the wire; what the window kept back waits for RTS."""
-    pair = make_pair(mtu=MTU)
+    pair = make_pair(mtu=MTU, max_rd_atomic=64)
     pair.a.qp.send.window = 16
-    writes(pair)
+    post(pair)
     pair.a.nic.poll_rings(0)
     list(pair.a.nic.transmit(0))  # lost on the way
     pair.a.nic.modify_qp(pair.a.qp, QpAttr(state=QpState.SQD), 0)
@@ -380,5 +428,5 @@ def test_too_few_make_no_run() -> None:
     entry = send_entry(WRITE, [(region.iova, 8, region.lkey)]).ljust(128, b"\0")
     regions, pd = pair.a.nic._core.regions, pair.a.qp.pd
     posts = np.frombuffer(entry * RUN_MIN, np.uint8).reshape(-1, 128)
-    assert decode_writes(posts, regions, pd, MTU) is not None
-    assert decode_writes(posts[1:], regions, pd, MTU) is None
+    assert decode_run(posts, regions, pd, MTU, 1024) is not None
+    assert decode_run(posts[1:], regions, pd, MTU, 1024) is None

@@ -15,11 +15,11 @@ from typing import TypeGuard
 
 from nopin.iommu.access import PARKED
 from nopin.nic.abi import AsyncEventType, QpState, WcStatus, WrOpcode
-from nopin.nic.core import Core, fail, send_done, sends_done
+from nopin.nic.core import Core, fail, send_done, sends_done, waiter_for
 from nopin.nic.packets import HELD_PACKETS_MAX, Packet, Packets, first_true
 from nopin.nic.qp import WINDOW_PACKETS_MAX, WINDOW_PACKETS_MIN, QueuePair
 from nopin.nic.requester import restart_timer, rewind
-from nopin.nic.runs import WriteRun
+from nopin.nic.runs import Run
 from nopin.nic.scatter import copy_piece, push, scatter
 from nopin.nic.wire.aeth import KIND_SHIFT, VALUE_MASK, Nak, SyndromeKind
 from nopin.nic.wire.headers import parse_atomic_ack
@@ -157,7 +157,7 @@ def _progress(core: Core, qp: QueuePair, psn: int, now: int) -> None:
         side.asked.popleft()
     while side.works:
         work = side.works[0]
-        if isinstance(work, WriteRun):
+        if isinstance(work, Run):
             posts, side.acked = work.take(side.acked)
             sends_done(core, qp, posts, work.opcode)
             if work.n_psn:
@@ -299,7 +299,7 @@ def _ask_again(core: Core, qp: QueuePair, now: int) -> None:
 # --- answers with data ----------------------------------------------------------------------------------------
 
 
-def _answering(core: Core, qp: QueuePair, psn: int, now: int) -> SendWork | None:
+def _answering(core: Core, qp: QueuePair, psn: int, now: int) -> SendWork | Run | None:
     """Return the work that expects the answer with this PSN next; acknowledges the SENDs and WRITEs before it."""
     side = qp.send
     if psn_diff(psn, side.una) < 0 or psn_diff(psn, side.high) >= 0:
@@ -313,14 +313,12 @@ def _answering(core: Core, qp: QueuePair, psn: int, now: int) -> SendWork | None
     if lost != psn:
         _ask_again(core, qp, now)
         return None
-    work = side.works[0]
-    assert isinstance(work, SendWork), "a run needs no answer of its own"
-    return work
+    return side.works[0]
 
 
 def _atomic_response(core: Core, qp: QueuePair, packet: Packet, now: int) -> None:
     work = _answering(core, qp, packet.psn, now)
-    if work is None or work.opcode not in IS_ATOMIC or packet.payload != 0:
+    if not isinstance(work, SendWork) or work.opcode not in IS_ATOMIC or packet.payload != 0:
         return
     original = parse_atomic_ack(packet.staging.view, packet.offset + BTH_BYTES + AETH_BYTES)
     core.scratch.view[:ATOMIC_BYTES] = original.to_bytes(ATOMIC_BYTES, "little")
@@ -334,7 +332,7 @@ def _atomic_response(core: Core, qp: QueuePair, packet: Packet, now: int) -> Non
     _progress(core, qp, psn_add(packet.psn, 1), now)
 
 
-def _is_whole_answer(work: SendWork | WriteRun, qp: QueuePair, packet: Packet) -> TypeGuard[SendWork]:
+def _is_whole_answer(work: SendWork | Run, qp: QueuePair, packet: Packet) -> TypeGuard[SendWork]:
     """Say whether a packet is the only response to a READ that is the oldest work, and was asked for."""
     side, psn, length = qp.send, packet.psn, packet.payload
     if not isinstance(work, SendWork) or work.opcode is not _READ or work.n_psn != 1 or work.status:
@@ -359,12 +357,17 @@ def _take_whole_answer(core: Core, qp: QueuePair, work: SendWork, packet: Packet
 def _read_responses(core: Core, qp: QueuePair, packets: Packets, at: int, end: int, now: int) -> int:
     """Take READ responses that follow one another up to `end`; returns the index after them (the same when it parked).
 
-    Those of one READ, that is: the others are the next call's.
+    Those of one READ, that is, or of a run: the others are the next call's.
     """
     psn = int(packets.psn[at])
     work = _answering(core, qp, psn, now)
     if work is None or work.opcode is not WrOpcode.RDMA_READ:
         return at + 1
+    if isinstance(work, Run):
+        n_taken = _take_run(core, qp, work, packets, at, end, now)
+        if n_taken:
+            return at + n_taken
+        work = qp.send.unroll()[0]
     index = psn_diff(psn, work.first_psn)
     stop = min(end, at + work.n_psn - index)
     n_good = _well_sized(qp, work, packets, at, stop, index)
@@ -376,6 +379,28 @@ def _read_responses(core: Core, qp: QueuePair, packets: Packets, at: int, end: i
         return at if qp.send.parked else stop
     _progress(core, qp, psn_add(psn, n_good), now)
     return at + n_good
+
+
+def _take_run(core: Core, qp: QueuePair, run: Run, packets: Packets, at: int, end: int, now: int) -> int:
+    """Take responses to READs of a run, up to `end`, with one copy; returns how many.
+
+    0: something is special about one of them, or about the memory, and its work will find out by itself. Copying some
+    of the bytes again is harmless. Requires: the first is the one at `una`.
+    """
+    side, region = qp.send, run.region
+    n = min(end - at, psn_diff(side.high, side.una), run.n_psn - side.acked)
+    part = run.part(side.acked, side.acked + n)
+    payloads = part.payloads()
+    wrong = packets.payload[at : at + n] != payloads
+    wrong |= packets.pads[at : at + n] != (-payloads & 3)
+    if first_true(wrong) >= 0 or not region.alive:
+        return 0
+    local, waiter = packets.payload_iov(at, at + n), waiter_for(region, qp.requester_waiter)
+    done = core.iommu.write_present_v(region.pasid, part.local(), packets.staging, local, waiter)
+    if done != int(payloads.sum()):
+        return 0
+    _progress(core, qp, psn_add(side.una, n), now)
+    return n
 
 
 def _take_payload(

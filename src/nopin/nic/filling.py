@@ -17,7 +17,7 @@ from nopin.nic.core import Core, waiter_for
 from nopin.nic.mr import Region
 from nopin.nic.plan import Plan
 from nopin.nic.qp import QueuePair
-from nopin.nic.runs import WriteRun
+from nopin.nic.runs import Run
 from nopin.nic.scatter import copy_piece, gather, prepare_pieces
 from nopin.nic.wire.headers import AtomicEth, Reth, emit_reth, emit_u32
 from nopin.nic.wire.opcodes import BTH_BYTES, IMM_BYTES
@@ -40,7 +40,7 @@ class Chunk(NamedTuple):
         at: its first packet in the plan; `n_packets` of them there.
     """
 
-    work: SendWork | WriteRun
+    work: SendWork | Run
     nth: int
     n_psn: int
     at: int
@@ -52,8 +52,10 @@ def write_headers(qp: QueuePair, plan: Plan, chunks: list[Chunk]) -> None:
     view = plan.staging.view
     for chunk in chunks:
         work = chunk.work
-        if isinstance(work, WriteRun):
-            starts, reth = work.part(chunk.nth, chunk.nth + chunk.n_packets).beginning()
+        if isinstance(work, Run):
+            starts, reth = work.part(chunk.nth, chunk.nth + chunk.n_psn).beginning()
+            if work.opcode is _READ:
+                starts = np.arange(chunk.n_packets)  # each is asked for by one packet
             emit_reth(plan.staging.array, plan.offsets[chunk.at + starts] + BTH_BYTES, reth)
             continue
         if work.opcode in NEEDS_ANSWER:
@@ -113,7 +115,7 @@ def _groups(chunks: list[Chunk]) -> Iterator[list[Chunk]]:
 
 def _region(chunk: Chunk) -> Region | None:
     """The region of a chunk that comes from one range and may be joined with others."""
-    if isinstance(chunk.work, WriteRun):
+    if isinstance(chunk.work, Run):
         return None
     pieces = chunk.work.pieces
     if len(pieces) != 1 or chunk.work.opcode in NEEDS_ANSWER:
@@ -125,11 +127,11 @@ def _region(chunk: Chunk) -> Region | None:
 def _gather_group(core: Core, qp: QueuePair, plan: Plan, group: list[Chunk], at: int, n: int) -> int:
     work = group[0].work
     sizes = plan.payload[at : at + n]
-    if isinstance(work, WriteRun):
+    if isinstance(work, Run) and work.opcode is not _READ:
         done = _gather_run(core, qp, plan, work, group[0])
-    elif group[0].nth == 0 and not prepared(core, qp, work):
+    elif isinstance(work, SendWork) and group[0].nth == 0 and not prepared(core, qp, work):
         return 0
-    elif work.opcode in NEEDS_ANSWER or work.length == 0:
+    elif isinstance(work, Run) or work.opcode in NEEDS_ANSWER or work.length == 0:
         core.iommu.settle(qp.requester_waiter)
         return n
     elif work.inline is not None:
@@ -160,7 +162,7 @@ def _halt(core: Core, qp: QueuePair, psn: int) -> None:
     core.counters.local_protection_error += 1
 
 
-def _gather_run(core: Core, qp: QueuePair, plan: Plan, run: WriteRun, chunk: Chunk) -> int:
+def _gather_run(core: Core, qp: QueuePair, plan: Plan, run: Run, chunk: Chunk) -> int:
     region = run.region
     if not region.alive:
         return 0

@@ -164,17 +164,25 @@ class Plan:
         """Add consecutive packets of several messages. Where a completion was asked for, an acknowledgement is."""
         first, n = self.n, part.n_packets
         after = first + n
-        opcode, payload = self._opcode[first:after], self._payload[first:after]
+        opcode = self._opcode[first:after]
         starts, _ = part.beginning()
-        ends, payload_of_ends, signaled = part.ending()
+        ends, _, signaled = part.ending()
         opcode[:] = family.middle
         opcode[ends] = family.last
         opcode[starts] = family.first
         opcode[part.ends[part.ends - part.starts == 1] - 1] = family.only
-        payload[:] = part.mtu
-        payload[ends] = payload_of_ends
+        self._payload[first:after] = part.payloads()
         self._psn[first:after] = (self._count[:n] + np.uint32(psn)) & np.uint32(0xFFFFFF)
         self._ack_req[first:after][ends] = signaled
+        self.n = after
+
+    def add_requests(self, opcode: int, psn: int, part: RunPart) -> None:
+        """Add the requests for several READs, of which the part is all responses."""
+        first, after = self.n, self.n + len(part.starts)
+        self._opcode[first:after] = opcode
+        self._payload[first:after] = 0
+        self._psn[first:after] = (part.starts + psn) & 0xFFFFFF
+        self._ack_req[first:after] = True
         self.n = after
 
     def request_ack(self, at: int | slice) -> None:

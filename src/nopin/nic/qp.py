@@ -17,7 +17,7 @@ from nopin.nic.cq import Cq
 from nopin.nic.mr import Pd, Region
 from nopin.nic.packets import Packets
 from nopin.nic.rings import WorkConsumer
-from nopin.nic.runs import WriteRun
+from nopin.nic.runs import Run
 from nopin.nic.timers import NOMINAL, Timers
 from nopin.nic.wire.batch import Path
 from nopin.nic.wire.psn import psn_add
@@ -55,7 +55,7 @@ class SendSide:
         gap_at: `una` at which a gap in responses was already answered by a retry.
     """
 
-    works: deque[SendWork | WriteRun] = field(default_factory=deque)
+    works: deque[SendWork | Run] = field(default_factory=deque)
     acked: int = 0
     next_psn: int = 0
     una: int = 0
@@ -77,9 +77,9 @@ class SendSide:
 
     def unroll(self) -> deque[SendWork]:
         """Hold every work by itself, because something is special about one; returns them, as `works` now has them."""
-        by_itself = (work.works() if isinstance(work, WriteRun) else (work,) for work in self.works)
+        by_itself = (work.works() if isinstance(work, Run) else (work,) for work in self.works)
         works = deque(chain.from_iterable(by_itself))
-        self.works = cast("deque[SendWork | WriteRun]", works)
+        self.works = cast("deque[SendWork | Run]", works)
         return works
 
 

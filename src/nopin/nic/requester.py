@@ -6,7 +6,7 @@ work and PSN each time, never stored. A long READ is asked for in several reques
 that its responses never outrun our receive buffer.
 
 A batch is planned from what may go (window, RNR wait, fence, outstanding READs), laid out, and filled
-(`filling.py`). WRITEs that follow one another are one run from the ring to their completion (`runs.py`).
+(`filling.py`). WRITEs or READs that follow one another are one run from the ring to their completion (`runs.py`).
 
 Sources: IBTA volume 1, 9.7.3 (ACK request), 9.7.7 (READ), 9.7.9 (retry); 11.5 for fences.
 """
@@ -28,12 +28,13 @@ from nopin.nic.filling import (
 )
 from nopin.nic.plan import Family, Plan
 from nopin.nic.qp import QueuePair
-from nopin.nic.runs import RUN_MIN, WriteRun, decode_writes
+from nopin.nic.runs import RUN_MIN, Run, decode_run
 from nopin.nic.wire.batch import TxBatch
 from nopin.nic.wire.opcodes import Opcode
 from nopin.nic.wire.psn import PSN_MASK, psn_add, psn_diff
 from nopin.nic.work import NEEDS_ANSWER, SendWork
 
+_READ = WrOpcode.RDMA_READ
 _RTS, _SENDING = QpState.RTS, (QpState.RTS, QpState.SQD)
 _SHORT_TERM = Discipline.SHORT_TERM
 _SOLICITED = int(SendFlags.SOLICITED)
@@ -77,11 +78,11 @@ def fetch_one(core: Core, qp: QueuePair) -> None:
 
 
 def _fetch_in_runs(core: Core, qp: QueuePair) -> None:
-    """Take all there is, holding WRITEs that follow one another as one."""
+    """Take all there is, holding WRITEs or READs that follow one another as one."""
     side = qp.send
     n_new = min(available(core, qp, qp.send_ring), WORKS_MAX - len(side.works))
     while n_new >= RUN_MIN and side.halted is None and qp.caps.max_send_sge:
-        run = decode_writes(qp.send_ring.peek(n_new), core.regions, qp.pd, qp.mtu)
+        run = decode_run(qp.send_ring.peek(n_new), core.regions, qp.pd, qp.mtu, side.window)
         if run is None:
             break
         run.first_psn = side.next_psn
@@ -139,10 +140,10 @@ def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
     return plan.finish(qp.path, qp.dest_qpn, singly=qp.foreign)
 
 
-def _is_alone(work: SendWork | WriteRun, qp: QueuePair) -> TypeGuard[SendWork]:
+def _is_alone(work: SendWork | Run, qp: QueuePair) -> TypeGuard[SendWork]:
     """Say whether a work is all there is: one packet, nothing before or after it, never sent so far."""
     side = qp.send
-    if len(side.works) > 1 or isinstance(work, WriteRun) or work.n_psn != 1 or len(work.pieces) > 1 or work.status:
+    if len(side.works) > 1 or isinstance(work, Run) or work.n_psn != 1 or len(work.pieces) > 1 or work.status:
         return False
     return side.sent == side.una == side.high == work.first_psn and qp.state is _RTS
 
@@ -175,6 +176,8 @@ def rewind(core: Core, qp: QueuePair) -> None:
     side = qp.send
     core.counters.resent_pkts += psn_diff(side.sent, side.una)
     side.sent = side.una
+    if any(isinstance(work, Run) and work.opcode is _READ for work in side.works):
+        side.unroll()  # they keep the bounds of requests, and may no longer fit the window
     core.ready[qp] = None
 
 
@@ -206,7 +209,7 @@ def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
     window = side.window - in_flight
     # With little room, work waits: answers are on their way, and small batches would cost more.
     roomy = not in_flight or window >= min(plan.packets_max, side.window // 2)
-    n_asked = len(side.asked)
+    n_asked, n_rd_max = len(side.asked), max(1, qp.attr.max_rd_atomic or 0)
     for work in side.works:
         if work.status:
             return chunks
@@ -215,11 +218,20 @@ def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
                 return chunks
             if index == 0 and fresh <= 0 and not _may_start(qp, work, n_asked):
                 return chunks
-            if work.opcode in NEEDS_ANSWER:
+            if work.opcode is _READ and isinstance(work, Run):
+                n, n_psn = work.n_requests(index, window, min(plan.room, n_rd_max - n_asked)) if roomy else (0, 0)
+                if not n:
+                    return chunks
+                n_asked += n
+                chunks.append(Chunk(work, index, n_psn, plan.n, n))
+                part = work.part(index, index + n_psn)
+                plan.add_requests(Opcode.READ_REQUEST, psn_add(work.first_psn, index), part)
+            elif work.opcode in NEEDS_ANSWER:
+                assert isinstance(work, SendWork)
                 psn = psn_add(work.first_psn, index)
-                n_psn = _asked_from(qp, psn)
+                n_psn = _asked_from(qp, psn) if fresh > 0 else 0
                 if n_psn == 0:
-                    if not roomy or n_asked >= max(1, qp.attr.max_rd_atomic or 0):
+                    if not roomy or n_asked >= n_rd_max:
                         return chunks
                     n_asked += 1
                     n_psn = min(work.n_psn - index, window, max(1, side.window // 2))
@@ -229,7 +241,7 @@ def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
                 return chunks
             else:
                 n_psn = room = min(work.n_psn - index, window, plan.room)
-                if isinstance(work, WriteRun):
+                if isinstance(work, Run):
                     n_psn = work.n_whole(index, room)
                 chunks.append(Chunk(work, index, n_psn, plan.n, n_psn))
                 _add_data(qp, plan, chunks[-1], closes_window=n_psn == window)
@@ -250,7 +262,7 @@ def _asked_from(qp: QueuePair, psn: int) -> int:
     return 0
 
 
-def _may_start(qp: QueuePair, work: SendWork | WriteRun, n_asked: int) -> bool:
+def _may_start(qp: QueuePair, work: SendWork | Run, n_asked: int) -> bool:
     """Say whether a work that was never on the wire may begin."""
     if qp.state is QpState.SQD:
         return False
@@ -259,7 +271,7 @@ def _may_start(qp: QueuePair, work: SendWork | WriteRun, n_asked: int) -> bool:
 
 def _add_data(qp: QueuePair, plan: Plan, chunk: Chunk, *, closes_window: bool) -> None:
     work, n = chunk.work, chunk.n_packets
-    if isinstance(work, WriteRun):
+    if isinstance(work, Run):
         plan.add_messages(_FAMILY[work.opcode], psn_add(work.first_psn, chunk.nth), work.part(chunk.nth, chunk.nth + n))
         plan.request_ack(plan.n - 1)
         return
@@ -296,12 +308,22 @@ def _cut(plan: Plan, chunks: list[Chunk], n_packets: int) -> list[Chunk]:
     return kept
 
 
+def _asked_by(chunk: Chunk, psn: int) -> list[tuple[int, int]]:
+    """Return the first and last PSN of each request of a chunk that begins at a PSN."""
+    work = chunk.work
+    if isinstance(work, SendWork):
+        return [(psn, psn_add(psn, chunk.n_psn - 1))]
+    part = work.part(chunk.nth, chunk.nth + chunk.n_psn)
+    firsts, lasts = (part.starts + psn) & PSN_MASK, (part.ends + (psn - 1)) & PSN_MASK
+    return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
+
+
 def _account(qp: QueuePair, chunks: list[Chunk], now: int) -> None:
     """Move `sent` over what goes out; remember what was asked; start the timer."""
     side = qp.send
     for chunk in chunks:
-        if chunk.work.opcode in NEEDS_ANSWER and not _asked_from(qp, side.sent):
-            side.asked.append((side.sent, psn_add(side.sent, chunk.n_psn - 1)))
+        if chunk.work.opcode in NEEDS_ANSWER and psn_diff(side.sent, side.high) >= 0:
+            side.asked.extend(_asked_by(chunk, side.sent))
         side.sent = psn_add(side.sent, chunk.n_psn)
     if psn_diff(side.sent, side.high) > 0:
         side.high = side.sent

@@ -1,9 +1,9 @@
-"""WRITEs in a row, held as one: the steady state of batched messages on the requester's side.
+"""WRITEs or READs in a row, held as one: the steady state of batched messages on the requester's side.
 
-Each goes from one range of one region. Their ring entries are decoded, judged, planned and gathered as arrays, so that
-a message costs a share of a few numpy operations instead of some 25 us of Python. A run stands among the works of a
-queue pair like one work of as many packets; whatever is special about one of its messages takes it apart
-(`SendSide.unroll`), and the ordinary way finds out what that is.
+Each has one local range, all in one region. Their ring entries are decoded, judged and planned as arrays, and their
+bytes are gathered or placed by one call for a batch, so that a message costs a share of a few numpy operations instead
+of some 25 us of Python. A run stands among the works of a queue pair like one work of as many packets; whatever is
+special about one of its messages takes it apart (`SendSide.unroll`), and the ordinary way finds out what that is.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from nopin.mm.space import Bytes, IoVec
 from nopin.nic.abi import Discipline, SendFlags, WcStatus, WrOpcode, one_sge_dtype
 from nopin.nic.mr import Pd, Region, RegionTable
 from nopin.nic.packets import first_true
+from nopin.nic.rights import LOCAL_WRITE, NOTHING
 from nopin.nic.wire.headers import RethBatch
 from nopin.nic.wire.psn import psn_add
 from nopin.nic.work import Piece, SendWork
@@ -26,16 +27,19 @@ from nopin.nic.work import Piece, SendWork
 RUN_MIN = 4
 """From this many in a row it pays to handle them together."""
 
-MESSAGE_BYTES_MAX = 1 << 20
+MESSAGE_PACKETS_MAX = 256
 """Of a message in a run. Longer ones cost little by themselves, and 512 of these stay far below half the PSN circle."""
 
 _SIGNALED = np.uint8(SendFlags.SIGNALED)
-_WRITE = int(WrOpcode.RDMA_WRITE)
+_KINDS: dict[int, tuple[WrOpcode, int]] = {
+    opcode: (opcode, need) for opcode, need in ((WrOpcode.RDMA_WRITE, NOTHING), (WrOpcode.RDMA_READ, LOCAL_WRITE))
+}
+"""What may be a run, and the right its local memory has to give."""
 
 
 @dataclass(slots=True, eq=False)
 class RunPart:
-    """Some consecutive packets of a run.
+    """Some consecutive packets that carry the bytes of a run: those of WRITEs, the responses to READs.
 
     Attributes:
         n_packets: how many.
@@ -65,6 +69,13 @@ class RunPart:
         payload = posts["local_length"] - n_full * self.mtu
         return self.ends[:n] - 1, payload, np.asarray((posts["flags"] & _SIGNALED) != 0)
 
+    def payloads(self) -> NDArray[np.int64]:
+        """Return the bytes each packet has for payload: (n_packets,)."""
+        payloads = np.full(self.n_packets, self.mtu, np.int64)
+        ends, payload, _ = self.ending()
+        payloads[ends] = payload
+        return payloads
+
     def local(self) -> IoVec:
         """Return where the bytes of the packets are, by virtual address: (k, 2) uint64."""
         places = self.region.places(self.posts["local_address"], self.posts["local_length"])
@@ -78,21 +89,21 @@ class RunPart:
 
 
 @dataclass(slots=True, eq=False)
-class WriteRun:
-    """WRITEs with consecutive PSNs and payloads in one region.
+class Run:
+    """WRITEs, or READs, with consecutive PSNs and local ranges in one region.
 
     Attributes:
         posts: their ring entries, copied: (n,) of `abi.one_sge_dtype`.
-        region: holds every local range, as `decode_writes` found.
+        region: holds every local range, as `decode_run` found.
         mtu: payload bytes of each packet but a work's last.
         ends: (n,) int64, packets up to the end of each work.
         first_psn: of the first of them.
     """
 
-    opcode: ClassVar = WrOpcode.RDMA_WRITE
     status: ClassVar = WcStatus.SUCCESS
     flags: ClassVar = 0
 
+    opcode: WrOpcode
     posts: NDArray[np.void]
     region: Region
     mtu: int
@@ -121,6 +132,12 @@ class WriteRun:
         n_works = int(np.searchsorted(self.ends, start + n_packets, "right"))
         n = int(self.ends[n_works - 1]) - start if n_works else 0
         return n if 2 * n >= n_packets else n_packets
+
+    def n_requests(self, start: int, n_psn: int, n_max: int) -> tuple[int, int]:
+        """Return how many whole READs, n_max at most, from PSN `start` on take at most so many PSNs, and how many."""
+        first, last = np.searchsorted(self.ends, (start, start + n_psn), "right").tolist()
+        last = min(last, first + n_max)
+        return last - first, int(self.ends[last - 1]) - start if last > first else 0
 
     def take(self, n_acked: int) -> tuple[NDArray[np.void], int]:
         """Take out the works that are whole within the first n packets; returns their entries, and packets left."""
@@ -153,22 +170,28 @@ class WriteRun:
             start = end
 
 
-def decode_writes(entries: Bytes, regions: RegionTable, pd: Pd, mtu: int) -> WriteRun | None:
+def decode_run(entries: Bytes, regions: RegionTable, pd: Pd, mtu: int, window: int) -> Run | None:
     """Decode the send ring entries that make a run, from the first on; None if they are too few to be worth it.
 
     Args:
         entries: (n, stride) uint8, a copy that nobody else can change; each has room for a scatter entry.
         mtu: bytes of payload that one packet carries.
+        window: PSNs that may be outstanding: a READ of a run is asked for whole, and takes up to half of them.
     """
     posts = entries.view(one_sge_dtype(entries.shape[1])).reshape(-1)
-    region = regions.find(int(posts["local_lkey"][0]), pd)
-    if region is None or region.discipline is Discipline.SHORT_TERM:
+    kind = _KINDS.get(int(posts["opcode"][0]))
+    if kind is None:
         return None
-    n = n_alike(posts, _WRITE, region, MESSAGE_BYTES_MAX)
+    opcode, need = kind
+    region = regions.find(int(posts["local_lkey"][0]), pd)
+    if region is None or need & ~region.access or region.discipline is Discipline.SHORT_TERM:
+        return None
+    n_packets_max = min(MESSAGE_PACKETS_MAX, window // 2) if opcode is WrOpcode.RDMA_READ else MESSAGE_PACKETS_MAX
+    n = n_alike(posts, opcode, region, n_packets_max * mtu)
     if n < RUN_MIN:
         return None
     n_packets = (posts["local_length"][:n].astype(np.int64) + (mtu - 1)) // mtu
-    return WriteRun(posts[:n], region, mtu, np.cumsum(n_packets))
+    return Run(opcode, posts[:n], region, mtu, np.cumsum(n_packets))
 
 
 def n_alike(posts: NDArray[np.void], opcode: int, region: Region, length_max: int) -> int:
