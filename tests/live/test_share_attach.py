@@ -178,10 +178,21 @@ def test_a_text_that_is_no_url_is_a_usage_error(device: nopin.Device) -> None:
         nopin.attach(share, device=device)  # type: ignore[arg-type]  # the wrong move
 
 
-@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf")])
-def test_a_timeout_that_is_no_time_is_a_usage_error(device: nopin.Device, timeout: float) -> None:
-    with device.share(np.zeros(4)) as share, pytest.raises(nopin.UsageError, match="seconds above 0"):
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), None, "5"])
+def test_a_timeout_that_is_no_time_is_a_usage_error(device: nopin.Device, timeout: Any) -> None:
+    with (
+        device.share(np.zeros(4)) as share,
+        pytest.raises(nopin.UsageError, match=r"seconds above 0|number of seconds"),
+    ):
         nopin.attach(share.url, device=device, timeout=timeout)
+
+
+@pytest.mark.parametrize("reconnect", [float("nan"), "5"])
+def test_a_patience_that_is_no_time_is_said_before_it_is_needed(device: nopin.Device, reconnect: Any) -> None:
+    with device.share(np.zeros(4)) as share, pytest.raises(nopin.UsageError, match="number of seconds"):
+        nopin.attach(share.url, device=device, reconnect=reconnect)
+    with pytest.raises(nopin.UsageError, match="number of seconds"):
+        nopin.Device(reconnect=reconnect)
 
 
 @pytest.mark.parametrize("access", ["", "l", nopin.Access.NONE])

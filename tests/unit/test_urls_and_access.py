@@ -102,3 +102,17 @@ def test_an_address_needs_a_length() -> None:
 def test_what_has_no_memory_is_refused(what: object, length: int | None) -> None:
     with pytest.raises(UsageError):
         memory_of(what, length)
+
+
+@pytest.mark.parametrize("what", [np.zeros(10, np.uint8), np.array(4096), bytearray(10), mmap.mmap(-1, 64)])
+def test_a_length_beside_an_object_is_not_taken_for_a_part_of_it(what: object) -> None:
+    with pytest.raises(UsageError, match="slice the object"):
+        memory_of(what, 5)
+
+
+@pytest.mark.parametrize("nonsense", [None, 3, ["r"], b"rw"])
+def test_rights_and_disciplines_are_texts(nonsense: object) -> None:
+    with pytest.raises(UsageError, match="give letters"):
+        parse_access(nonsense)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="there are on-demand"):
+        parse_discipline(nonsense)  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ def ensure_private_directory(folder: Path) -> None:
         found = folder.lstat()
     except OSError as problem:
         text = f"cannot make {folder} for the server's socket: {problem.strerror}"
-        raise ServerError(f"{text}; set XDG_RUNTIME_DIR to a directory of yours, or unset it") from problem
+        raise ServerError(f"{text}; name another place, or another XDG_RUNTIME_DIR") from problem
     if not stat.S_ISDIR(found.st_mode):
         raise ServerError(f"{folder} is not a directory; remove it, or give the server another socket path")
     if found.st_uid != os.getuid():

@@ -29,10 +29,12 @@ def parse_access(text: AccessLike) -> Access:
     """Read rights; flags pass unchanged.
 
     Raises:
-        UsageError: an unknown letter.
+        UsageError: an unknown letter, or neither letters nor flags.
     """
     if isinstance(text, Access):
         return text
+    if not isinstance(text, str):
+        raise UsageError(f"access {text!r}: give letters, or flags of nopin.Access")
     rights = Access.NONE
     for letter in text:
         if letter not in _LETTERS:
@@ -55,7 +57,7 @@ def parse_discipline(text: Discipline | str) -> Discipline:
     """
     if isinstance(text, Discipline):
         return text
-    found = _DISCIPLINES.get(text)
+    found = _DISCIPLINES.get(text) if isinstance(text, str) else None
     if found is None:
         raise UsageError(f"discipline {text!r}: there are {', '.join(_DISCIPLINES)}")
     return found

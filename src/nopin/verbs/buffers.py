@@ -60,32 +60,36 @@ def memory_of(what: object = None, length: int | None = None) -> Memory:
         if length is not None:
             raise UsageError("a length needs an address before it")
         return Memory(0, None, "|u1", (USER_ADDRESSES,), (1,))
-    if isinstance(what, np.ndarray):
-        return _of_array(what, what.view())
-    try:
-        address = operator.index(what)  # type: ignore[arg-type]  # TypeError: it is no integer
-    except TypeError:
-        return _of_buffer(what, length)
-    return _of_address(address, length)
-
-
-def _of_address(address: int, length: int | None) -> Memory:
-    if length is None:
-        raise UsageError(f"address {address:#x} needs a length")
-    if length <= 0 or address < 0 or address + length > U64_MAX:
-        raise UsageError(f"no such range: address {address:#x}, {length} bytes")
-    return Memory(address, length, "|u1", (length,), (1,))
-
-
-def _of_buffer(what: object, length: int | None) -> Memory:
+    if not isinstance(what, np.ndarray) and (address := _integer(what)) is not None:
+        return _of_address(address, length)
     if length is not None:
         raise UsageError("a length goes with an address only; slice the object to share a part")
+    return _of_array(what, what.view()) if isinstance(what, np.ndarray) else _of_buffer(what)
+
+
+def _integer(what: object) -> int | None:
+    try:
+        return operator.index(what)  # type: ignore[arg-type]  # TypeError: it is no integer
+    except TypeError:
+        return None
+
+
+def _of_address(address: int, length: object) -> Memory:
+    if length is None:
+        raise UsageError(f"address {address:#x} needs a length")
+    n_bytes = _integer(length)
+    if n_bytes is None or n_bytes <= 0 or address < 0 or address + n_bytes > U64_MAX:
+        raise UsageError(f"no such range: address {address:#x}, {length!r} bytes")
+    return Memory(address, n_bytes, "|u1", (n_bytes,), (1,))
+
+
+def _of_buffer(what: object) -> Memory:
     try:
         view = memoryview(what)  # type: ignore[arg-type]  # TypeError: it has no buffer
     except TypeError:
         raise UsageError(
             f"{type(what).__name__} has no memory to share: give a numpy array, bytearray, mmap or another "
-            "object with the buffer protocol, or an address and a length"
+            "object with the buffer protocol, or an address and a length; a tensor's numpy() is an array of its memory"
         ) from None
     return _of_array(np.asarray(view), view)
 

@@ -30,7 +30,7 @@ from nopin.verbs.channel import CompletionChannel
 from nopin.verbs.child_server import connect_or_start
 from nopin.verbs.cq import CompletionQueue
 from nopin.verbs.events import AsyncEvent
-from nopin.verbs.lifeline import RECONNECT_S, Lifeline
+from nopin.verbs.lifeline import RECONNECT_S, Lifeline, patience
 from nopin.verbs.objects import DeviceObject
 from nopin.verbs.pd import ProtectionDomain
 from nopin.verbs.prefetch import Prefetch, start_prefetch
@@ -72,16 +72,16 @@ class Device(DeviceObject):
             process when there is none.
         budget: how many bytes of its arenas together may be resident, a number or text such as "256MiB"; None for
             what the server has.
-        reconnect: seconds to look for another server at the same path, when this one was killed. The device goes on
-            with it, and so do its arenas, its shares and what is attached; queue pairs, completion queues and regions
-            do not: they raise `ServerGone`, and `events` tells of it once, by SERVER_REPLACED.
+        reconnect: seconds to look for another server at the same path, when this one was killed; None for ever. The
+            device goes on with it, and so do its arenas, its shares and what is attached; queue pairs, completion
+            queues and regions do not: they raise `ServerGone`, and `events` tells of it once, by SERVER_REPLACED.
 
     Attributes:
         lifeline: its connection.
         arenas: its arenas, all of which its accelerators map.
 
     Raises:
-        UsageError: the budget is no size.
+        UsageError: the budget is no size, or `reconnect` no time.
         ServerGone: nobody listens at `server`.
         ServerRefused: the server does not want us; it has as many clients as it takes, for instance.
         ServerError: the default server does not start.
@@ -89,12 +89,17 @@ class Device(DeviceObject):
     """
 
     def __init__(
-        self, server: str | Path | None = None, *, budget: int | str | None = None, reconnect: float = RECONNECT_S
+        self,
+        server: str | Path | None = None,
+        *,
+        budget: int | str | None = None,
+        reconnect: float | None = RECONNECT_S,
     ) -> None:
         budget_bytes = None if budget is None else size_of(budget)
+        patience_s = patience(reconnect)
         fill_standard_streams()
         session = connect_or_start(default_socket_path()) if server is None else Session(Path(server))
-        self.lifeline = Lifeline(session, reconnect, self._resume)
+        self.lifeline = Lifeline(session, patience_s, self._resume)
         super().__init__(retired=session.retired)
         self._budget_bytes: int | None = None
         self._news: list[AsyncEvent] = []

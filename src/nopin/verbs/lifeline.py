@@ -9,18 +9,26 @@ and no number of the old server is ever told to the new one.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from nopin.errors import ServerGone
+from nopin.pending import checked_timeout
 from nopin.verbs.session import Session
 
 RECONNECT_S = 10.0
 _PAUSE_FIRST_S, _PAUSE_LAST_S = 0.005, 0.2
 
 R = TypeVar("R")
+
+
+def patience(reconnect: float | None) -> float:
+    """Return `reconnect` in seconds, infinity for None. Raises as `checked_timeout`."""
+    seconds = checked_timeout(reconnect)
+    return math.inf if seconds is None else seconds
 
 
 class GoesOn(Protocol):
