@@ -152,6 +152,11 @@ def test_ipv6_and_wildcard_are_refused_with_the_reason() -> None:
         RawLink("0.0.0.0")
 
 
+def test_a_port_that_is_taken_is_explained(link: RawLink) -> None:
+    with pytest.raises(OSError, match=f"{link.endpoint.port} of {ADDRESS} is taken, .*name another address"):
+        RawLink(ADDRESS, link.endpoint.port)
+
+
 def test_missing_permission_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(address: str, port: int) -> socket.socket:
         raise PermissionError(1, os.strerror(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 
 import numpy as np
@@ -69,7 +70,15 @@ class RawLink:
         if not is_ipv4(gid_of(address)):
             raise UsageError("IPv6 needs no raw link: nothing in its header is unknown; use the ordinary one")
         # Never read. It makes the kernel accept the packets, and gives our packets their source port.
-        self._companion = open_datagram(address, port, receive_bytes=_UNREAD_BYTES)
+        try:
+            self._companion = open_datagram(address, port, receive_bytes=_UNREAD_BYTES)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            text = (
+                f"UDP port {port} of {address} is taken, and foreign peers know no other; name another address (--bind)"
+            )
+            raise OSError(error.errno, text) from error
         port = self._companion.getsockname()[1]
         try:
             self._raw = open_raw_udp(address, port)
