@@ -88,3 +88,11 @@ def test_a_relative_runtime_directory_is_ignored(monkeypatch: pytest.MonkeyPatch
     """As its specification asks: programs in two directories would not find each other."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", "run")
     assert default_socket_path() == Path(f"/tmp/nopin-{os.getuid()}/server.sock")
+
+
+def test_a_working_directory_that_is_gone_does_no_harm(environment: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    script = f'rmdir "{folder}"; exec "$@"'
+    done = run(environment, ["sh", "-c", script, "sh", sys.executable, "-c", SHARE_AND_READ], cwd=folder)
+    assert done.returncode == 42, done.stderr

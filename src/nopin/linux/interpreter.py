@@ -26,7 +26,10 @@ def python_environment() -> dict[str, str]:
 
     The working directory is on it only where it is on ours: in an interactive shell, and with `python -c`.
     """
-    return os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
+    here = ""
+    with contextlib.suppress(FileNotFoundError):  # it has been removed: nothing is found there any more
+        here = os.getcwd()
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (entry or here for entry in sys.path)))}
 
 
 def fill_standard_streams() -> None:
