@@ -17,7 +17,7 @@ from serving import eventually
 from verbs_pair import End, connect
 
 from nopin import Device, WcStatus
-from nopin.iommu.relay import TURN_BYTES, Copy, Place, Relayed, Turn, relay_in_turn
+from nopin.iommu.relay import TURN_BYTES, UNTIL_DONE, Copy, Ends, Relayed, Turn, relay_in_turn
 from nopin.lab.servers import LocalServer
 from nopin.linux.cpus import n_cpus
 from nopin.linux.process_memory import ProcessMemory
@@ -72,11 +72,12 @@ class Side:
         self.owner.kill()
 
 
-class Ends:
+class Copying:
     """Source, target and a copier that is up."""
 
     def __init__(self) -> None:
         self.source, self.target = Side(), Side()
+        self.spaces = Ends(self.source.space, self.target.space)
         self.clock = Clock()
         self.staging = Staging.of_size(1 << 20)
         self.copier = Copier(self.clock)
@@ -91,11 +92,13 @@ class Ends:
 
     def part(self, offset: int, length: int, source_offset: int | None = None) -> Copy:
         at = offset if source_offset is None else source_offset
-        source = Place(self.source.space, self.source.address + at)
-        return Copy(source, Place(self.target.space, self.target.address + offset), length)
+        return Copy(self.source.address + at, self.target.address + offset, length)
+
+    def relay(self, *copies: Copy, turn: Turn = UNTIL_DONE) -> Relayed:
+        return self.copier(self.spaces, copies, self.staging, GRAIN, turn)
 
     def copy(self, offset: int, length: int) -> Relayed:
-        return self.copier([self.part(offset, length)], self.staging, GRAIN)
+        return self.relay(self.part(offset, length))
 
     def copy_with_help(self, *copies: Copy) -> Relayed:
         """Copy until the process had its part in it: on a busy host it may come too late at first."""
@@ -104,7 +107,7 @@ class Ends:
 
         def helped() -> bool:
             nonlocal outcome
-            outcome = self.copier(copies, self.staging, GRAIN)
+            outcome = self.relay(*copies)
             self.clock.now += RESTART_NS  # if it was given up, a new one comes at once
             return self.copier.n_helped > n_before
 
@@ -118,20 +121,20 @@ class Ends:
 
 
 @pytest.fixture
-def ends() -> Iterator[Ends]:
-    ends = Ends()
+def ends() -> Iterator[Copying]:
+    ends = Copying()
     yield ends
     ends.close()
 
 
 @pytest.mark.parametrize("length", [MIN_BYTES, MIN_BYTES + 1, (1 << 20) - 1, 1 << 20, LENGTH - 77])
-def test_exactly_the_range_arrives(ends: Ends, length: int) -> None:
+def test_exactly_the_range_arrives(ends: Copying, length: int) -> None:
     data, before = ends.source.fill(1), ends.target.fill(2)
     assert ends.copy_with_help(ends.part(77, length)) == Relayed(length, length)
     assert ends.target.get() == before[:77] + data[77 : 77 + length] + before[77 + length :]
 
 
-def test_it_wakes_up_for_work_and_keeps_up(ends: Ends) -> None:
+def test_it_wakes_up_for_work_and_keeps_up(ends: Copying) -> None:
     for seed in range(40):
         data = ends.source.fill(seed)
         if seed % 2:
@@ -141,7 +144,7 @@ def test_it_wakes_up_for_work_and_keeps_up(ends: Ends) -> None:
     assert ends.copier.n_helped
 
 
-def test_several_copies_go_together(ends: Ends) -> None:
+def test_several_copies_go_together(ends: Copying) -> None:
     data, before = ends.source.fill(1), ends.target.fill(2)
     copies = [ends.part(0, 300_000), ends.part(300_000, 300_000, 1_000_000), ends.part(700_001, 1_000_000, 3)]
     assert ends.copy_with_help(*copies) == Relayed(1_600_000, 1_600_000)
@@ -153,13 +156,13 @@ def test_several_copies_go_together(ends: Ends) -> None:
 
 
 @pytest.mark.parametrize("length", [MIB, MIB - PAGE, 300_000])
-def test_a_long_relay_ends_with_a_copy_after_a_turn_if_others_wait(ends: Ends, length: int) -> None:
+def test_a_long_relay_ends_with_a_copy_after_a_turn_if_others_wait(ends: Copying, length: int) -> None:
     data, before = ends.source.fill(1), ends.target.fill(2)
     n_turn = -(-TURN_BYTES // length)
     copies = [ends.part(0, length)] * (4 * n_turn)
 
     def outcome() -> Relayed:
-        return ends.copier(copies, ends.staging, GRAIN, Turn(lambda: True))
+        return ends.relay(*copies, turn=Turn(lambda: True))
 
     for _ in range(20):  # with help and without
         n_done, rest = divmod(outcome().n_written, length)
@@ -170,14 +173,14 @@ def test_a_long_relay_ends_with_a_copy_after_a_turn_if_others_wait(ends: Ends, l
 
 @pytest.mark.parametrize("page", [0, 1, 40, 63, 64, 100, 255, 300, N_PAGES - 1])
 @pytest.mark.parametrize("side", ["source", "target"])
-def test_a_bad_page_ends_a_copy_as_it_does_without_help(ends: Ends, side: str, page: int) -> None:
+def test_a_bad_page_ends_a_copy_as_it_does_without_help(ends: Copying, side: str, page: int) -> None:
     ends.source.fill(1)
     outcomes, contents = [], []
     for relay in (ends.copier, relay_in_turn):
         ends.target.fill(2)
         bad = ends.source if side == "source" else ends.target
         bad.protect(page, PROT_NONE if side == "source" else PROT_READ)
-        outcomes.append(relay([ends.part(100, LENGTH - 200)], ends.staging, GRAIN))
+        outcomes.append(relay(ends.spaces, [ends.part(100, LENGTH - 200)], ends.staging, GRAIN))
         bad.protect(page, 3)
         contents.append(ends.target.get())
     assert contents[0] == contents[1]
@@ -187,7 +190,7 @@ def test_a_bad_page_ends_a_copy_as_it_does_without_help(ends: Ends, side: str, p
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_copier_that_does_not_answer_is_done_without_and_replaced(ends: Ends, how: signal.Signals) -> None:
+def test_a_copier_that_does_not_answer_is_done_without_and_replaced(ends: Copying, how: signal.Signals) -> None:
     data, first = ends.source.fill(1), ends.copier.pid
     assert first is not None
     os.kill(first, how)
@@ -200,7 +203,7 @@ def test_a_copier_that_does_not_answer_is_done_without_and_replaced(ends: Ends, 
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
-def test_an_owner_that_ends_is_not_mistaken_for_anybody_else(ends: Ends, side: str) -> None:
+def test_an_owner_that_ends_is_not_mistaken_for_anybody_else(ends: Copying, side: str) -> None:
     gone = ends.source if side == "source" else ends.target
     gone.owner.kill()
     assert eventually(lambda: gone.space.gone)
@@ -209,16 +212,16 @@ def test_an_owner_that_ends_is_not_mistaken_for_anybody_else(ends: Ends, side: s
     assert ends.copier.n_helped == 0
 
 
-def test_memory_that_a_process_number_does_not_reach_is_copied_without_help(ends: Ends) -> None:
+def test_memory_that_a_process_number_does_not_reach_is_copied_without_help(ends: Copying) -> None:
     ends.source.fill(1)
     held = MemorySpace(0x10000, N_PAGES)
-    copy = ends.part(0, LENGTH)._replace(target=Place(held, 0x10000))
-    assert ends.copier([copy], ends.staging, GRAIN) == Relayed(LENGTH, LENGTH)
+    copy = ends.part(0, LENGTH)._replace(target_address=0x10000)
+    assert ends.copier(Ends(ends.source.space, held), [copy], ends.staging, GRAIN) == Relayed(LENGTH, LENGTH)
     assert held.memory.tobytes() == ends.source.get()
     assert ends.copier.n_helped == 0
 
 
-def test_it_ends_when_it_is_closed(ends: Ends) -> None:
+def test_it_ends_when_it_is_closed(ends: Copying) -> None:
     pid = ends.copier.pid
     ends.copier.close()
     assert not Path(f"/proc/{pid}").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from nopin.iommu.relay import (
     TURN_BYTES,
     UNTIL_DONE,
     Copy,
-    Place,
+    Ends,
     Relayed,
     Turn,
     after,
@@ -46,20 +46,31 @@ class Recorder:
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
 
-    def __call__(self, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn = UNTIL_DONE) -> Relayed:
+    def __call__(
+        self, ends: Ends, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn = UNTIL_DONE
+    ) -> Relayed:
         self.asked.append([copy.length for copy in copies])
-        return relay_in_turn(copies, staging, grain, turn)
+        return relay_in_turn(ends, copies, staging, grain, turn)
 
 
-def spaces(seed: int = 1) -> tuple[MemorySpace, MemorySpace]:
+class Spaces(NamedTuple):
+    source: MemorySpace
+    target: MemorySpace
+
+    @property
+    def ends(self) -> Ends:
+        return Ends(*self)
+
+
+def spaces(seed: int = 1) -> Spaces:
     """A source of random bytes and an empty target."""
     source, target = MemorySpace(SOURCE, N_PAGES), MemorySpace(TARGET, N_PAGES)
     source.memory[:] = np.random.default_rng(seed).integers(0, 256, len(source.memory), np.uint8)
-    return source, target
+    return Spaces(source, target)
 
 
-def copy_of(source: MemorySpace, target: MemorySpace, offset: int, length: int) -> Copy:
-    return Copy(Place(source, SOURCE + offset), Place(target, TARGET + offset), length)
+def copy_of(offset: int, length: int) -> Copy:
+    return Copy(SOURCE + offset, TARGET + offset, length)
 
 
 # --- in turn
@@ -78,40 +89,41 @@ def test_a_copy_waits_where_neither_way_is_slow(ahead: int, buffer_address: int)
 
 @pytest.mark.parametrize("staging_bytes", [PAGE, 3 * PAGE + 70, 64 * PAGE])
 def test_copies_longer_than_the_staging_buffer_arrive_whole(staging_bytes: int) -> None:
-    source, target = spaces()
-    copies = [copy_of(source, target, 5, 6 * PAGE + 7), copy_of(source, target, 9 * PAGE, PAGE)]
+    both = spaces()
+    copies = [copy_of(5, 6 * PAGE + 7), copy_of(9 * PAGE, PAGE)]
     total = 7 * PAGE + 7
-    assert relay_in_turn(copies, Staging.of_size(staging_bytes), GRAIN) == Relayed(total, total)
-    expected = np.zeros_like(target.memory)
+    assert relay_in_turn(both.ends, copies, Staging.of_size(staging_bytes), GRAIN) == Relayed(total, total)
+    expected = np.zeros_like(both.target.memory)
     for start, length in ((5, 6 * PAGE + 7), (9 * PAGE, PAGE)):
-        expected[start : start + length] = source.memory[start : start + length]
-    assert np.array_equal(target.memory, expected)
+        expected[start : start + length] = both.source.memory[start : start + length]
+    assert np.array_equal(both.target.memory, expected)
 
 
 @pytest.mark.parametrize("staging_bytes", [PAGE, 2 * PAGE + 70, 64 * PAGE])
 def test_a_source_that_ends_early_is_written_in_whole_packets_and_nothing_after_it(staging_bytes: int) -> None:
-    source, target = spaces()
-    source.hole.add(3)
-    copies = [copy_of(source, target, 100, 5 * PAGE), copy_of(source, target, 8 * PAGE, PAGE)]
+    both = spaces()
+    both.source.hole.add(3)
+    copies = [copy_of(100, 5 * PAGE), copy_of(8 * PAGE, PAGE)]
     n_read = 3 * PAGE - 100
-    assert relay_in_turn(copies, Staging.of_size(staging_bytes), GRAIN) == Relayed(n_read, n_read - n_read % GRAIN)
-    assert not target.memory[100 + n_read - n_read % GRAIN :].any()
+    assert relay_in_turn(both.ends, copies, Staging.of_size(staging_bytes), GRAIN) == Relayed(
+        n_read, n_read - n_read % GRAIN
+    )
+    assert not both.target.memory[100 + n_read - n_read % GRAIN :].any()
 
 
 def test_a_target_that_refuses_is_told_from_a_source_that_ends() -> None:
-    source, target = spaces()
-    target.read_only.add(2)
-    outcome = relay_in_turn([copy_of(source, target, 0, 4 * PAGE)], Staging.of_size(64 * PAGE), GRAIN)
+    both = spaces()
+    both.target.read_only.add(2)
+    outcome = relay_in_turn(both.ends, [copy_of(0, 4 * PAGE)], Staging.of_size(64 * PAGE), GRAIN)
     assert outcome == Relayed(n_read=4 * PAGE, n_written=2 * PAGE)
 
 
 def test_what_is_left_of_copies_begins_where_they_stopped() -> None:
-    source, target = spaces()
-    copies = [copy_of(source, target, 0, 100), copy_of(source, target, 200, 50)]
+    copies = [copy_of(0, 100), copy_of(200, 50)]
     assert list(after(copies, 0)) == copies
-    assert list(after(copies, 30)) == [copy_of(source, target, 30, 70), copies[1]]
+    assert list(after(copies, 30)) == [copy_of(30, 70), copies[1]]
     assert list(after(copies, 100)) == [copies[1]]
-    assert list(after(copies, 120)) == [copy_of(source, target, 220, 30)]
+    assert list(after(copies, 120)) == [copy_of(220, 30)]
     assert list(after(copies, 150)) == []
 
 
@@ -119,23 +131,23 @@ def test_what_is_left_of_copies_begins_where_they_stopped() -> None:
 @pytest.mark.parametrize("side", [0, 1])
 def test_copies_looked_up_together_are_present_if_each_is(page: int, side: int) -> None:
     """Copies that touch, overlap, lie apart, and go back."""
-    source, target = spaces()
+    both = spaces()
     pieces = [(0, PAGE), (PAGE, 2 * PAGE), (PAGE, PAGE), (5 * PAGE, PAGE), (4 * PAGE, 100)]
-    copies = [copy_of(source, target, offset, length) for offset, length in pieces]
-    assert are_present(copies)
-    (source, target)[side].slow.add(page)
-    assert are_present(copies) == (page not in {0, 1, 2, 4, 5})
+    copies = [copy_of(offset, length) for offset, length in pieces]
+    assert are_present(both.ends, copies)
+    both[side].slow.add(page)
+    assert are_present(both.ends, copies) == (page not in {0, 1, 2, 4, 5})
 
 
 @pytest.mark.parametrize("others", [True, False])
 def test_many_copies_end_between_two_after_a_turn_if_others_wait(others: bool) -> None:
-    source, target = spaces()
+    both = spaces()
     n_turn = -(-TURN_BYTES // LONG)
-    copies = [copy_of(source, target, 0, LONG)] * (2 * n_turn)
+    copies = [copy_of(0, LONG)] * (2 * n_turn)
     looks = iter([others] * 2)
     turn = Turn(lambda: next(looks))
     n_done = n_turn if others else 2 * n_turn
-    relayed = relay_in_turn(copies, Staging.of_size(64 * PAGE), GRAIN, turn)
+    relayed = relay_in_turn(both.ends, copies, Staging.of_size(64 * PAGE), GRAIN, turn)
     assert relayed == Relayed(n_done * LONG, n_done * LONG)
     assert turn.over == others
     assert len(list(looks)) == others, "it looks once a turn, and no more once others wait"
@@ -144,7 +156,7 @@ def test_many_copies_end_between_two_after_a_turn_if_others_wait(others: bool) -
 # --- through the iommu
 
 
-class Ends:
+class Bound:
     """Two spaces behind an iommu, and the spans of a copy between them."""
 
     def __init__(self) -> None:
@@ -163,8 +175,8 @@ class Ends:
         return self.iommu.relay(*self.spans(waiting=waiting), 4 * PAGE, self._staging, GRAIN)
 
     def run(self, *lengths: int) -> int:
-        run = [(*self.spans(waiting=False), length) for length in lengths]
-        return self.iommu.relay_run(run, self._staging, GRAIN, UNTIL_DONE)
+        run = [copy_of(0, length) for length in lengths]
+        return self.iommu.relay_run(*self.pasids, run, self._staging, GRAIN, UNTIL_DONE)
 
     def answer(self) -> list[object]:
         for request in self.iommu.take_requests():
@@ -175,7 +187,7 @@ class Ends:
 
 
 def test_both_sides_are_waited_for_before_anything_moves() -> None:
-    ends = Ends()
+    ends = Bound()
     ends.source.slow.add(1)
     ends.target.slow.add(2)
     assert ends.copy() is None
@@ -187,7 +199,7 @@ def test_both_sides_are_waited_for_before_anything_moves() -> None:
 
 
 def test_two_sides_that_never_stay_still_get_their_copy() -> None:
-    ends = Ends()
+    ends = Bound()
     ends.source.fleeting.add(1)
     ends.target.fleeting.add(2)
     for _ in range(PARKS_MAX):
@@ -199,13 +211,13 @@ def test_two_sides_that_never_stay_still_get_their_copy() -> None:
 
 
 def test_who_waits_for_nothing_copies_at_once() -> None:
-    ends = Ends()
+    ends = Bound()
     ends.source.slow.add(1)
     assert ends.copy(waiting=False) == Relayed(4 * PAGE, 4 * PAGE)
 
 
 def test_a_space_that_was_unbound_reads_and_takes_nothing() -> None:
-    ends = Ends()
+    ends = Bound()
     ends.iommu.unbind(ends.pasids[1])
     assert ends.copy() == Relayed(4 * PAGE, 0)
     ends.iommu.unbind(ends.pasids[0])
@@ -214,7 +226,7 @@ def test_a_space_that_was_unbound_reads_and_takes_nothing() -> None:
 
 
 def test_a_run_ends_before_the_first_copy_that_would_wait() -> None:
-    ends = Ends()
+    ends = Bound()
     ends.source.slow.add(3)
     assert ends.run(PAGE, 2 * PAGE, 4 * PAGE, PAGE) == 3 * PAGE
     assert ends.relay.asked == [[PAGE, 2 * PAGE]]

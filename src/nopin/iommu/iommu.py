@@ -8,7 +8,7 @@ Managed memory lies in windows over some addresses of a process and is reached t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -17,7 +17,7 @@ from nopin.iommu.access import PARKED, Access, Span
 from nopin.iommu.managed import Fault, ManagedAccess
 from nopin.iommu.page_requests import Meter, PageRequest, PageRequests
 from nopin.iommu.pasid import PasidTable
-from nopin.iommu.relay import Copy, Place, Relay, Relayed, Turn, are_present, relay_in_turn, relay_once, start_of
+from nopin.iommu.relay import Copy, Ends, Relay, Relayed, Turn, are_present, relay_in_turn, relay_once, start_of
 from nopin.iommu.windows import DeviceArena, Window
 from nopin.mm.space import Absent, AddressSpace, FaultResult, IoVec, Staging
 from nopin.ranges import Range, coalesce
@@ -198,12 +198,11 @@ class Iommu:
         unseen = self._requests.lets_through(source.waiter) or self._requests.lets_through(target.waiter)
         self._requests.settle(source.waiter)
         self._requests.settle(target.waiter)
+        ends = Ends(source_space, target_space)
         if length <= SHORT_BYTES:
-            places = source_space, source.address, target_space, target.address
-            return relay_once(*places, length, staging, grain)
+            return relay_once(ends, source.address, target.address, length, staging, grain)
         relay = relay_in_turn if unseen else self._relay  # what may be slow is no work for two
-        copy = Copy(Place(source_space, source.address), Place(target_space, target.address), length)
-        return relay((copy,), staging, grain)
+        return relay(ends, (Copy(source.address, target.address, length),), staging, grain)
 
     def copy_present(
         self,
@@ -254,20 +253,20 @@ class Iommu:
             and target_space.write_v(targets, staging, middle) == total
         )
 
-    def relay_run(self, spans: Iterable[tuple[Span, Span, int]], staging: Staging, grain: int, turn: Turn) -> int:
-        """Copy several (source, target, length) one after the other, as far as they need not wait for pages.
+    def relay_run(
+        self, source_pasid: int, target_pasid: int, copies: list[Copy], staging: Staging, grain: int, turn: Turn
+    ) -> int:
+        """Carry out several copies one after the other, as far as they need not wait for pages.
 
         Returns bytes written, in order. If the turn is not over, `relay` tells one by one why it is less than all.
         """
-        copies: list[Copy] = []
-        for source, target, length in spans:
-            source_space, target_space = self._plain.get(source.pasid), self._plain.get(target.pasid)
-            if source_space is None or target_space is None:
-                break
-            copies.append(Copy(Place(source_space, source.address), Place(target_space, target.address), length))
-        if not are_present(copies):
-            copies = list(takewhile(lambda copy: are_present((copy,)), copies))
-        return self._relay(copies, staging, grain, turn).n_written if copies else 0
+        source, target = self._plain.get(source_pasid), self._plain.get(target_pasid)
+        if source is None or target is None:
+            return 0
+        ends = Ends(source, target)
+        if not are_present(ends, copies):
+            copies = list(takewhile(lambda copy: are_present(ends, (copy,)), copies))
+        return self._relay(ends, copies, staging, grain, turn).n_written if copies else 0
 
     def admit_all(self, accesses: Sequence[Access]) -> bool:
         """Look at all ranges of a step before any of it is copied. True: copy, without another look.

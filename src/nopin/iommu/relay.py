@@ -26,23 +26,19 @@ TURN_BYTES = 8 << 20
 """What one queue pair may do before the others get their turn."""
 
 
-class Place(NamedTuple):
-    """Where a copy begins: an address of a space."""
-
-    space: AddressSpace
-    address: int
-
-    def after(self, n_bytes: int) -> Place:
-        """Return the place so many bytes further on."""
-        return Place(self.space, self.address + n_bytes)
-
-
 class Copy(NamedTuple):
-    """A range to be copied; `length` is positive, in bytes."""
+    """A range to be copied from one space to another; `length` is positive, in bytes."""
 
-    source: Place
-    target: Place
+    source_address: int
+    target_address: int
     length: int
+
+
+class Ends(NamedTuple):
+    """The spaces that copies go from and to."""
+
+    source: AddressSpace
+    target: AddressSpace
 
 
 class Relayed(NamedTuple):
@@ -101,12 +97,14 @@ class Relay(Protocol):
     left in packets of that size.
     """
 
-    def __call__(self, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn = UNTIL_DONE) -> Relayed:
+    def __call__(
+        self, ends: Ends, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn = UNTIL_DONE
+    ) -> Relayed:
         """Carry the copies out."""
         ...
 
 
-def relay_in_turn(copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn = UNTIL_DONE) -> Relayed:
+def relay_in_turn(ends: Ends, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn = UNTIL_DONE) -> Relayed:
     """Read a staging buffer full, in whole packets, write it, and so on."""
     room = len(staging.array)
     longest = max(room - PAGE_BYTES, min(room, PAGE_BYTES)) // grain * grain
@@ -114,7 +112,7 @@ def relay_in_turn(copies: Sequence[Copy], staging: Staging, grain: int, turn: Tu
     for source, target, length in copies:
         for at in range(0, length, longest):
             step = min(length - at, longest)
-            outcome = relay_once(*source.after(at), *target.after(at), step, staging, grain)
+            outcome = relay_once(ends, source + at, target + at, step, staging, grain)
             if outcome.n_written < step:
                 return Relayed(n_before + at, n_before + at).then(outcome)
         n_before += length
@@ -124,43 +122,38 @@ def relay_in_turn(copies: Sequence[Copy], staging: Staging, grain: int, turn: Tu
 
 
 def relay_once(
-    source: AddressSpace,
-    source_address: int,
-    target: AddressSpace,
-    target_address: int,
-    length: int,
-    staging: Staging,
-    grain: int,
+    ends: Ends, source_address: int, target_address: int, length: int, staging: Staging, grain: int
 ) -> Relayed:
     """Copy what fits the staging buffer: the plain form, for what is too short to be worth more."""
     at = start_of(source_address, target_address, staging.address) if length + PAGE_BYTES <= len(staging.array) else 0
-    n_read = source.read(source_address, length, staging, at)
+    n_read = ends.source.read(source_address, length, staging, at)
     n_whole = n_read if n_read == length else n_read - n_read % grain
-    return Relayed(n_read, target.write(target_address, n_whole, staging, at))
+    return Relayed(n_read, ends.target.write(target_address, n_whole, staging, at))
 
 
-def are_present(copies: Sequence[Copy]) -> bool:
+def are_present(ends: Ends, copies: Sequence[Copy]) -> bool:
     """Tell whether all pages of both sides are there. Neighbours are looked up together: long messages mostly are."""
-    sources = ((copy.source, copy.length) for copy in copies)
-    targets = ((copy.target, copy.length) for copy in copies)
-    return all(space.absent(start, end) is None for space, start, end in _stretches(sources)) and all(
-        space.absent(start, end, write=True) is None for space, start, end in _stretches(targets)
+    source, target = ends
+    return all(
+        source.absent(start, end) is None for start, end in _stretches((copy[0], copy[2]) for copy in copies)
+    ) and all(
+        target.absent(start, end, write=True) is None
+        for start, end in _stretches((copy[1], copy[2]) for copy in copies)
     )
 
 
-def _stretches(ranges: Iterable[tuple[Place, int]]) -> Iterator[tuple[AddressSpace, int, int]]:
-    """Join ranges (where, length) that touch or cover the one before: (space, start, end)."""
-    space: AddressSpace | None = None
-    start = end = 0
-    for place, length in ranges:
-        if place.space is space and start <= place.address <= end:
-            end = max(end, place.address + length)
+def _stretches(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Join ranges (address, length) that touch or cover the one before: (start, end)."""
+    start = end = -1
+    for address, length in ranges:
+        if start <= address <= end:
+            end = max(end, address + length)
             continue
-        if space is not None:
-            yield space, start, end
-        space, start, end = place.space, place.address, place.address + length
-    if space is not None:
-        yield space, start, end
+        if end >= 0:
+            yield start, end
+        start, end = address, address + length
+    if end >= 0:
+        yield start, end
 
 
 def start_of(source_address: int, target_address: int, buffer_address: int) -> int:
@@ -174,9 +167,9 @@ def start_of(source_address: int, target_address: int, buffer_address: int) -> i
     return start % PAGE_BYTES
 
 
-def after(copies: Sequence[Copy], done: int) -> Iterator[Copy]:
+def after(copies: Iterable[Copy], done: int) -> Iterator[Copy]:
     """Yield what is left of copies once their first `done` bytes are copied."""
     for source, target, length in copies:
         if done < length:
-            yield Copy(source.after(done), target.after(done), length - done)
+            yield Copy(source + done, target + done, length - done)
         done = max(0, done - length)

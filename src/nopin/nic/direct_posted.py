@@ -16,9 +16,8 @@ completion.
 
 from __future__ import annotations
 
-from nopin.iommu.access import Span
 from nopin.iommu.iommu import SHORT_BYTES
-from nopin.iommu.relay import TURN_BYTES, Turn
+from nopin.iommu.relay import TURN_BYTES, Copy, Turn
 from nopin.nic.abi import ONE_SGE, Discipline, SendFlags, WrOpcode
 from nopin.nic.core import Core, others_wait, posted_done
 from nopin.nic.direct_many import NOT_DONE, copy_many
@@ -83,9 +82,10 @@ def _copy_next(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> tup
 
 
 def _copy_long(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> tuple[int, int]:
-    """Carry out long works of one kind; returns how many, and their bytes."""
-    done: list[tuple[int, int, int, int]] = []
-    spans: list[tuple[Span, Span, int]] = []
+    """Carry out long works of one kind, between two spaces; returns how many, and their bytes."""
+    works: list[tuple[int, int, int, int]] = []
+    copies: list[Copy] = []
+    kind: tuple[int, int, int] | None = None
     n_bytes = 0
     for nth in range(n_posted):
         wr_id, opcode, flags, n_sge, _, there, rkey, _, _, _, here, length, lkey = qp.send_ring.fields(ONE_SGE, nth)
@@ -98,21 +98,21 @@ def _copy_long(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> tup
         ):
             break
         ends = _judge(core, qp, peer, opcode, here, lkey, there, rkey, length)
-        if ends is None or (done and opcode != done[0][1]):
+        if ends is None:
             break
         source, source_va, target, target_va = ends
-        done.append((wr_id, opcode, flags, length))
-        spans.append(
-            (
-                Span(source.pasid, source_va, source.meter, None),
-                Span(target.pasid, target_va, target.meter, None),
-                length,
-            )
-        )
+        kind = kind or (opcode, source.pasid, target.pasid)
+        if kind != (opcode, source.pasid, target.pasid):
+            break
+        works.append((wr_id, opcode, flags, length))
+        copies.append(Copy(source_va, target_va, length))
+    if kind is None:
+        return NOT_DONE
     turn = Turn(lambda: others_wait(core, qp))
-    n_written = core.iommu.relay_run(spans, core.plan.staging, qp.mtu, turn) if spans else 0
+    _, source_pasid, target_pasid = kind
+    n_written = core.iommu.relay_run(source_pasid, target_pasid, copies, core.plan.staging, qp.mtu, turn)
     n_done = n_bytes = 0
-    for work in done:
+    for work in works:
         if n_bytes + work[3] > n_written:
             break
         n_done += 1

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from statistics import median
 
-from nopin.iommu.relay import UNTIL_DONE, Copy, Relayed, Turn, after, relay_in_turn, start_of
+from nopin.iommu.relay import UNTIL_DONE, Copy, Ends, Relayed, Turn, after, relay_in_turn, start_of
 from nopin.linux.process_memory import ProcessMemory
 from nopin.mm.plain import PlainSpace
 from nopin.mm.space import AddressSpace, Staging
-from nopin.server.copier_child import Chunk, CopierChild
+from nopin.server.copier_child import Chunk, CopierChild, Memories
 from nopin.server.copier_process import CHUNK_BYTES_MAX, N_CHUNKS_MAX
 from nopin.units import S_NS, page_ceil
 
@@ -64,20 +65,20 @@ class Copier:
         """The process, if it has come up and not failed."""
         return self._child.pid if self._child is not None and self._child.ready else None
 
-    def __call__(self, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn = UNTIL_DONE) -> Relayed:
+    def __call__(
+        self, ends: Ends, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn = UNTIL_DONE
+    ) -> Relayed:
         """Carry copies out; see `nopin.iommu.relay.Relay`."""
-        total = _total(copies)
-        child = self._ready_child() if total >= MIN_BYTES and all(map(_reachable, copies)) else None
+        child = self._ready_child() if _total(copies) >= MIN_BYTES and _memories(ends) is not None else None
         if child is None:
-            return relay_in_turn(copies, staging, grain, turn)
+            return relay_in_turn(ends, copies, staging, grain, turn)
         outcome, left = Relayed(0, 0), copies
         while left and not turn.over:
             began = self._clock()
             helped = self._speeds.prefer_help()
             some = left if helped else _first(left, TRY_BYTES)
-            done = (
-                self._helped(child, some, staging, grain, turn) if helped else relay_in_turn(some, staging, grain, turn)
-            )
+            relay = partial(self._helped, child) if helped else relay_in_turn
+            done = relay(ends, some, staging, grain, turn)
             outcome = outcome.then(done)
             if done.n_written < _total(some):
                 break
@@ -102,33 +103,36 @@ class Copier:
                 self._child = CopierChild()
         return None
 
-    def _helped(self, child: CopierChild, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn) -> Relayed:
+    def _helped(
+        self, child: CopierChild, ends: Ends, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn
+    ) -> Relayed:
         """Copy together, and what the copier leaves alone."""
-        outcome = self._together(child, copies, staging, grain, turn)
+        outcome = self._together(child, ends, copies, staging, grain, turn)
         done = outcome.n_read
         if outcome.n_written < done or turn.over:
             return outcome
-        return outcome.then(relay_in_turn(list(after(copies, done)), staging, grain, turn))
+        return outcome.then(relay_in_turn(ends, list(after(copies, done)), staging, grain, turn))
 
     def _together(
-        self, child: CopierChild, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn
+        self, child: CopierChild, ends: Ends, copies: Sequence[Copy], staging: Staging, grain: int, turn: Turn
     ) -> Relayed:
         """Copy as far as the two come.
 
         The copier reaches memory by process number. Before and after, everybody is asked whether they have ended:
         what was copied in between counts only if not, and no number comes back as quickly as that.
         """
+        memories = _memories(ends)
+        assert memories is not None
         total = _total(copies)
         n_head = min(HEAD_BYTES, copies[0].length) if child.asleep else 0
         head = [copies[0]._replace(length=n_head)] if n_head else []
         chunks = _chunks(after(copies, n_head) if n_head else copies, chunk_bytes(total - n_head))
-        spaces = {place.space for copy in copies for place in (copy.source, copy.target)}
-        if len(chunks) > 2 * N_CHUNKS_MAX or any(space.gone for space in spaces):
+        if len(chunks) > 2 * N_CHUNKS_MAX or _any_gone(ends):
             return Relayed(0, 0)
-        child.begin(chunks[1::2])
-        outcome = relay_in_turn(head, staging, grain)
+        child.begin(memories, chunks[1::2])
+        outcome = relay_in_turn(ends, head, staging, grain)
         if outcome.n_written == n_head:
-            outcome = outcome.then(_by_turns(child, chunks, staging, turn))
+            outcome = outcome.then(_by_turns(child, memories, chunks, staging, turn))
         if outcome.n_written < total:
             child.cancel()
         else:
@@ -137,7 +141,7 @@ class Copier:
             child.kill()
             self._child = None
             self._start_at = self._clock() + RESTART_NS
-        return Relayed(0, 0) if any(space.gone for space in spaces) else outcome
+        return Relayed(0, 0) if _any_gone(ends) else outcome
 
 
 class Speeds:
@@ -198,9 +202,10 @@ def chunk_bytes(total: int) -> int:
     return min(max(page_ceil(total // N_CHUNKS), CHUNK_BYTES_MIN), CHUNK_BYTES_MAX)
 
 
-def _reachable(copy: Copy) -> bool:
-    """Tell whether process numbers are all it takes to reach both sides; pinned frames take more."""
-    return _memory_of(copy.source.space) is not None and _memory_of(copy.target.space) is not None
+def _memories(ends: Ends) -> Memories | None:
+    """Return the memory of both sides if process numbers are all it takes to reach it; pinned frames take more."""
+    source, target = _memory_of(ends.source), _memory_of(ends.target)
+    return None if source is None or target is None else (source, target)
 
 
 def _memory_of(space: AddressSpace) -> ProcessMemory | None:
@@ -208,49 +213,50 @@ def _memory_of(space: AddressSpace) -> ProcessMemory | None:
     return port if isinstance(port, ProcessMemory) else None
 
 
+def _any_gone(ends: Ends) -> bool:
+    return ends.source.gone or ends.target.gone
+
+
 def _chunks(copies: Iterable[Copy], longest: int) -> list[Chunk]:
-    """Cut reachable copies in chunks, those of one copy alike.
+    """Cut copies in chunks, those of one copy alike.
 
     Their number is even, unless they are too short for that: messages often use the same memory again, and then each
     process always meets the same part of it, and the two do not get in each other's way.
     """
     chunks: list[Chunk] = []
     for source, target, length in copies:
-        from_memory, to_memory = _memory_of(source.space), _memory_of(target.space)
-        assert from_memory is not None
-        assert to_memory is not None
         n_chunks = -(-length // longest)
         if n_chunks % 2 and length >= (n_chunks + 1) * CHUNK_BYTES_MIN:
             n_chunks += 1
         step = page_ceil(-(-length // n_chunks))
+        start = start_of(source, target, 0)  # chunks are whole pages: all lie alike
         for at in range(0, length, step):
             n_left = length - at
-            ends = n_left <= step
-            n_bytes = n_left if ends else step
-            chunks.append(Chunk(from_memory, source.address + at, to_memory, target.address + at, n_bytes, ends))
+            chunks.append(Chunk(source + at, target + at, min(step, n_left), start, n_left <= step))
     return chunks
 
 
-def _by_turns(child: CopierChild, chunks: Sequence[Chunk], staging: Staging, turn: Turn) -> Relayed:
+def _by_turns(child: CopierChild, memories: Memories, chunks: Sequence[Chunk], staging: Staging, turn: Turn) -> Relayed:
     """Copy chunks 0, 2, 4 and so on, the copier the others. Whether others wait is asked while the copier is at work.
 
     What was read and not written is what the target refused. Where both end short and alike, either the copier did
     not come along or a source ends: whoever reads on will know.
     """
+    source, target = memories
+    buffer = page_ceil(staging.address)
     done = 0
     for n in range(0, len(chunks), 2):
         if n and turn.is_over_after(chunks[n - 2].length + chunks[n - 1].length) and chunks[n - 1].ends_copy:
             return _ended(child, chunks, n, done)
-        source, source_address, target, target_address, length, ends_copy = chunks[n]
-        ours = staging.address + start_of(source_address, target_address, staging.address)
-        n_read = source.read(source_address, length, ours)
+        source_address, target_address, length, start, ends_copy = chunks[n]
+        n_read = source.read(source_address, length, buffer + start)
         if not child.await_written(n):
             return Relayed(done, done)
         if n:
             done += chunks[n - 1].length
         if n_read < length:
             return Relayed(done, done)
-        n_written = target.write(target_address, length, ours)
+        n_written = target.write(target_address, length, buffer + start)
         if n_written < length:
             return Relayed(done + length, done + n_written)
         done += length

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from nopin.iommu.relay import start_of
 from nopin.linux import memfd
 from nopin.linux.fence import fence
 from nopin.linux.libc import FAST_LIBC
@@ -29,18 +27,25 @@ _LOOKS_PER_YIELD = 1024
 """Some 50 us: whoever lets others have the CPU may not have it back when its turn comes."""
 
 _current_cpu: Callable[[], int] = FAST_LIBC.sched_getcpu
-_CHUNK = struct.Struct(f"<{layout.WORDS_PER_CHUNK}Q")
 _COMMAND = (sys.executable, "-I", "-S", layout.__file__)  # isolated, without site: it needs no package
 
 
-class Chunk(NamedTuple):
-    """A range to be copied from the memory of one process to that of another; perhaps the last of a copy."""
+Memories = tuple[ProcessMemory, ProcessMemory]
+"""Of the processes that bytes are copied from and to."""
 
-    source: ProcessMemory
+
+class Chunk(NamedTuple):
+    """A part of a copy.
+
+    Attributes:
+        start: where it waits in a buffer that begins a page.
+        ends_copy: it is the last of its copy.
+    """
+
     source_address: int
-    target: ProcessMemory
     target_address: int
     length: int
+    start: int
     ends_copy: bool
 
 
@@ -85,18 +90,19 @@ class CopierChild:
         """True when the next job has to wake it up first, which takes some 50 us."""
         return self._words[layout.ASLEEP] == 1
 
-    def begin(self, chunks: Sequence[Chunk]) -> None:
+    def begin(self, memories: Memories, chunks: Sequence[Chunk]) -> None:
         """Let it copy these, each when it is told that what comes before is written.
 
         Requires: it is ready, the job before has finished, and there are at most N_CHUNKS_MAX.
         """
         words = self._words
         words[layout.CPU] = _current_cpu()
+        words[layout.SOURCE_PID], words[layout.TARGET_PID] = memories[0].pid, memories[1].pid
         words[layout.N_CHUNKS] = len(chunks)
-        for n, (source, source_address, target, target_address, length, _) in enumerate(chunks):
-            place = layout.CHUNKS * 8 + n * _CHUNK.size
-            start = start_of(source_address, target_address, 0)  # the copier's buffer begins a page
-            _CHUNK.pack_into(self._page, place, source.pid, source_address, target.pid, target_address, length, start)
+        at = layout.CHUNKS
+        for source_address, target_address, length, start, _ in chunks:
+            words[at], words[at + 1], words[at + 2], words[at + 3] = source_address, target_address, length, start
+            at += layout.WORDS_PER_CHUNK
         words[layout.WRITTEN] = words[layout.DONE] = 0
         self._job += 1
         words[layout.JOB] = self._job

@@ -31,19 +31,19 @@ import threading
 import time
 from collections.abc import Callable
 
-CONTROL_BYTES = 16384
+CONTROL_BYTES = 8192
 CHUNK_BYTES_MAX = 512 << 10
 """Two buffers of this length fit the second-level cache of any server CPU."""
 
 # Words of the control page, 8 bytes each: those of the server, then those of the copier, some cache lines apart.
-JOB, CPU, N_CHUNKS = range(3)
+JOB, CPU, SOURCE_PID, TARGET_PID, N_CHUNKS = range(5)
 WRITTEN, CANCELLED = 16, 17
 """How many chunks are written when it is the copier's turn; the job of which no more is wanted."""
 READY, DONE, FINISHED, ASLEEP = range(32, 36)
 """DONE: how many chunks are written when it is the server's turn."""
 CHUNKS = 48
-WORDS_PER_CHUNK = 6
-"""From CHUNKS on, of each chunk: source pid, address, target pid, address, length, place in its buffer."""
+WORDS_PER_CHUNK = 4
+"""From CHUNKS on, of each chunk: source address, target address, length, place in its buffer."""
 N_CHUNKS_MAX = (CONTROL_BYTES // 8 - CHUNKS) // WORDS_PER_CHUNK
 
 _SPIN_NS = 200_000
@@ -114,9 +114,10 @@ class Copier:
     def _do(self, job: int) -> None:
         """Copy chunks 1, 3, 5 and so on, until something cannot be copied or the server wants no more."""
         words = self._words
+        source_pid, target_pid = words[SOURCE_PID], words[TARGET_PID]
         for n in range(words[N_CHUNKS]):
             at = CHUNKS + n * WORDS_PER_CHUNK
-            source_pid, source, target_pid, target, length, start = words[at : at + WORDS_PER_CHUNK]
+            source, target, length, start = words[at : at + WORDS_PER_CHUNK]
             if self._copy(self._readv, source_pid, source, length, start) != length:
                 return
             if not self._await_turn(job, 2 * n + 1):
