@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from nopin.model.net.client import SendOptions
-from nopin.nic import requester, whole_writes
+from nopin.nic import requester, whole_reads, whole_writes
 from nopin.nic.abi import QpState, SendFlags, WcStatus, WrOpcode
 from nopin.nic.attributes import QpAttr
+from nopin.nic.plan import Plan
 from nopin.nic.runs import RUN_MIN, Run, decode_run
 from nopin.nic.wire.batch import Path
 from nopin.nic.wire.bth import PAD_SHIFT
@@ -22,7 +23,7 @@ from nopin.testing.packets import sealed_batch
 from nopin.testing.pair import Pair, Wire, make_pair, send_entry
 from nopin.units import PAGE_BYTES, U64_MAX
 
-OK = WcStatus.SUCCESS
+OK, FLUSHED = WcStatus.SUCCESS, WcStatus.WR_FLUSH_ERR
 ALL_WRITES = (Opcode.WRITE_ONLY, Opcode.WRITE_FIRST, Opcode.WRITE_MIDDLE, Opcode.WRITE_LAST)
 WRITE, READ, SEND = WrOpcode.RDMA_WRITE, WrOpcode.RDMA_READ, WrOpcode.SEND
 N = 40
@@ -61,6 +62,7 @@ def both_ways(monkeypatch: pytest.MonkeyPatch, play: Callable[[], Outcome]) -> O
     in_runs = play()
     with monkeypatch.context() as patch:
         patch.setattr(requester, "RUN_MIN", 1 << 30)
+        patch.setattr(whole_reads, "_MANY", 1 << 30)
         patch.setattr(whole_writes, "_MANY", 1 << 30)
         assert in_runs == play()
     return in_runs
@@ -139,7 +141,7 @@ def test_a_run_ends_like_its_works(
     assert [wr_id for wr_id, _ in outcome.completions] == list(range(N))
     n_good = statuses.count(OK)
     assert statuses[:n_good] == [OK] * n_good
-    assert statuses[n_good + 1 :] == [WcStatus.WR_FLUSH_ERR] * (N - n_good - 1)
+    assert statuses[n_good + 1 :] == [FLUSHED] * (N - n_good - 1)
     if n_succeeded is None:
         assert 0 < n_good < N
     else:
@@ -216,15 +218,55 @@ def test_lost_packets_of_runs_are_sent_again(monkeypatch: pytest.MonkeyPatch, se
     assert [status for _, status in outcome.completions] == [OK] * 225
 
 
-def test_responses_to_a_run_of_reads_are_placed_by_one_copy_a_batch() -> None:
+def test_reads_of_a_run_are_answered_and_placed_by_one_copy_a_batch_at_either_end() -> None:
     pair = make_pair(mtu=MTU, max_rd_atomic=64)
     pair.b.space.memory[:] = 7
     reads(pair, step=LONG)
     n_before = pair.a.space.n_copies
     pair.run()
+    assert pair.b.space.n_copies == 1
+    assert pair.b.qp.recv.msn == N
+    assert len(pair.b.qp.recv.saved) == N
     assert pair.a.poll() == [(k, OK) for k in range(N)]
     assert all((pair.a.space.memory[k * 300 + 5 :][: k * LONG + 1] == 7).all() for k in range(N))
     assert pair.a.space.n_copies - n_before == 1
+
+
+def test_a_source_that_is_deregistered_while_a_run_is_answered_ends_it_at_the_response_that_is_next() -> None:
+    pair = make_pair(mtu=MTU, max_rd_atomic=64)
+    pair.b.nic._core.plan = Plan(16)
+    pair.b.space.memory[:] = 7
+    for k in range(6):
+        pair.a.post(READ, k * 5 * MTU, 5 * MTU, to=pair.b.region, wr_id=k)
+    pair.a.nic.poll_rings(0)
+    for batch in pair.a.nic.transmit(0):
+        pair._deliver(batch, pair.b)
+    for batch in pair.b.nic.transmit(0):
+        assert len(batch.arrived().offsets) == 15, "not as many whole READs as fit"
+        pair._deliver(batch, pair.a)
+    pair.b.nic.deregister(pair.b.region)
+    pair.run()
+    assert pair.a.poll() == [(0, OK), (1, OK), (2, OK), (3, WcStatus.REM_ACCESS_ERR), *[(k, FLUSHED) for k in (4, 5)]]
+    assert (pair.a.space.memory[: 15 * MTU] == 7).all()
+    assert not pair.a.space.memory[15 * MTU :].any()
+
+
+def test_a_page_that_is_out_holds_up_only_its_read_and_those_behind() -> None:
+    pair = make_pair(mtu=4096, max_rd_atomic=64)
+    length, n, bad = 20_000, 12, 7
+    pair.b.space.memory[:] = 7
+    pair.b.space.slow.add((bad * length + 10_000) // PAGE_BYTES)
+    pair.b.answer_faults = False
+    for k in range(n):
+        pair.a.post(READ, k * length, length, to=pair.b.region, at=k * length, wr_id=k)
+    for _ in range(3):
+        pair._step()
+    assert pair.b.qp.recv.stream_parked_at is not None
+    assert pair.a.poll() == [(k, OK) for k in range(bad)]
+    pair.b.answer_faults = True
+    pair.run()
+    assert pair.a.poll() == [(k, OK) for k in range(bad, n)]
+    assert (pair.a.space.memory[: n * length] == 7).all()
 
 
 def test_reads_of_a_run_that_do_not_fit_the_window_any_more_are_asked_for_in_parts() -> None:
@@ -297,7 +339,7 @@ def test_a_message_in_the_middle_that_may_not_be_written_ends_all_at_its_first_p
     first = pair.b.qp.recv.epsn
     pair.run()
     statuses = [status for _, status in pair.a.poll()]
-    assert statuses == [OK] * middle + [WcStatus.REM_ACCESS_ERR] + [WcStatus.WR_FLUSH_ERR] * (N - middle - 1)
+    assert statuses == [OK] * middle + [WcStatus.REM_ACCESS_ERR] + [FLUSHED] * (N - middle - 1)
     assert pair.b.qp.recv.epsn == psn_add(first, n_packets(middle, LONG))
     assert pair.b.qp.recv.msn == middle
     written = max(k * 300 + 9 + k * LONG + 1 for k in range(middle))
@@ -335,7 +377,7 @@ def test_a_target_that_is_deregistered_between_two_batches_ends_the_run_there() 
     pair.run()
     statuses = [status for _, status in pair.a.poll()]
     assert 0 < n_done < N - 1
-    assert statuses == [OK] * n_done + [WcStatus.REM_ACCESS_ERR] + [WcStatus.WR_FLUSH_ERR] * (N - n_done - 1)
+    assert statuses == [OK] * n_done + [WcStatus.REM_ACCESS_ERR] + [FLUSHED] * (N - n_done - 1)
     assert np.array_equal(pair.b.space.memory, before)
 
 
@@ -419,7 +461,7 @@ def test_a_region_that_goes_takes_its_run_along(monkeypatch: pytest.MonkeyPatch)
 
     outcome = both_ways(monkeypatch, play)
     statuses = [status for _, status in outcome.completions]
-    assert statuses == [OK] * 16 + [WcStatus.LOC_PROT_ERR] + [WcStatus.WR_FLUSH_ERR] * (N - 17)
+    assert statuses == [OK] * 16 + [WcStatus.LOC_PROT_ERR] + [FLUSHED] * (N - 17)
 
 
 def test_too_few_make_no_run() -> None:

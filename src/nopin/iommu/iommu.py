@@ -175,13 +175,25 @@ class Iommu:
             return PARKED
         return space.write_v(remote, staging, local)
 
+    def read_present_v(
+        self, pasid: int, remote: IoVec, staging: Staging, local: IoVec, waiter: Hashable | None
+    ) -> int | None:
+        """Do what `read_v` does, if all pages are there. None: one is not, and nothing was done or counted."""
+        space = self._plain.get(pasid)
+        if space is None:
+            return self._managed.copy_held_v(pasid, remote, staging, local, waiter, write=False)
+        if waiter is not None and not _all_there(space, remote, write=False):
+            return None
+        self._requests.settle(waiter)
+        return space.read_v(remote, staging, local)
+
     def write_present_v(
         self, pasid: int, remote: IoVec, staging: Staging, local: IoVec, waiter: Hashable | None
     ) -> int | None:
         """Do what `write_v` does, if all pages are there. None: one is not, and nothing was done or counted."""
         space = self._plain.get(pasid)
         if space is None:
-            return self._managed.write_held_v(pasid, remote, staging, local, waiter)
+            return self._managed.copy_held_v(pasid, remote, staging, local, waiter, write=True)
         if waiter is not None and not _all_there(space, remote, write=True):
             return None
         self._requests.settle(waiter)

@@ -167,14 +167,14 @@ class ManagedAccess:
             return PARKED
         return copy_packed(space, segments, limit, staging, local, write=write)
 
-    def write_held_v(
-        self, pasid: int, remote: IoVec, staging: Staging, local: IoVec, waiter: Hashable | None
+    def copy_held_v(
+        self, pasid: int, remote: IoVec, staging: Staging, local: IoVec, waiter: Hashable | None, *, write: bool
     ) -> int | None:
-        """Write a list that lies in one window whose mirror holds all of it; see `Iommu.write_present_v`."""
+        """Copy a list that lies in one window whose mirror holds all of it; see `Iommu.write_present_v`."""
         space = self._spaces.get(pasid)
         if space is None:
             return 0
-        done = copy_in_window(space, remote, staging, local, write=True)
+        done = copy_in_window(space, remote, staging, local, write=write)
         if done is not None:
             self._go_on(waiter)
         return done

@@ -12,9 +12,10 @@ from nopin.iommu.access import PARKED
 from nopin.mm.space import IoVec
 from nopin.nic.abi import AsyncEventType, QpState
 from nopin.nic.core import Core, fail, waiter_for
+from nopin.nic.parts import n_whole
 from nopin.nic.plan import Family, Plan
-from nopin.nic.qp import QueuePair, ReadStream, Reply
-from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Aeth, Nak, aeth_word, rnr_syndrome
+from nopin.nic.qp import QueuePair, ReadRun, ReadStream, Reply
+from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Aeth, Nak, aeth_word, emit_aeth, rnr_syndrome
 from nopin.nic.wire.batch import Path, TxBatch
 from nopin.nic.wire.headers import emit_atomic_ack
 from nopin.nic.wire.opcodes import AETH_BYTES, BTH_BYTES, Opcode
@@ -30,7 +31,7 @@ _RESPONSE = Family(
 _RESPONSE_ONLY = int(_RESPONSE.only)
 _ACK, _ATOMIC_ACK = int(Opcode.ACKNOWLEDGE), int(Opcode.ATOMIC_ACKNOWLEDGE)
 
-_Item = tuple[Reply | ReadStream, int, int]
+_Item = tuple[Reply | ReadStream | ReadRun, int, int]
 """What is sent, its first packet in the plan, how many packets."""
 
 
@@ -44,7 +45,7 @@ def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
         only = side.replies[0]
         if isinstance(only, Reply):
             return _build_reply(core, qp, qp.path, only)
-        if only.n_left == 1 and only.first:
+        if isinstance(only, ReadStream) and only.n_left == 1 and only.first:
             return _build_response(core, qp, qp.path, only, now)
     plan.start()
     items = _plan(qp, plan)
@@ -53,6 +54,15 @@ def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
         if isinstance(item, Reply):
             _emit_reply(plan.staging.view, int(plan.offsets[first]) + BTH_BYTES, item)
             side.replies.popleft()
+            continue
+        if isinstance(item, ReadRun):
+            if not _read_run(core, qp, plan, item, first, n):
+                side.unroll()
+                core.ready[qp] = None
+                plan.cut(first)
+                break
+            if not item.n_left:
+                side.replies.popleft()
             continue
         n_ready = _gather(core, qp, plan, item, first, n, now)
         _write_stream_headers(plan, item, first, n_ready)
@@ -110,6 +120,7 @@ def give_up_waiting(core: Core, qp: QueuePair) -> None:
     """
     side = qp.recv
     stream = side.replies[0]
+    assert isinstance(stream, ReadStream), "what parks is one READ"
     side.stream_parked_at = None
     side.stream_patience.end()
     side.replies.clear()
@@ -129,6 +140,13 @@ def _plan(qp: QueuePair, plan: Plan) -> list[_Item]:
             items.append((item, first, 1))
             continue
         n = min(item.n_left, plan.room)
+        if isinstance(item, ReadRun):
+            n = n_whole(item.ends, item.sent, n)
+            plan.add_messages(_RESPONSE, item.psn, item.next_part(n))
+            items.append((item, first, n))
+            if n < item.n_left:
+                break
+            continue
         ends = n == item.n_left
         last = item.left - (n - 1) * qp.mtu if ends else qp.mtu
         plan.add_run(_RESPONSE, item.psn, n, qp.mtu, last, starts=item.first, ends=ends)
@@ -156,6 +174,30 @@ def _write_stream_headers(plan: Plan, stream: ReadStream, first: int, n: int) ->
         aeth.emit(plan.staging.view, int(plan.offsets[first]) + BTH_BYTES)
     if n and n == stream.n_left:
         aeth.emit(plan.staging.view, int(plan.offsets[first + n - 1]) + BTH_BYTES)
+
+
+def _read_run(core: Core, qp: QueuePair, plan: Plan, run: ReadRun, first: int, n: int) -> bool:
+    """Read the payloads of the next n responses of a run by one call, and write their headers.
+
+    False: something is special about its memory, and its READs will find out what by themselves.
+    """
+    part, region = run.next_part(n), run.region
+    if not region.alive:
+        return False
+    remote, local = run.remote(part), plan.payload_iov(first, first + n)
+    waiter = waiter_for(region, qp.stream_waiter)
+    done = core.iommu.read_present_v(region.pasid, remote, plan.staging, local, waiter)
+    if done != int(remote[:, 1].sum()):
+        return False
+    msns = (np.arange(part.nth, part.nth + len(part.starts)) + run.msn) & MSN_MASK
+    for packets, msn in (
+        (part.first_packets(), msns[int(part.begins_late) :]),
+        (part.last_packets(), msns[: part.n_ended]),
+    ):
+        emit_aeth(plan.staging.array, plan.offsets[first + packets] + BTH_BYTES, SYNDROME_ACK, msn)
+    run.sent += n
+    run.psn = psn_add(run.psn, n)
+    return True
 
 
 def _gather(core: Core, qp: QueuePair, plan: Plan, stream: ReadStream, first: int, n: int, now: int) -> int:

@@ -53,10 +53,10 @@ def write_headers(qp: QueuePair, plan: Plan, chunks: list[Chunk]) -> None:
     for chunk in chunks:
         work = chunk.work
         if isinstance(work, Run):
-            starts, reth = work.part(chunk.nth, chunk.nth + chunk.n_psn).beginning()
-            if work.opcode is _READ:
-                starts = np.arange(chunk.n_packets)  # each is asked for by one packet
-            emit_reth(plan.staging.array, plan.offsets[chunk.at + starts] + BTH_BYTES, reth)
+            part = work.part(chunk.nth, chunk.nth + chunk.n_psn)
+            # A READ is asked for by one packet.
+            first_packets = np.arange(chunk.n_packets) if work.opcode is _READ else part.first_packets()
+            emit_reth(plan.staging.array, plan.offsets[chunk.at + first_packets] + BTH_BYTES, work.reth(part))
             continue
         if work.opcode in NEEDS_ANSWER:
             start = chunk.nth * qp.mtu
@@ -166,7 +166,7 @@ def _gather_run(core: Core, qp: QueuePair, plan: Plan, run: Run, chunk: Chunk) -
     region = run.region
     if not region.alive:
         return 0
-    remote = run.part(chunk.nth, chunk.nth + chunk.n_packets).local()
+    remote = run.local(run.part(chunk.nth, chunk.nth + chunk.n_packets))
     local = plan.payload_iov(chunk.at, chunk.at + chunk.n_packets)
     waiter = waiter_for(region, qp.requester_waiter)
     return core.iommu.read_v(region.pasid, remote, plan.staging, local, region.meter, waiter)

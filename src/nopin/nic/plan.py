@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nopin.mm.space import IoVec, Staging
-from nopin.nic.runs import RunPart
+from nopin.nic.parts import Part
 from nopin.nic.wire import icrc
 from nopin.nic.wire.batch import Path, Runs, Segment, Slices, TxBatch
 from nopin.nic.wire.bth import DEFAULT_PKEY, PAD_SHIFT, emit_bth
@@ -160,23 +160,20 @@ class Plan:
             self._opcode[first] = family.only if ends and n == 1 else family.first
         self.n = after
 
-    def add_messages(self, family: Family, psn: int, part: RunPart) -> None:
-        """Add consecutive packets of several messages. Where a completion was asked for, an acknowledgement is."""
+    def add_messages(self, family: Family, psn: int, part: Part) -> None:
+        """Add consecutive packets of several messages."""
         first, n = self.n, part.n_packets
         after = first + n
         opcode = self._opcode[first:after]
-        starts, _ = part.beginning()
-        ends, _, signaled = part.ending()
         opcode[:] = family.middle
-        opcode[ends] = family.last
-        opcode[starts] = family.first
-        opcode[part.ends[part.ends - part.starts == 1] - 1] = family.only
+        opcode[part.last_packets()] = family.last
+        opcode[part.first_packets()] = family.first
+        opcode[part.only_packets()] = family.only
         self._payload[first:after] = part.payloads()
         self._psn[first:after] = (self._count[:n] + np.uint32(psn)) & np.uint32(0xFFFFFF)
-        self._ack_req[first:after][ends] = signaled
         self.n = after
 
-    def add_requests(self, opcode: int, psn: int, part: RunPart) -> None:
+    def add_requests(self, opcode: int, psn: int, part: Part) -> None:
         """Add the requests for several READs, of which the part is all responses."""
         first, after = self.n, self.n + len(part.starts)
         self._opcode[first:after] = opcode
@@ -185,7 +182,7 @@ class Plan:
         self._ack_req[first:after] = True
         self.n = after
 
-    def request_ack(self, at: int | slice) -> None:
+    def request_ack(self, at: int | slice | NDArray[np.int64]) -> None:
         """Set the acknowledge request bit of packets already added."""
         self._ack_req[at] = True
 

@@ -7,18 +7,25 @@ Nothing here decides. `requester.py` and `completer.py` own `SendSide` (what we 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import cast
 
+import numpy as np
+from numpy.typing import NDArray
+
+from nopin.mm.space import IoVec
 from nopin.nic.abi import QpState
 from nopin.nic.attributes import QpAttr, QpCaps
 from nopin.nic.cq import Cq
 from nopin.nic.mr import Pd, Region
 from nopin.nic.packets import Packets
+from nopin.nic.parts import Part
 from nopin.nic.rings import WorkConsumer
 from nopin.nic.runs import Run
 from nopin.nic.timers import NOMINAL, Timers
+from nopin.nic.wire.aeth import MSN_MASK
 from nopin.nic.wire.batch import Path
 from nopin.nic.wire.psn import psn_add
 from nopin.nic.work import RecvWork, SendWork
@@ -135,6 +142,62 @@ class ReadStream:
 
 
 @dataclass(slots=True, eq=False)
+class ReadRun:
+    """READs of one region that follow one another, being answered: what is left of them.
+
+    Attributes:
+        psn: of the next response.
+        addresses, lengths: what each asks for: (n,).
+        ends: (n,) int64, responses up to the end of each.
+        mtu: payload bytes of each response but a READ's last.
+        msn: of the first READ.
+        sent: how many responses were.
+    """
+
+    psn: int
+    rkey: int
+    addresses: NDArray[np.uint64]
+    lengths: NDArray[np.uint32]
+    ends: NDArray[np.int64]
+    mtu: int
+    msn: int
+    region: Region
+    sent: int = 0
+
+    @property
+    def n_left(self) -> int:
+        """Responses left to send."""
+        return int(self.ends[-1]) - self.sent
+
+    @property
+    def end(self) -> int:
+        """One past its last PSN."""
+        return psn_add(self.psn, self.n_left)
+
+    def next_part(self, n: int) -> Part:
+        """Return its next n responses."""
+        return Part.cut(self.ends, self.lengths, self.mtu, self.sent, self.sent + n)
+
+    def remote(self, part: Part) -> IoVec:
+        """Return where the bytes of a part are, by virtual address: (k, 2) uint64."""
+        return part.clip(self.region.places(self.addresses[part.messages], part.lengths))
+
+    def streams(self, first: int = 0) -> Iterator[ReadStream]:
+        """Yield by themselves those READs, from one on, that are not answered yet, or what is left of them."""
+        rows = zip(self.addresses.tolist(), self.lengths.tolist(), self.ends.tolist(), strict=True)
+        start = 0
+        for nth, (address, length, end) in enumerate(rows):
+            if nth >= first and end > self.sent:
+                done = max(0, self.sent - start)
+                psn, msn = psn_add(self.psn, start + done - self.sent), self.msn + nth & MSN_MASK
+                skip = done * self.mtu
+                yield ReadStream(
+                    psn, end - start - done, self.rkey, address + skip, length - skip, done == 0, msn, self.region
+                )
+            start = end
+
+
+@dataclass(slots=True, eq=False)
 class Reply:
     """An acknowledge to send: ACK, NAK, RNR NAK, or an atomic's answer when `original` is set."""
 
@@ -195,7 +258,7 @@ class ReceiveSide:
     inbound: Inbound | None = None
     next_recv: RecvWork | None = None
     saved: deque[SavedRequest] = field(default_factory=deque)
-    replies: deque[ReadStream | Reply] = field(default_factory=deque)
+    replies: deque[ReadStream | ReadRun | Reply] = field(default_factory=deque)
     nak_sent: bool = False
     ack_due: bool = False
     parked_at: int | None = None
@@ -204,6 +267,13 @@ class ReceiveSide:
     stream_patience: Patience = field(default_factory=Patience)
     held: list[Packets] = field(default_factory=list)
     n_held: int = 0
+
+    def unroll(self) -> deque[ReadStream | Reply]:
+        """Hold every READ by itself, because something is special about one; returns `replies` as they are now."""
+        by_itself = (reply.streams() if isinstance(reply, ReadRun) else (reply,) for reply in self.replies)
+        replies = deque[ReadStream | Reply](chain.from_iterable(by_itself))
+        self.replies = cast("deque[ReadStream | ReadRun | Reply]", replies)
+        return replies
 
 
 @dataclass(slots=True, eq=False)

@@ -26,6 +26,7 @@ from nopin.nic.filling import (
     request_words,
     write_headers,
 )
+from nopin.nic.parts import n_whole
 from nopin.nic.plan import Family, Plan
 from nopin.nic.qp import QueuePair
 from nopin.nic.runs import RUN_MIN, Run, decode_run
@@ -242,7 +243,7 @@ def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
             else:
                 n_psn = room = min(work.n_psn - index, window, plan.room)
                 if isinstance(work, Run):
-                    n_psn = work.n_whole(index, room)
+                    n_psn = n_whole(work.ends, index, room)
                 chunks.append(Chunk(work, index, n_psn, plan.n, n_psn))
                 _add_data(qp, plan, chunks[-1], closes_window=n_psn == window)
                 if n_psn < room:
@@ -272,7 +273,10 @@ def _may_start(qp: QueuePair, work: SendWork | Run, n_asked: int) -> bool:
 def _add_data(qp: QueuePair, plan: Plan, chunk: Chunk, *, closes_window: bool) -> None:
     work, n = chunk.work, chunk.n_packets
     if isinstance(work, Run):
-        plan.add_messages(_FAMILY[work.opcode], psn_add(work.first_psn, chunk.nth), work.part(chunk.nth, chunk.nth + n))
+        part = work.part(chunk.nth, chunk.nth + n)
+        plan.add_messages(_FAMILY[work.opcode], psn_add(work.first_psn, chunk.nth), part)
+        # Where a completion was asked for, an acknowledgement is: nobody waits for the others.
+        plan.request_ack(chunk.at + part.last_packets()[work.signaled(part)])
         plan.request_ack(plan.n - 1)
         return
     if work.n_psn == 1:

@@ -39,6 +39,7 @@ from nopin.nic.refusal import (
     prepare,
 )
 from nopin.nic.rights import REMOTE_ATOMIC, REMOTE_READ
+from nopin.nic.whole_reads import whole_reads
 from nopin.nic.whole_writes import lone_write, whole_writes
 from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Nak, rnr_syndrome
 from nopin.nic.wire.headers import AtomicEth, unpack_reth
@@ -243,7 +244,7 @@ def _repeat_read(core: Core, qp: QueuePair, packet: Packet, saved: SavedRequest)
     # What is still queued at or after this PSN will be asked for again: the peer went back to here.
     side = qp.recv
     head = side.replies[0] if side.replies else None
-    side.replies = deque(reply for reply in side.replies if psn_diff(reply.end, psn) <= 0)
+    side.replies = deque(reply for reply in side.unroll() if psn_diff(reply.end, psn) <= 0)
     if side.stream_parked_at is not None and (not side.replies or side.replies[0] is not head):
         side.stream_parked_at = None
         core.iommu.forget(qp.stream_waiter)
@@ -269,6 +270,10 @@ def _advance(core: Core, qp: QueuePair, packets: Packets, at: int, end: int, now
     try:
         if opcode in _PLAIN_WRITES and side.inbound is None:
             n_done = whole_writes(core, qp, packets, at, end)
+            if n_done:
+                return at + n_done
+        if opcode == _READ_REQUEST and side.inbound is None:
+            n_done = _read_requests(core, qp, packets.part(at, len(packets)))
             if n_done:
                 return at + n_done
         if IS_SEND[opcode] or IS_WRITE[opcode]:
@@ -339,6 +344,24 @@ def _read_request(core: Core, qp: QueuePair, packet: Packet) -> None:
     side.epsn = (side.epsn + stream.n_left) & PSN_MASK
     side.replies.append(stream)
     core.ready[qp] = None
+
+
+def _read_requests(core: Core, qp: QueuePair, packets: Packets) -> int:
+    """Accept several READs at once; returns how many. 0: the first is to be looked at by itself."""
+    side = qp.recv
+    run, saved = whole_reads(core, qp, packets)
+    if run is None:
+        return 0
+    if side.ack_due:
+        _acknowledge(core, qp)  # what came before, and no more: these are answered by their data
+    n = len(run.ends)
+    side.msn = (side.msn + n) & MSN_MASK
+    side.epsn = run.end
+    for request in saved:
+        _save(qp, request)
+    side.replies.append(run)
+    core.ready[qp] = None
+    return n
 
 
 def _atomic_request(core: Core, qp: QueuePair, packet: Packet) -> None:

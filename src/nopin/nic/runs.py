@@ -19,6 +19,7 @@ from nopin.mm.space import Bytes, IoVec
 from nopin.nic.abi import Discipline, SendFlags, WcStatus, WrOpcode, one_sge_dtype
 from nopin.nic.mr import Pd, Region, RegionTable
 from nopin.nic.packets import first_true
+from nopin.nic.parts import Part, n_packets_of
 from nopin.nic.rights import LOCAL_WRITE, NOTHING
 from nopin.nic.wire.headers import RethBatch
 from nopin.nic.wire.psn import psn_add
@@ -35,57 +36,6 @@ _KINDS: dict[int, tuple[WrOpcode, int]] = {
     opcode: (opcode, need) for opcode, need in ((WrOpcode.RDMA_WRITE, NOTHING), (WrOpcode.RDMA_READ, LOCAL_WRITE))
 }
 """What may be a run, and the right its local memory has to give."""
-
-
-@dataclass(slots=True, eq=False)
-class RunPart:
-    """Some consecutive packets that carry the bytes of a run: those of WRITEs, the responses to READs.
-
-    Attributes:
-        n_packets: how many.
-        posts: entries of the works that have packets among them, oldest first: (k,).
-        starts, ends: (k,) int64, where each begins and ends, counted from the part's first packet: the first may have
-            begun before it, and the last may end after the part does.
-        region, mtu: of the run.
-    """
-
-    n_packets: int
-    posts: NDArray[np.void]
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    region: Region
-    mtu: int
-
-    def beginning(self) -> tuple[NDArray[np.int64], RethBatch]:
-        """Return which packets begin a work, and where those works go."""
-        late = int(self.starts[0] < 0)
-        posts = self.posts[late:]
-        return self.starts[late:], RethBatch(posts["remote_address"], posts["rkey"], posts["local_length"])
-
-    def ending(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        """Return which packets end a work, the bytes each has for payload, and whether it asked for a completion."""
-        n = len(self.posts) - int(self.ends[-1] > self.n_packets)
-        posts, n_full = self.posts[:n], (self.ends - self.starts)[:n] - 1
-        payload = posts["local_length"] - n_full * self.mtu
-        return self.ends[:n] - 1, payload, np.asarray((posts["flags"] & _SIGNALED) != 0)
-
-    def payloads(self) -> NDArray[np.int64]:
-        """Return the bytes each packet has for payload: (n_packets,)."""
-        payloads = np.full(self.n_packets, self.mtu, np.int64)
-        ends, payload, _ = self.ending()
-        payloads[ends] = payload
-        return payloads
-
-    def local(self) -> IoVec:
-        """Return where the bytes of the packets are, by virtual address: (k, 2) uint64."""
-        places = self.region.places(self.posts["local_address"], self.posts["local_length"])
-        before = max(0, -int(self.starts[0])) * self.mtu
-        if int(self.ends[-1]) > self.n_packets:  # so its last packet, which may be shorter, is not among these
-            places[-1, 1] = (self.n_packets - int(self.starts[-1])) * self.mtu
-        if before:
-            places[0, 0] += np.uint64(before)
-            places[0, 1] -= np.uint64(before)
-        return places
 
 
 @dataclass(slots=True, eq=False)
@@ -115,23 +65,23 @@ class Run:
         """PSNs it takes."""
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def part(self, start: int, end: int) -> RunPart:
-        """Return its packets [start, end), at least one."""
-        first, last = np.searchsorted(self.ends, (start, end - 1), "right").tolist()
-        ends = self.ends[first : last + 1] - start
-        starts = np.empty_like(ends)
-        starts[0] = (self.ends[first - 1] if first else 0) - start
-        starts[1:] = ends[:-1]
-        return RunPart(end - start, self.posts[first : last + 1], starts, ends, self.region, self.mtu)
+    def part(self, start: int, end: int) -> Part:
+        """Return its packets [start, end), at least one: those of WRITEs, the responses to READs."""
+        return Part.cut(self.ends, self.posts["local_length"], self.mtu, start, end)
 
-    def n_whole(self, start: int, n_packets: int) -> int:
-        """Return as many of n packets from `start` on as end with a work; all, if that were not even half of them.
+    def reth(self, part: Part) -> RethBatch:
+        """Return where the works that begin in a part go."""
+        posts = self.posts[part.messages][int(part.begins_late) :]
+        return RethBatch(posts["remote_address"], posts["rkey"], posts["local_length"])
 
-        So batches of equal messages have one shape, and few messages arrive in two parts.
-        """
-        n_works = int(np.searchsorted(self.ends, start + n_packets, "right"))
-        n = int(self.ends[n_works - 1]) - start if n_works else 0
-        return n if 2 * n >= n_packets else n_packets
+    def signaled(self, part: Part) -> NDArray[np.bool_]:
+        """Say which of the works that end in a part asked for a completion."""
+        return np.asarray((self.posts["flags"][part.messages][: part.n_ended] & _SIGNALED) != 0)
+
+    def local(self, part: Part) -> IoVec:
+        """Return where the bytes of a part are, by virtual address: (k, 2) uint64."""
+        posts = self.posts[part.messages]
+        return part.clip(self.region.places(posts["local_address"], posts["local_length"]))
 
     def n_requests(self, start: int, n_psn: int, n_max: int) -> tuple[int, int]:
         """Return how many whole READs, n_max at most, from PSN `start` on take at most so many PSNs, and how many."""
@@ -190,8 +140,8 @@ def decode_run(entries: Bytes, regions: RegionTable, pd: Pd, mtu: int, window: i
     n = n_alike(posts, opcode, region, n_packets_max * mtu)
     if n < RUN_MIN:
         return None
-    n_packets = (posts["local_length"][:n].astype(np.int64) + (mtu - 1)) // mtu
-    return Run(opcode, posts[:n], region, mtu, np.cumsum(n_packets))
+    posts = posts[:n]
+    return Run(opcode, posts, region, mtu, np.cumsum(n_packets_of(posts["local_length"], mtu)))
 
 
 def n_alike(posts: NDArray[np.void], opcode: int, region: Region, length_max: int) -> int:

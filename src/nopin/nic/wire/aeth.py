@@ -10,8 +10,13 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nopin.codes import Code
+from nopin.mm.space import Bytes
 from nopin.nic.wire.opcodes import AETH_BYTES
+from nopin.nic.wire.records import Offsets, scatter
 
 AETH_FORMAT = "I"
 _AETH = struct.Struct(">" + AETH_FORMAT)
@@ -73,6 +78,11 @@ class Aeth(NamedTuple):
     def value(self) -> int:
         """Bits 4-0: credit code, RNR timer code or NAK code."""
         return self.syndrome & VALUE_MASK
+
+
+def emit_aeth(buffer: Bytes, offsets: Offsets, syndrome: int, msn: NDArray[np.int64]) -> None:
+    """Write headers of one syndrome that start at offsets: 4 bytes each."""
+    scatter(buffer, offsets, (msn | syndrome << 24).astype(">u4"))
 
 
 def rnr_syndrome(timer_code: int) -> int:
