@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import mmap
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import nopin
 from nopin.lab.child import Child
 from nopin.lab.line import Line
 from nopin.lab.servers import LocalServer
+from nopin.linux import memfd
 from nopin.verbs import child_server
 
 PeerProcess = Callable[..., Child]
@@ -99,6 +102,45 @@ def test_a_directory_open_to_others_is_not_used(tmp_path: Path, monkeypatch: pyt
 def test_nobody_listening_is_said(tmp_path: Path) -> None:
     with pytest.raises(nopin.ServerGone, match="no device server"):
         nopin.Device(str(tmp_path / "none.sock"))
+
+
+def test_a_lack_of_descriptors_is_said_and_ends_no_connection(device: nopin.Device) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    memory = np.arange(10)
+    with device.share(memory) as share, nopin.attach(share.url, device=device) as remote:
+        next_fd = os.dup(0)
+        os.close(next_fd)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (next_fd, limits[1]))
+            with pytest.raises(nopin.ServerError, match="too many open files; raise its limit") as caught:
+                device.create_channel()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert not isinstance(caught.value, nopin.ServerGone)
+        assert (remote[...] == memory).all()
+        device.create_channel().close()
+
+
+def test_what_is_half_made_when_memory_runs_out_is_unmade(
+    device: nopin.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "mmap")
+
+    def n_objects() -> int:
+        return len(device.stat())
+
+    pd, cq = device.alloc_pd(), device.create_cq(8)
+    before = n_objects()
+    with monkeypatch.context() as patched:
+        patched.setattr(memfd, "map_array", refuse)
+        for make in (lambda: device.create_cq(8), lambda: pd.create_qp(cq)):
+            with pytest.raises(OSError, match="mmap"):
+                make()
+    gc.collect()
+    assert n_objects() == before
+    device.create_cq(8).close()
+    pd.create_qp(cq).close()
 
 
 def test_info_tells_what_the_server_is(device: nopin.Device, server: LocalServer) -> None:

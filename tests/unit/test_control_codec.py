@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 
 import msgspec
@@ -33,7 +34,7 @@ from nopin.control.messages import (
     Request,
     Stat,
 )
-from nopin.control.packets import receive_packet, send_packet
+from nopin.control.packets import OutOfDescriptors, receive_packet, send_packet
 from nopin.errors import UsageError
 from nopin.nic.attributes import AddressVector, QpAttr, QpCaps
 
@@ -142,6 +143,21 @@ def test_more_descriptors_than_allowed_are_refused_and_not_kept(n_allowed: int) 
         with pytest.raises(ProtocolError, match="descriptors"):
             receive_packet(theirs, n_allowed)
         assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_descriptors_for_which_no_room_is_left_are_no_fault_of_the_other_side() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ours, theirs, open(os.devnull, "rb") as file:
+        send_packet(ours, b"lost", [file.fileno()])
+        send_packet(ours, b"next")
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+            with pytest.raises(OutOfDescriptors, match="ulimit -n"):
+                receive_packet(theirs, 1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert receive_packet(theirs, 1).data == b"next"
 
 
 def test_an_oversized_packet_is_refused() -> None:

@@ -18,6 +18,10 @@ from nopin.control.messages import MESSAGE_BYTES_MAX
 _FD_BYTES = array.array("i").itemsize
 
 
+class OutOfDescriptors(ProtocolError):
+    """Descriptors came that this process has no room for: the packet is lost with them, and the connection goes on."""
+
+
 class Packet(NamedTuple):
     """One packet: its bytes (empty at the end of the connection) and the descriptors beside it, now ours."""
 
@@ -40,6 +44,7 @@ def receive_packet(sock: socket.socket, max_fds: int, flags: int = 0) -> Packet:
 
     Raises:
         ProtocolError: the packet was longer than any message, or more descriptors came; nothing is kept.
+        OutOfDescriptors: there was room for them in the call, and none in this process; nothing is kept.
         OSError: as recvmsg does.
     """
     # CMSG_LEN, not CMSG_SPACE: the padding of the latter has room for one descriptor more.
@@ -51,8 +56,11 @@ def receive_packet(sock: socket.socket, max_fds: int, flags: int = 0) -> Packet:
             fds.frombytes(payload[: len(payload) - len(payload) % _FD_BYTES])
     if got & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         close_all(fds)
-        what = "an oversized packet" if got & socket.MSG_TRUNC else f"more than {max_fds} descriptors"
-        raise ProtocolError(f"the other side sent {what}")
+        if got & socket.MSG_TRUNC:
+            raise ProtocolError("the other side sent an oversized packet")
+        if len(fds) < max_fds:
+            raise OutOfDescriptors("this process has too many open files; raise its limit (ulimit -n)")
+        raise ProtocolError(f"the other side sent more than {max_fds} descriptors")
     return Packet(data, fds.tolist())
 
 

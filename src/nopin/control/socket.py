@@ -13,8 +13,8 @@ from pathlib import Path
 
 from nopin.control.codec import REPLY_DESCRIPTORS, AnyReply, ProtocolError, decode_reply, encode_request
 from nopin.control.messages import Event, Refused, Reply, Request, Stat
-from nopin.control.packets import close_all, receive_packet, send_packet
-from nopin.errors import ServerGone, ServerRefused
+from nopin.control.packets import OutOfDescriptors, close_all, receive_packet, send_packet
+from nopin.errors import ServerError, ServerGone, ServerRefused
 
 EVENTS_KEPT = 1024
 """Events buffered for a client that does not ask for them; then the oldest go."""
@@ -86,6 +86,7 @@ class ControlSocket:
         Raises:
             ServerRefused: the server refused; nothing was changed.
             ServerGone: the connection broke, the server did not answer in time, or answered nonsense.
+            ServerError: this process has no room for the descriptors that came; what was made stays with the server.
             UsageError: a field of the request is impossible; nothing was sent.
         """
         with self._lock:
@@ -96,6 +97,8 @@ class ControlSocket:
             try:
                 send_packet(self._sock, data, fds)
                 reply, received = self._reply(REPLY_DESCRIPTORS.get(type(message), 0))
+            except OutOfDescriptors as problem:
+                raise ServerError(f"{type(message).__name__}: {problem}") from problem
             except (OSError, ProtocolError) as problem:
                 self._hear_last_words()
                 raise self._broken(f"during {type(message).__name__}: {self.told or problem}") from problem
@@ -167,10 +170,11 @@ class ControlSocket:
             return reply, packet.fds
 
     def _hear_last_words(self) -> None:
-        """Take note of what the server said before it closed the connection."""
+        """Take note of what the server said before it closed the connection, without waiting."""
+        self._sock.settimeout(0.0)
         for _ in range(2):  # the first call may only fetch the pending error
             with contextlib.suppress(OSError, ProtocolError):
-                reply = decode_reply(receive_packet(self._sock, 0, socket.MSG_DONTWAIT).data)
+                reply = decode_reply(receive_packet(self._sock, 0).data)
                 if isinstance(reply, Refused) and reply.seq == 0:
                     self.told = reply.message
                     return

@@ -86,6 +86,7 @@ def _setup(flags: int) -> tuple[int, _Layout]:
     Raises:
         HostLacks: io_uring is missing, disabled or too old.
         MemoryError: no room for the ring, which counts as locked memory too.
+        OSError: no descriptor is left.
     """
     parameters = (ctypes.c_uint32 * 30)()
     parameters[2] = flags
@@ -95,6 +96,8 @@ def _setup(flags: int) -> tuple[int, _Layout]:
     except OSError as error:
         if error.errno == errno.ENOMEM:
             raise MemoryError("cannot make a ring: over the RLIMIT_MEMLOCK limit, or out of memory") from None
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         raise HostLacks("io_uring", error.strerror or str(error), remedy) from None
     if parameters[5] & (_FEAT_SINGLE_MMAP | _FEAT_EXT_ARG) != _FEAT_SINGLE_MMAP | _FEAT_EXT_ARG:
         os.close(fd)

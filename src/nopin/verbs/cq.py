@@ -43,13 +43,15 @@ class CompletionQueue(DeviceObject):
         self.session = self.channel.session
         request = CreateCq(seq=0, depth=self.depth, channel=self.channel.handle)
         reply, (fd,) = self.session.request(request, Handle)
+        self.handle = reply.handle
         try:
-            memory = memfd.map_array(fd)
+            self.ring = CompletionConsumer(memfd.map_array(fd), self.depth, fence)
+            self.waiter = Waiter(self.ring, self.channel.fileno(), self.session.control, spin_us)
+        except BaseException:  # this process is out of memory or descriptors
+            self.session.tell(DestroyCq(seq=0, cq=self.handle))
+            raise
         finally:
             os.close(fd)
-        self.handle = reply.handle
-        self.ring = CompletionConsumer(memory, self.depth, fence)
-        self.waiter = Waiter(self.ring, self.channel.fileno(), self.session.control, spin_us)
         super().__init__(device, self.channel)
 
     def poll(self, n: int = 16) -> list[Wc]:

@@ -84,11 +84,14 @@ class QueuePair(DeviceObject):
             seq=0, pd=pd.handle, send_cq=send_cq.handle, recv_cq=recv_cq.handle, caps=caps, sq_sig_all=sq_sig_all
         )
         made, (fd,) = self.session.request(request, QpCreated)
+        self.qpn = made.qpn
         try:
             memory = memfd.map_array(fd, made.n_bytes)
+        except BaseException:  # this process is out of memory
+            self._end()
+            raise
         finally:
             os.close(fd)
-        self.qpn = made.qpn
         self.caps = made.caps
         self.send_ring = WorkProducer(memory[: made.recv_offset], made.caps.max_send_wr, made.send_stride)
         self.recv_ring = WorkProducer(memory[made.recv_offset :], made.caps.max_recv_wr, made.recv_stride)

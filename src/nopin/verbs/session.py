@@ -107,7 +107,8 @@ class Session:
         for each in dropped:
             each._rejoin()
         for each in dropped:
-            each.close()
+            with contextlib.suppress(ServerRefused):  # whoever makes a request now has nothing to do with it
+                each.close()
 
     def ring_doorbell(self, ring: WorkProducer) -> None:
         """Call the server if it sleeps, or does not look at the ring; call it after posting.
