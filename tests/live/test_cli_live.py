@@ -18,6 +18,7 @@ import pytest
 
 from nopin.cli import get
 from nopin.cli.main import main
+from nopin.lab.servers import LocalServer
 
 ARRAY = np.arange(6 * 50_000, dtype=np.float64).reshape(6, 50_000)
 COMMAND = [sys.executable, "-m", "nopin"]
@@ -101,6 +102,23 @@ def test_an_interrupted_share_ends_cleanly_and_its_url_is_dead(sharing: Sharing,
     assert process.returncode == 130
     assert "Traceback" not in talk
     nopin(environment, "get", url, code=1)
+
+
+def test_a_share_that_nobody_can_reach_any_more_ends_and_says_why(environment: dict[str, str], tmp_path: Path) -> None:
+    """As when two programs share by one server, and the one that started it ends."""
+    np.save(tmp_path / "array.npy", ARRAY)
+    path = tmp_path / "server.sock"
+    with LocalServer(path) as server:
+        command = [*COMMAND, "share", "--socket", str(path), str(tmp_path / "array.npy")]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        server.close()
+        with LocalServer(path):
+            _, said = process.communicate(timeout=30.0)
+    assert process.returncode == 1
+    assert "array.npy is no longer shared: the device server has ended" in said
+    assert "run nopin serve" in said
 
 
 def test_a_wrong_token_is_refused(sharing: Sharing, environment: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from serving import replace
 
-from nopin import AsyncEventType, Device, SendWr, ServerGone, Sge, WrOpcode, attach
+from nopin import AsyncEventType, Closed, Device, SendWr, ServerGone, Sge, WrOpcode, attach
 from nopin.lab.servers import LocalServer
 
 N = 1 << 16
@@ -167,6 +167,23 @@ def test_shares_go_on_at_a_server_that_was_not_told_to_take_over(
     device.stat()
     with attach(share.url, device=peer) as remote:
         assert remote[7] == 7
+
+
+def test_shares_of_a_server_that_was_stopped_are_closed_and_named(device: Device, servers: list[LocalServer]) -> None:
+    """It has withdrawn them, so its successor knows of none."""
+    share = device.share(np.arange(N))
+    said = repr(share)
+    servers[-1].close()
+    servers.append(LocalServer(servers[-1].socket_path))
+    (event,) = device.events(timeout=5.0)
+    assert (event.kind, event.cause) == (AsyncEventType.SERVER_REPLACED, said)
+    assert share.closed
+    assert share.region.closed
+    with pytest.raises(Closed, match="was lost when its device server ended"):
+        share.prefetch()
+    share.close()
+    with device.share(np.arange(N)) as again:
+        assert not again.closed
 
 
 def test_without_a_successor_it_is_waited_for_once(path: Path, servers: list[LocalServer]) -> None:

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from nopin.cli.options import examples, socket_option
 from nopin.cli.output import put, say
-from nopin.errors import UsageError
+from nopin.errors import ServerGone, UsageError
 from nopin.units import format_bytes
 from nopin.verbs.device import Device
 
 EVENT_WAIT_S = 3600.0
+ENDED = "the device server has ended; one that a program started ends with that, so run nopin serve for one that stays"
 
 
 @click.command(epilog=examples("nopin share table.npy", "nopin share --access rw data.bin"))
@@ -39,6 +40,8 @@ def command(file: Path, access: str, socket_path: Path | None) -> None:
         while True:
             for event in device.events(timeout=EVENT_WAIT_S):
                 say(str(event))
+            if share.closed:
+                raise ServerGone(f"{file.name} is no longer shared: {ENDED}")
 
 
 def _mapped(file: Path, access: str) -> NDArray[Any]:

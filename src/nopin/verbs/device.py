@@ -356,7 +356,9 @@ class Device(DeviceObject):
             self.__dict__["default_pd"] = pd = ProtectionDomain.known(self, session, reclaimed.pd)
             for told in reclaimed.shares:
                 shares.pop(told.share)._resume(session, pd, told)
-        lost += [repr(each) for each in shares.values()]
+        for each in shares.values():
+            lost.append(repr(each))
+            each._lose()
         server_pid = session.welcome.server_pid
         self._news.append(AsyncEvent(AsyncEventType.SERVER_REPLACED, None, server_pid, "; ".join(lost)))
 

@@ -34,7 +34,7 @@ class AsyncEvent:
     def __str__(self) -> str:
         if self.kind is AsyncEventType.SERVER_REPLACED:
             lost = f"; lost: {self.cause}" if self.cause else ""
-            return f"{self.kind.name}: the device server was killed, process {self.object_id} goes on{lost}"
+            return f"{self.kind.name}: the device server ended, process {self.object_id} goes on{lost}"
         about = f"object {self.object_id}" if self.target is None else repr(self.target)
         where = f" [{self.start:#x}, {self.end:#x})" if self.end else ""
         which = f", number {self.generation}" if self.generation else ""

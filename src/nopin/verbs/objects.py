@@ -20,6 +20,7 @@ from nopin.errors import Closed, ServerGone
 
 FORKED = "belongs to the process this one was forked from; make a new Device here"
 CLOSED = "was closed"
+LOST = "was lost when its device server ended"
 
 
 class DeviceObject:

@@ -9,7 +9,7 @@ from nopin.control.messages import Publish, Published, ReclaimedShare, Withdraw
 from nopin.control.url import ShareUrl
 from nopin.errors import ServerGone
 from nopin.verbs.buffers import Memory
-from nopin.verbs.objects import DeviceObject
+from nopin.verbs.objects import LOST, DeviceObject
 from nopin.verbs.prefetch import Prefetch, start_prefetch
 from nopin.verbs.region import MemoryRegion
 
@@ -85,6 +85,13 @@ class Share(DeviceObject):
             if self.session is self.device.lifeline.current:
                 self.session.strike(self.name)
                 self.device.lifeline.look_for_successor()  # that may have read the book just before
+
+    def _lose(self) -> None:
+        """Be closed, and the region with it: the server has ended, and its successor does not publish this."""
+        for each in (self, self.region):
+            each._why_closed = LOST
+            each._let_go()
+            self.device._release(each)
 
     def _resume(self, session: Session, pd: ProtectionDomain, told: ReclaimedShare) -> None:
         """Go on with a new server."""
