@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from nopin.nic.abi import Access, QpState
-from nopin.nic.attributes import QpAttr
+from nopin.nic.attributes import RD_ATOMIC_MAX, QpAttr
 from nopin.nic.errors import VerbsError
 from nopin.nic.wire.psn import PSN_MASK
 
@@ -60,8 +60,8 @@ _LIMITS = {
     "pkey_index": 0,
     "port_num": 1,
     "dest_qpn": 0xFFFFFF,
-    "max_rd_atomic": 128,
-    "max_dest_rd_atomic": 128,
+    "max_rd_atomic": RD_ATOMIC_MAX,
+    "max_dest_rd_atomic": RD_ATOMIC_MAX,
     "min_rnr_timer": 31,
     "timeout": 31,
     "retry_cnt": 7,

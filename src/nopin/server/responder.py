@@ -14,7 +14,7 @@ import numpy as np
 from nopin.control.exchange import Attach, Attached
 from nopin.linux.fence import fence
 from nopin.nic.abi import CQE_BYTES, Access, QpState, ring_bytes
-from nopin.nic.attributes import AddressVector, QpAttr, QpCaps
+from nopin.nic.attributes import RD_ATOMIC_MAX, AddressVector, QpAttr, QpCaps
 from nopin.nic.cq import Cq
 from nopin.nic.errors import VerbsError
 from nopin.nic.nic import Nic
@@ -26,7 +26,6 @@ from nopin.units import U64_MAX
 
 _CAPS = QpCaps(max_send_wr=1, max_recv_wr=1, max_send_sge=1, max_recv_sge=1, max_inline=0)
 _REMOTE = Access.REMOTE_READ | Access.REMOTE_WRITE | Access.REMOTE_ATOMIC
-_RD_ATOMIC_MAX = 16
 _MIN_RNR_TIMER = 12  # 0.64 ms, the usual default
 _TIMEOUT = 14  # 67 ms
 _RETRIES = 7
@@ -50,7 +49,7 @@ class Responder:
         self.share = share
         self._peer = attach
         self.path_mtu = min(core.link.mtu, attach.path_mtu)
-        self.max_rd_atomic = min(_RD_ATOMIC_MAX, attach.max_rd_atomic)
+        self.max_rd_atomic = min(RD_ATOMIC_MAX, attach.max_rd_atomic)
         self._core = core
         self._psn = secrets.randbelow(1 << 24)
         layout = RingLayout.of(_CAPS)

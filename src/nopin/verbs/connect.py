@@ -11,7 +11,7 @@ from nopin.control.dtypes import parse_dtype
 from nopin.control.exchange import Attach, Attached
 from nopin.control.url import ShareUrl
 from nopin.errors import NopinError, PeerError
-from nopin.nic.attributes import QpCaps
+from nopin.nic.attributes import RD_ATOMIC_MAX, QpCaps
 from nopin.units import S_NS
 from nopin.verbs.connection import Connection
 from nopin.verbs.peer import PeerConnection
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from nopin.verbs.device import Device
 
 DEPTH = 512
-MAX_RD_ATOMIC = 16
 
 
 def connect(
@@ -59,13 +58,13 @@ def connect(
                 gid=ours.gid,
                 port=ours.port,
                 path_mtu=mtu,
-                max_rd_atomic=MAX_RD_ATOMIC,
+                max_rd_atomic=RD_ATOMIC_MAX,
                 replaces=replaces,
             )
         )
         _check(attached)
         theirs = QpEndpoint(attached.gid, attached.port, attached.qpn, attached.psn)
-        qp.connect(theirs, path_mtu=attached.path_mtu, max_rd_atomic=min(MAX_RD_ATOMIC, attached.max_rd_atomic))
+        qp.connect(theirs, path_mtu=attached.path_mtu, max_rd_atomic=min(RD_ATOMIC_MAX, attached.max_rd_atomic))
         connection = Connection(qp, peer, whole.lkey, attached.rkey, ended)
         undo.pop_all()
     return connection, attached

@@ -14,7 +14,7 @@ from nopin.control.messages import CreateQp, DestroyQp, ModifyQp, QpAttributes, 
 from nopin.errors import ServerGone, UsageError
 from nopin.linux import memfd
 from nopin.nic.abi import Access, QpState, SendFlags, WrOpcode
-from nopin.nic.attributes import AddressVector, QpAttr, QpCaps
+from nopin.nic.attributes import RD_ATOMIC_MAX, AddressVector, QpAttr, QpCaps
 from nopin.nic.rings import WorkProducer
 from nopin.verbs.cq import CompletionQueue
 from nopin.verbs.objects import DeviceObject
@@ -117,7 +117,7 @@ class QueuePair(DeviceObject):
         retry_cnt: int = 7,
         rnr_retry: int = 7,
         min_rnr_timer: int = 12,
-        max_rd_atomic: int = 16,
+        max_rd_atomic: int = RD_ATOMIC_MAX,
         access: Access = REMOTE_ALL,
     ) -> None:
         """Go from RESET to RTS in one call; the other side does the same with our `endpoint`.
