@@ -8,6 +8,7 @@ you (`UsageError`), this host (`HostLacks`), the server or its link to us (`Serv
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 _REMEDIES = {
     errno.EMFILE: "raise the limit on open files of the process (ulimit -n)",
@@ -23,7 +24,18 @@ def words_of(problem: OSError) -> str:
 
 
 class NopinError(Exception):
-    """Base of every error raised by nopin."""
+    """Base of every error raised by nopin. All can be pickled, as `multiprocessing` does with what a worker raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[NopinError], args: tuple[object, ...], attributes: dict[str, object]) -> NopinError:
+    """Make an error once more: from what it has, since not every one can be made of its message alone."""
+    layout = OSError if issubclass(kind, OSError) else Exception  # whose memory has the form of this one's
+    error = layout.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class UsageError(NopinError, ValueError):
