@@ -408,3 +408,19 @@ def test_what_was_closed_does_not_open_again(device: nopin.Device) -> None:
         pass
     with pytest.raises(nopin.Closed), cq:
         pytest.fail("entered")
+
+
+def test_objects_of_two_devices_do_not_go_together(servers: tuple[str, str], device: nopin.Device) -> None:
+    with nopin.Device(servers[0]) as other:
+        with pytest.raises(nopin.UsageError, match="channel is of another Device"):
+            device.create_cq(8, other.create_channel())
+        with pytest.raises(nopin.UsageError, match="queue is of another Device"):
+            device.alloc_pd().create_qp(other.create_cq(8))
+
+
+def test_what_the_other_side_may_do_can_be_said_in_letters(device: nopin.Device) -> None:
+    end = make_end(device)
+    end.qp.connect(end.qp.endpoint, access="r")
+    assert end.qp.query().access == Access.REMOTE_READ
+    with pytest.raises(nopin.UsageError, match="letters"):
+        make_end(device).qp.connect(end.qp.endpoint, access="x")

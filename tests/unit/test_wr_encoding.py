@@ -200,3 +200,9 @@ def test_inline_bytes_of_any_buffer_are_counted_in_bytes() -> None:
     assert entry[WQE_HEADER_BYTES:] == numbers.tobytes()
     with pytest.raises(UsageError, match="32 inline bytes; this queue pair takes 31"):
         encode_send(SendWr(WrOpcode.SEND, inline=numbers), max_sge=0, max_inline=31)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("n", [-1, "two", 2.5])
+def test_a_number_of_requests_is_a_number(n: Any) -> None:
+    with pytest.raises(UsageError, match="work requests"):
+        encode_array(n, 128, opcode=0, wr_id=0, flags=0, remote_address=0, rkey=0, local_address=0, length=0, lkey=0)

@@ -40,6 +40,8 @@ class CompletionQueue(DeviceObject):
         self._owns_channel = channel is None
         self.channel = CompletionChannel(device) if channel is None else channel
         self.channel._require_open()
+        if self.channel.device is not device:
+            raise UsageError("the completion channel is of another Device; make it on the same")
         self.session = self.channel.session
         request = CreateCq(seq=0, depth=self.depth, channel=self.channel.handle)
         reply, (fd,) = self.session.request(request, Handle)

@@ -16,6 +16,7 @@ from nopin.linux import memfd
 from nopin.nic.abi import Access, QpState, SendFlags, WrOpcode
 from nopin.nic.attributes import RD_ATOMIC_MAX, AddressVector, QpAttr, QpCaps
 from nopin.nic.rings import WorkProducer
+from nopin.verbs.access import AccessLike, parse_access
 from nopin.verbs.cq import CompletionQueue
 from nopin.verbs.objects import DeviceObject
 from nopin.verbs.wr import RecvWr, SendWr, encode_array, encode_recv, encode_send
@@ -118,7 +119,7 @@ class QueuePair(DeviceObject):
         rnr_retry: int = 7,
         min_rnr_timer: int = 12,
         max_rd_atomic: int = RD_ATOMIC_MAX,
-        access: Access = REMOTE_ALL,
+        access: AccessLike = REMOTE_ALL,
     ) -> None:
         """Go from RESET to RTS in one call; the other side does the same with our `endpoint`.
 
@@ -129,14 +130,15 @@ class QueuePair(DeviceObject):
             rnr_retry: how often a not-ready receiver is tried again; 7 is for ever.
             min_rnr_timer: code of the pause we ask for when we are not ready.
             max_rd_atomic: READs and atomics under way at once, in each direction.
-            access: what the other side may do through this queue pair.
+            access: what the other side may do through this queue pair: `Access` flags, or letters r, w, a.
 
         Raises:
+            UsageError: an unknown letter.
             ServerRefused: an attribute is impossible, or the queue pair is not in RESET.
         """
         mtu = path_mtu or self.session.welcome.mtu
         av = AddressVector(gid=remote.gid, port=remote.port, foreign=remote.foreign)
-        self.modify(QpAttr(state=QpState.INIT, pkey_index=0, port_num=1, access=int(access)))
+        self.modify(QpAttr(state=QpState.INIT, pkey_index=0, port_num=1, access=int(parse_access(access))))
         self.modify(
             QpAttr(
                 state=QpState.RTR,

@@ -235,9 +235,9 @@ def encode_array(
     Raises:
         UsageError: shapes differ from n, or a number does not fit its field.
     """
-    entries = np.zeros((n, stride), np.uint8)
-    fields = entries.reshape(-1).view(one_sge_dtype(stride))
     try:
+        entries = np.zeros((n, stride), np.uint8)
+        fields = entries.reshape(-1).view(one_sge_dtype(stride))
         fields["wr_id"] = wr_id
         fields["opcode"] = opcode
         fields["flags"] = flags
@@ -248,5 +248,5 @@ def encode_array(
         fields["local_length"] = length
         fields["local_lkey"] = lkey
     except (ValueError, OverflowError, TypeError) as problem:
-        raise UsageError(f"cannot encode {n} work requests: {problem}") from None
+        raise UsageError(f"cannot encode {n!r} work requests: {problem}") from None
     return entries
