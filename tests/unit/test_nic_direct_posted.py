@@ -7,6 +7,7 @@ import pytest
 
 from nopin.nic.abi import Access, Discipline, QpState, SendFlags, WcStatus, WrOpcode
 from nopin.nic.attributes import QpAttr
+from nopin.nic.direct_many import LENGTH_MAX, TOGETHER_BYTES
 from nopin.testing.pair import ALL_RIGHTS, Pair, connect, make_side
 from nopin.units import PAGE_BYTES
 
@@ -173,10 +174,28 @@ def test_many_alike_are_copied_by_one_call_each_way(opcode: WrOpcode) -> None:
 
 
 @pytest.mark.parametrize("opcode", [WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE])
+def test_many_of_several_packets_go_together_up_to_what_the_staging_buffer_takes(opcode: WrOpcode) -> None:
+    pair = direct_pair()
+    a, b = pair.a, pair.b
+    before = a.qp.send.next_psn
+    lengths = [1, KIB, KIB + 1, LENGTH_MAX] * 10 + [LENGTH_MAX] * (TOGETHER_BYTES // LENGTH_MAX)
+    for k, length in enumerate(lengths):
+        a.post(opcode, LENGTH_MAX * (k % 8), length, to=b.region, at=LENGTH_MAX * (k % 8), wr_id=k)
+    a.nic.poll_rings(0)
+    list(a.nic.transmit(0))
+    assert a.poll() == [(k, OK) for k in range(len(lengths))]
+    assert (a.space.n_copies, b.space.n_copies) == (2, 2)
+    assert np.array_equal(a.space.memory[: 8 * LENGTH_MAX], b.space.memory[: 8 * LENGTH_MAX])
+    n_psn = sum(-(-length // a.qp.mtu) for length in lengths)
+    assert a.qp.send.next_psn == a.qp.send.una == (before + n_psn) % (1 << 24)
+
+
+@pytest.mark.parametrize("length", [8, 2 * KIB + 1])
+@pytest.mark.parametrize("opcode", [WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE])
 @pytest.mark.parametrize("spoil", ["absent here", "absent there", "hole here", "hole there", "outside", "other key"])
 @pytest.mark.parametrize("nth", [0, 5, 9])
 def test_one_among_many_that_is_special_is_found_and_the_others_take_effect_as_posted(
-    opcode: WrOpcode, spoil: str, nth: int
+    opcode: WrOpcode, spoil: str, nth: int, length: int
 ) -> None:
     pair = direct_pair()
     a, b = pair.a, pair.b
@@ -189,7 +208,7 @@ def test_one_among_many_that_is_special_is_found_and_the_others_take_effect_as_p
         at = 1 << 30 if spoil == "outside" and k == nth else k * PAGE_BYTES
         a.post_send(
             opcode,
-            [(a.region.iova + k * PAGE_BYTES, 8, a.region.lkey)],
+            [(a.region.iova + k * PAGE_BYTES, length, a.region.lkey)],
             wr_id=k,
             remote=b.region.iova + at,
             rkey=b.region.rkey ^ (spoil == "other key" and k == nth),
@@ -200,7 +219,8 @@ def test_one_among_many_that_is_special_is_found_and_the_others_take_effect_as_p
     assert (a.qp.state is QpState.ERR) == (n_good < 10)
     into, source = (ours, theirs) if opcode is WrOpcode.RDMA_READ else (theirs, ours)
     for k in range(n_good):
-        into[k * PAGE_BYTES : k * PAGE_BYTES + 8] = source[k * PAGE_BYTES : k * PAGE_BYTES + 8]
+        where = slice(k * PAGE_BYTES, k * PAGE_BYTES + length)
+        into[where] = source[where]
     assert np.array_equal(a.space.memory, ours)
     assert np.array_equal(b.space.memory, theirs)
 

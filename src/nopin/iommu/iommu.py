@@ -259,7 +259,8 @@ class Iommu:
         if not _all_there(source_space, sources, write=False) or not _all_there(target_space, targets, write=True):
             return False
         total = int(np.add.reduce(sources[:, 1]))
-        middle = np.array([[0, total]], np.uint64)
+        at = start_of(int(sources[0, 0]), int(targets[0, 0]), staging.address)
+        middle = np.array([[at, total]], np.uint64)
         return (
             source_space.read_v(sources, staging, middle) == total
             and target_space.write_v(targets, staging, middle) == total

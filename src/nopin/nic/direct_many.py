@@ -1,7 +1,7 @@
 """Many short READs or WRITEs copied as one: the steady state of batched small messages on the direct path.
 
 Their ring entries are decoded and judged as arrays, and the bytes go by two calls for all. So it is for works of one
-kind between one region and another, of one packet's bytes each; who is different ends the row and goes by itself.
+kind between one region and another, short ones; who is different ends the row and goes by itself.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ from nopin.nic.rights import LOCAL_WRITE, NOTHING, REMOTE_READ, REMOTE_WRITE
 from nopin.nic.runs import RUN_MIN, n_alike
 from nopin.nic.wire.psn import psn_add
 
+LENGTH_MAX = 16 << 10
+"""Longer works gain nothing: 8 KiB go 2.1 times as fast together as one by one, 16 KiB 1.7, 64 KiB 0.8 times."""
+
+TOGETHER_BYTES = 512 << 10
+"""What one call each way copies at most: it waits in the second-level cache in between."""
+
 _READ, _WRITE = int(WrOpcode.RDMA_READ), int(WrOpcode.RDMA_WRITE)
 NOT_DONE = 0, 0
 """No works were carried out, and no bytes of them; what was copied all the same is copied again."""
@@ -30,17 +36,18 @@ def copy_many(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> tupl
     """
     ring = qp.send_ring
     _, opcode, _, _, _, _, rkey, _, _, _, _, length, lkey = ring.fields(ONE_SGE)
-    if not 0 < length <= qp.mtu or not _allows(peer, opcode):
+    if not 0 < length <= LENGTH_MAX or not _allows(peer, opcode):
         return NOT_DONE
     read = opcode == _READ
     ours = _usable(core.regions.find(lkey, qp.pd), LOCAL_WRITE if read else NOTHING)
     theirs = _usable(core.regions.find(rkey, peer.pd), REMOTE_READ if read else REMOTE_WRITE)
     if ours is None or theirs is None:
         return NOT_DONE
-    entries = ring.peek(n_posted)
+    entries = ring.peek(min(n_posted, TOGETHER_BYTES // length + 1))
     posts = entries.view(one_sge_dtype(entries.shape[1])).reshape(-1)
-    posts = posts[: n_alike(posts, opcode, ours, qp.mtu)]
+    posts = posts[: n_alike(posts, opcode, ours, LENGTH_MAX)]
     posts = posts[: _n_inside(posts, theirs)]
+    posts = posts[: int(np.searchsorted(np.cumsum(posts["local_length"]), TOGETHER_BYTES, "right"))]
     if len(posts) < RUN_MIN:
         return NOT_DONE
     here = ours.pasid, ours.places(posts["local_address"], posts["local_length"])
@@ -49,10 +56,12 @@ def copy_many(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> tupl
     if not core.iommu.copy_present_v(*source, *target, core.plan.staging):
         return NOT_DONE
     side = qp.send
-    side.next_psn = side.una = side.sent = side.high = psn_add(side.next_psn, len(posts))
+    lengths = posts["local_length"].astype(np.int64)
+    n_psn = int((-(-lengths // qp.mtu)).sum())
+    side.next_psn = side.una = side.sent = side.high = psn_add(side.next_psn, n_psn)
     ring.skip(len(posts))
     sends_done(core, qp, posts, opcode)
-    return len(posts), int(posts["local_length"].sum())
+    return len(posts), int(lengths.sum())
 
 
 def _allows(peer: QueuePair, opcode: int) -> bool:

@@ -31,7 +31,7 @@ import threading
 import time
 from collections.abc import Callable
 
-CONTROL_BYTES = 8192
+CONTROL_BYTES = 16384
 CHUNK_BYTES_MAX = 512 << 10
 """Two buffers of this length fit the second-level cache of any server CPU."""
 
