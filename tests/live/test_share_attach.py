@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from nopin.control.url import ShareUrl
 from nopin.lab.child import Child
 from nopin.lab.line import Line
 from nopin.lab.servers import LocalServer
+from nopin.verbs import device as device_module
 
 PeerProcess = Callable[..., Child]
 
@@ -299,6 +301,25 @@ def test_the_default_device_is_made_once(
     with nopin.attach(share.url) as one, nopin.attach(share.url) as two:
         assert one[4] == two[4] == 4
         assert one.device is two.device
+
+
+def test_threads_that_attach_at_once_make_one_default_device(
+    device: nopin.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[nopin.Device] = []
+
+    def make() -> nopin.Device:
+        time.sleep(0.02)  # for the others to look meanwhile
+        made.append(nopin.Device(device.lifeline.current.control.path))
+        return made[-1]
+
+    monkeypatch.setattr(device_module, "_default", [])
+    monkeypatch.setattr(device_module, "Device", make)
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: device_module.default_device(), range(8)))
+    assert found == {made[0]}
+    assert len(made) == 1
+    made[0].close()
 
 
 def test_a_dropped_remote_array_gives_its_queue_pair_back(device: nopin.Device) -> None:

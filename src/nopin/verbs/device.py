@@ -397,15 +397,17 @@ class Device(DeviceObject):
 
 _open: set[Device] = set()
 _default: list[Device] = []
+_making_default = threading.RLock()
 
 
 def default_device() -> Device:
     """Return the process's own device for `attach`, made at first use."""
-    if _default and (_default[0].closed or not _default[0]._has_server()):
-        _default.pop().close()
-    if not _default:
-        _default.append(Device())
-    return _default[0]
+    with _making_default:
+        if _default and (_default[0].closed or not _default[0]._has_server()):
+            _default.pop().close()
+        if not _default:
+            _default.append(Device())
+        return _default[0]
 
 
 _ABOUT: dict[AsyncEventType, type[DeviceObject] | None] = {
@@ -446,6 +448,8 @@ def _close_all() -> None:
 
 
 def _abandon_all() -> None:
+    global _making_default
+    _making_default = threading.RLock()  # it may be held by nobody
     for device in list(_open):
         device._abandon()
     _default.clear()
