@@ -12,7 +12,8 @@ _HINTS = {
     WcStatus.WR_FLUSH_ERR: "an earlier request on this connection failed; attach again",
     WcStatus.REM_ACCESS_ERR: (
         "the owner unmapped, protected or withdrew this memory, cut the file below it, or does not grant this access; "
-        "or it is managed memory, and a page is lost, or its budget is less than one step of a transfer (up to 4 MiB)"
+        "or it is managed memory, and a page is lost, or its budget is smaller than one step of a transfer "
+        "(up to 4 MiB)"
     ),
     WcStatus.REM_INV_REQ_ERR: "the peer refuses such a request; atomics need an address that is a multiple of 8",
     WcStatus.REM_OP_ERR: "the peer could not carry it out",
