@@ -269,6 +269,23 @@ def test_a_page_that_is_out_holds_up_only_its_read_and_those_behind() -> None:
     assert (pair.a.space.memory[: n * length] == 7).all()
 
 
+def test_reads_of_a_run_wait_while_more_are_under_way_than_may_be_now() -> None:
+    pair = make_pair(mtu=MTU, max_rd_atomic=8)
+    pair.b.space.memory[:] = 7
+    pair.b.space.slow.add(0)
+    pair.b.answer_faults = False
+    reads(pair)
+    pair._step()
+    assert len(pair.a.qp.send.asked) == 8
+    pair.a.qp.attr.max_rd_atomic = 2
+    pair.a.nic._core.ready[pair.a.qp] = None
+    pair._step()
+    assert len(pair.a.qp.send.asked) == 8
+    pair.b.answer_faults = True
+    pair.run()
+    assert pair.a.poll() == [(k, OK) for k in range(N)]
+
+
 def test_reads_of_a_run_that_do_not_fit_the_window_any_more_are_asked_for_in_parts() -> None:
     """Requests are lost until the window is smaller than one READ."""
     n_lost = 0

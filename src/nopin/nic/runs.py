@@ -86,7 +86,7 @@ class Run:
     def n_requests(self, start: int, n_psn: int, n_max: int) -> tuple[int, int]:
         """Return how many whole READs, n_max at most, from PSN `start` on take at most so many PSNs, and how many."""
         first, last = np.searchsorted(self.ends, (start, start + n_psn), "right").tolist()
-        last = min(last, first + n_max)
+        last = min(last, first + max(0, n_max))
         return last - first, int(self.ends[last - 1]) - start if last > first else 0
 
     def take(self, n_acked: int) -> tuple[NDArray[np.void], int]:
