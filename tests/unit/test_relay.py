@@ -28,6 +28,7 @@ from nopin.iommu.relay import (
 from nopin.mm.space import Staging
 from nopin.model.net.client import SendOptions
 from nopin.nic.abi import SendFlags, WcStatus, WrOpcode
+from nopin.nic.direct_posted import RUN_BYTES_MIN, RUN_LENGTH_MIN
 from nopin.server.copier import TRIES, Speeds, chunk_bytes
 from nopin.testing.memory_space import MemorySpace
 from nopin.testing.pair import Pair, Side, connect, make_side
@@ -271,6 +272,19 @@ def test_long_messages_of_one_kind_are_copied_together(opcode: WrOpcode) -> None
     assert part(pair.a, 0, 5) == part(pair.b, 20, 5) == expected
     assert pair.a.nic.counters.direct_messages == 5
     assert pair.a.nic.counters.direct_bytes == 5 * LONG
+
+
+@pytest.mark.parametrize("n_works", [RUN_BYTES_MIN // RUN_LENGTH_MIN - 1, RUN_BYTES_MIN // RUN_LENGTH_MIN])
+def test_messages_that_are_not_long_are_copied_together_if_they_are_many(n_works: int) -> None:
+    pair, relay = device()
+    for n in range(n_works):
+        pair.a.post(WrOpcode.RDMA_READ, n * RUN_LENGTH_MIN, RUN_LENGTH_MIN, to=pair.b.region, wr_id=n)
+    pair.run()
+    together = [[RUN_LENGTH_MIN] * n_works] if n_works * RUN_LENGTH_MIN >= RUN_BYTES_MIN else []
+    assert relay.asked == together
+    assert pair.a.poll() == [(n, WcStatus.SUCCESS) for n in range(n_works)]
+    first = pair.b.space.memory[:RUN_LENGTH_MIN].tobytes()
+    assert pair.a.space.memory[: n_works * RUN_LENGTH_MIN].tobytes() == first * n_works
 
 
 def test_other_messages_and_fences_end_a_run() -> None:

@@ -30,6 +30,9 @@ from nopin.nic.wire.psn import psn_add
 TOGETHER_BYTES = 4 * TURN_BYTES
 """Of long messages that are given to the relay in one call: 1 MiB READs go 1.07 times as fast as by one turn's."""
 
+RUN_LENGTH_MIN, RUN_BYTES_MIN = 32 << 10, 512 << 10
+"""Of works that are not long, if what is posted may make up so many bytes: 32 KiB go 1.3 times as fast so."""
+
 _READ, _WRITE = int(WrOpcode.RDMA_READ), int(WrOpcode.RDMA_WRITE)
 _INLINE, _FENCE = int(SendFlags.INLINE), int(SendFlags.FENCE)
 _SHORT_TERM = Discipline.SHORT_TERM
@@ -68,7 +71,7 @@ def _copy_next(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> tup
     wr_id, opcode, flags, n_sge, _, there, rkey, _, _, _, here, length, lkey = qp.send_ring.fields(ONE_SGE)
     if n_sge != 1 or flags & _INLINE or not length:
         return NOT_DONE
-    if length > SHORT_BYTES:
+    if length > SHORT_BYTES or (length >= RUN_LENGTH_MIN and length * n_posted >= RUN_BYTES_MIN):
         return _copy_long(core, qp, peer, n_posted)
     ends = _judge(core, qp, peer, opcode, here, lkey, there, rkey, length)
     if ends is None:
@@ -93,7 +96,7 @@ def _copy_long(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> tup
         if (
             n_sge != 1
             or flags & (_INLINE | _FENCE)
-            or not SHORT_BYTES < length <= TURN_BYTES
+            or not RUN_LENGTH_MIN <= length <= TURN_BYTES
             or n_bytes > TOGETHER_BYTES
         ):
             break
