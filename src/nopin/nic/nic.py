@@ -220,14 +220,21 @@ class Nic:
     # --- the runner's calls -----------------------------------------------------------------------------------
 
     def poll_rings(self, now: int) -> bool:
-        """Look at the rings that have our attention for new work; True when there was some."""
+        """Look at the rings that have our attention for new work; True when there was some.
+
+        Where both queue pairs are ours it needs no packet and is carried out at once; the rest is for `transmit`.
+        """
         found = False
         core = self._core
-        for qp in core.attention.queue_pairs:
+        for qp in list(core.attention.queue_pairs):  # one that fails calls for attention
             if qp.state is _RTS:
                 if qp.send_ring.has_work and qp not in core.ready and requester.can_fetch(qp):
-                    core.ready[qp] = None
                     found = True
+                    if qp.direct:
+                        direct.advance(core, qp, now)
+                        self._after(qp)
+                    else:
+                        core.ready[qp] = None
             elif qp.state is _ERR and (qp.send_ring.has_work or qp.recv_ring.has_work):
                 flush(core, qp)
                 found = True
