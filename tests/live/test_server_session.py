@@ -90,7 +90,7 @@ def test_the_state_page_can_be_read_and_not_written(server: Server) -> None:
 
 def test_another_version_is_refused_with_a_reason(server: Server) -> None:
     connection = ControlSocket(server.path)
-    with pytest.raises(ServerRefused, match="protocol 1, the client 99") as caught:
+    with pytest.raises(ServerRefused, match=f"protocol {PROTOCOL_VERSION}, the client 99") as caught:
         connection.request(Hello(seq=0, version=99))
     assert caught.value.code == "version"
     connection.close()

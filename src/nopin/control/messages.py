@@ -15,7 +15,8 @@ import msgspec
 
 from nopin.nic.attributes import QpAttr, QpCaps
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+"""One more with each change of messages, of rings, or of who rings when: 2 has rings that are not looked at."""
 MESSAGE_BYTES_MAX = 65536
 NOTICES = 4096
 """Bytes to read from a completion channel at once: each is a notice, and any number mean the same as one."""
