@@ -59,6 +59,8 @@ class Run:
     mtu: int
     ends: NDArray[np.int64]
     first_psn: int = 0
+    _part: Part | None = None
+    _cut_at: tuple[int, int] = (0, 0)
 
     @property
     def n_psn(self) -> int:
@@ -67,7 +69,11 @@ class Run:
 
     def part(self, start: int, end: int) -> Part:
         """Return its packets [start, end), at least one: those of WRITEs, the responses to READs."""
-        return Part.cut(self.ends, self.posts["local_length"], self.mtu, start, end)
+        part = self._part
+        if part is None or self._cut_at != (start, end):  # it is asked for at each step of a batch
+            part = self._part = Part.cut(self.ends, self.posts["local_length"], self.mtu, start, end)
+            self._cut_at = start, end
+        return part
 
     def reth(self, part: Part) -> RethBatch:
         """Return where the works that begin in a part go."""
@@ -96,6 +102,7 @@ class Run:
         n_done = int(self.ends[n_works - 1]) if n_works else 0
         self.posts, self.ends = self.posts[n_works:], self.ends[n_works:] - n_done
         self.first_psn = psn_add(self.first_psn, n_done)
+        self._part = None
         return taken, n_acked - n_done
 
     def works(self) -> Iterator[SendWork]:

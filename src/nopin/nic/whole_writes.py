@@ -28,6 +28,9 @@ from nopin.nic.wire.psn import PSN_MASK, psn_add
 
 _SHORT_TERM = Discipline.SHORT_TERM
 
+_IS_OTHER = ~IS_WRITE | HAS_IMM
+"""By opcode: no plain WRITE."""
+
 _MANY = 4
 """From this many in a row it pays to handle them together."""
 
@@ -112,7 +115,7 @@ def _well_formed(packets: Packets, mtu: int) -> NDArray[np.int64]:
     ends = ENDS_MESSAGE[opcode]
     if np.count_nonzero(ends) < _MANY:
         return ends[:0].nonzero()[0]  # long messages: at the price of a look
-    wrong = ~IS_WRITE[opcode] | HAS_IMM[opcode] | (payload <= 0) | (payload > mtu)
+    wrong = _IS_OTHER[opcode] | (payload <= 0) | (payload > mtu)
     wrong[1:] |= HAS_RETH[opcode[1:]] != ends[:-1]
     wrong |= (payload != mtu) & ~ends
     wrong |= packets.pads != (-payload & 3)
