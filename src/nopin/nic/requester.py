@@ -13,6 +13,7 @@ Sources: IBTA volume 1, 9.7.3 (ACK request), 9.7.7 (READ), 9.7.9 (retry); 11.5 f
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeGuard
 
 from nopin.nic.abi import Discipline, QpState, SendFlags, WrOpcode
@@ -199,60 +200,104 @@ def restart_timer(qp: QueuePair, now: int) -> None:
 # --- planning -------------------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True)
+class _Room:
+    """What may still go in this batch.
+
+    Attributes:
+        window: PSNs, besides those in flight.
+        before: PSNs, from the next on, that were on the wire before; negative beyond them.
+        n_asked: READs and atomics under way. n_asked_max: how many there may be.
+        roomy: False if only what was asked for already goes again: with little room, work waits, for answers are on
+            their way, and small batches would cost more.
+    """
+
+    window: int
+    before: int
+    n_asked: int
+    n_asked_max: int
+    roomy: bool
+
+    @classmethod
+    def of(cls, qp: QueuePair, plan: Plan, in_flight: int) -> _Room:
+        """Return what may go from `sent` on."""
+        side = qp.send
+        window = side.window - in_flight
+        roomy = not in_flight or window >= min(plan.packets_max, side.window // 2)
+        return cls(window, psn_diff(side.high, side.sent), len(side.asked), max(1, qp.attr.max_rd_atomic or 0), roomy)
+
+
 def _plan(qp: QueuePair, plan: Plan) -> list[Chunk]:
     """Choose the packets that may go now, starting at `sent`."""
     side = qp.send
     chunks: list[Chunk] = []
     # Counted from the oldest work, not by PSN comparison: one work may own 2^23 PSNs, half the circle.
     in_flight = psn_diff(side.sent, side.una)
+    room = _Room.of(qp, plan, in_flight)
     index = side.acked + in_flight
-    fresh = psn_diff(side.high, side.sent)
-    window = side.window - in_flight
-    # With little room, work waits: answers are on their way, and small batches would cost more.
-    roomy = not in_flight or window >= min(plan.packets_max, side.window // 2)
-    n_asked, n_rd_max = len(side.asked), max(1, qp.attr.max_rd_atomic or 0)
     for work in side.works:
         if work.status:
-            return chunks
+            break
         while index < work.n_psn:
-            if window <= 0 or not plan.room:
+            chunk = _next_chunk(qp, plan, room, work, index)
+            if chunk is None:
                 return chunks
-            if index == 0 and fresh <= 0 and not _may_start(qp, work, n_asked):
-                return chunks
-            if work.opcode is _READ and isinstance(work, Run):
-                n, n_psn = work.n_requests(index, window, min(plan.room, n_rd_max - n_asked)) if roomy else (0, 0)
-                if not n:
-                    return chunks
-                n_asked += n
-                chunks.append(Chunk(work, index, n_psn, plan.n, n))
-                part = work.part(index, index + n_psn)
-                plan.add_requests(Opcode.READ_REQUEST, psn_add(work.first_psn, index), part)
-            elif work.opcode in NEEDS_ANSWER:
-                assert isinstance(work, SendWork)
-                psn = psn_add(work.first_psn, index)
-                n_psn = _asked_from(qp, psn) if fresh > 0 else 0
-                if n_psn == 0:
-                    if not roomy or n_asked >= n_rd_max:
-                        return chunks
-                    n_asked += 1
-                    n_psn = min(work.n_psn - index, window, max(1, side.window // 2))
-                chunks.append(Chunk(work, index, n_psn, plan.n, 1))
-                plan.add_one(_ONE_PACKET[work.opcode], psn, 0, ack_req=True)
-            elif not roomy:
-                return chunks
-            else:
-                n_psn = room = min(work.n_psn - index, window, plan.room)
-                if isinstance(work, Run):
-                    n_psn = n_whole(work.ends, index, room)
-                chunks.append(Chunk(work, index, n_psn, plan.n, n_psn))
-                _add_data(qp, plan, chunks[-1], closes_window=n_psn == window)
-                if n_psn < room:
-                    return chunks
-            index += n_psn
-            window -= n_psn
-            fresh -= n_psn
+            chunks.append(chunk)
+            index += chunk.n_psn
+            room.window -= chunk.n_psn
+            room.before -= chunk.n_psn
         index -= work.n_psn
     return chunks
+
+
+def _next_chunk(qp: QueuePair, plan: Plan, room: _Room, work: SendWork | Run, index: int) -> Chunk | None:
+    """Put what may go of a work into the plan, from its packet `index` on; None: nothing may."""
+    if room.window <= 0 or not plan.room:
+        return None
+    if index == 0 and room.before <= 0 and not _may_start(qp, work, room.n_asked):
+        return None
+    if work.opcode not in NEEDS_ANSWER:
+        return _data(qp, plan, room, work, index) if room.roomy else None
+    if isinstance(work, Run):
+        return _requests(plan, room, work, index) if room.roomy else None
+    return _request(qp, plan, room, work, index)
+
+
+def _request(qp: QueuePair, plan: Plan, room: _Room, work: SendWork, index: int) -> Chunk | None:
+    """Ask for the answers of a READ or an atomic: again for what was asked for, or for as much as may be now."""
+    psn = psn_add(work.first_psn, index)
+    n_psn = _asked_from(qp, psn) if room.before > 0 else 0
+    if n_psn == 0:
+        if not room.roomy or room.n_asked >= room.n_asked_max:
+            return None
+        room.n_asked += 1
+        n_psn = min(work.n_psn - index, room.window, max(1, qp.send.window // 2))
+    chunk = Chunk(work, index, n_psn, plan.n, 1)
+    plan.add_one(_ONE_PACKET[work.opcode], psn, 0, ack_req=True)
+    return chunk
+
+
+def _requests(plan: Plan, room: _Room, run: Run, index: int) -> Chunk | None:
+    """Ask for as many whole READs of a run as may be under way."""
+    n, n_psn = run.n_requests(index, room.window, min(plan.room, room.n_asked_max - room.n_asked))
+    if not n:
+        return None
+    room.n_asked += n
+    chunk = Chunk(run, index, n_psn, plan.n, n)
+    plan.add_requests(Opcode.READ_REQUEST, psn_add(run.first_psn, index), run.part(index, index + n_psn))
+    return chunk
+
+
+def _data(qp: QueuePair, plan: Plan, room: _Room, work: SendWork | Run, index: int) -> Chunk:
+    """Send as much of a WRITE or SEND as may go; of a run, what ends with a message, and nothing behind it."""
+    n = n_max = min(work.n_psn - index, room.window, plan.room)
+    if isinstance(work, Run):
+        n = n_whole(work.ends, index, n_max)
+    chunk = Chunk(work, index, n, plan.n, n)
+    _add_data(qp, plan, chunk, closes_window=n == room.window)
+    if n < n_max:
+        room.window = n
+    return chunk
 
 
 def _asked_from(qp: QueuePair, psn: int) -> int:
