@@ -31,7 +31,7 @@ raise SystemExit(42)
 
 def run(environment: dict[str, str], command: Sequence[str], **how: object) -> subprocess.CompletedProcess[str]:
     options = {"capture_output": True, "text": True, "timeout": 50, "check": False} | how
-    done: subprocess.CompletedProcess[str] = subprocess.run(command, env=environment, **options)  # type: ignore[call-overload]
+    done: subprocess.CompletedProcess[str] = subprocess.run(command, env=environment, **options)  # type: ignore[call-overload]  # any options
     return done
 
 

@@ -378,14 +378,14 @@ def test_pinning_over_the_limit_names_the_limit() -> None:
 
 
 def test_an_argument_of_the_wrong_type_takes_nothing_else_with_it(device: nopin.Device) -> None:
-    pd, cq = device.alloc_pd(), device.create_cq(np.int64(8))  # type: ignore[arg-type]
+    pd, cq = device.alloc_pd(), device.create_cq(np.int64(8))  # type: ignore[arg-type]  # is as good as an int
     for nonsense in ("8", 8.5, None):
         with pytest.raises(nopin.UsageError, match="max_send_wr"):
-            pd.create_qp(cq, caps=QpCaps(max_send_wr=nonsense))  # type: ignore[arg-type]
+            pd.create_qp(cq, caps=QpCaps(max_send_wr=nonsense))  # type: ignore[arg-type]  # the wrong move
     with pytest.raises(nopin.UsageError, match=r"attr\.state"):
-        pd.create_qp(cq).modify(nopin.QpAttr(state="RTS"))  # type: ignore[arg-type]
+        pd.create_qp(cq).modify(nopin.QpAttr(state="RTS"))  # type: ignore[arg-type]  # the wrong move
     with pytest.raises(nopin.UsageError, match="depth 'many'"):
-        device.create_cq("many")  # type: ignore[arg-type]
+        device.create_cq("many")  # type: ignore[arg-type]  # the wrong move
     assert pd.create_qp(cq).state is QpState.RESET, "the server still knows this client, and all it had"
 
 

@@ -172,7 +172,7 @@ def test_an_oversized_packet_is_refused() -> None:
     "request_",
     [
         CreateQp(seq=1, pd=1, send_cq=2, recv_cq=2, caps=QpCaps(max_send_wr="8"), sq_sig_all=False),  # type: ignore[arg-type]
-        ModifyQp(seq=1, qpn=5, attr=3),  # type: ignore[arg-type]
+        ModifyQp(seq=1, qpn=5, attr=3),  # type: ignore[arg-type]  # the wrong move
         ModifyQp(seq=1, qpn=1 << 65, attr=QpAttr()),
         Publish(seq=1, mr=1, dtype="x" * MESSAGE_BYTES_MAX, shape=[1], strides=[1]),
         Register(seq=1, pd=1, address=object(), length=1, iova=0, access=0, discipline=0),  # type: ignore[arg-type]
@@ -185,7 +185,7 @@ def test_a_request_that_the_server_would_not_understand_is_not_sent(request_: Re
 
 
 def test_integers_of_numpy_are_integers() -> None:
-    sent = QpCaps(max_send_wr=np.int64(8), max_recv_wr=np.uint16(4))  # type: ignore[arg-type]
+    sent = QpCaps(max_send_wr=np.int64(8), max_recv_wr=np.uint16(4))  # type: ignore[arg-type]  # as good
     request = CreateQp(seq=1, pd=1, send_cq=2, recv_cq=2, caps=sent, sq_sig_all=False)
     got = decode_request(encode_request(request))
     assert isinstance(got, CreateQp)

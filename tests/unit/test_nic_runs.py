@@ -62,8 +62,8 @@ def both_ways(monkeypatch: pytest.MonkeyPatch, play: Callable[[], Outcome]) -> O
     in_runs = play()
     with monkeypatch.context() as patch:
         patch.setattr(requester, "RUN_MIN", 1 << 30)
-        patch.setattr(whole_reads, "_MANY", 1 << 30)
-        patch.setattr(whole_writes, "_MANY", 1 << 30)
+        patch.setattr(whole_reads, "RUN_MIN", 1 << 30)
+        patch.setattr(whole_writes, "RUN_MIN", 1 << 30)
         assert in_runs == play()
     return in_runs
 

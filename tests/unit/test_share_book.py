@@ -24,7 +24,7 @@ def entry(name: str, **changed: object) -> ShareEntry:
         "strides": [8],
         "offset": 0,
     }
-    return ShareEntry(**(fields | changed))  # type: ignore[arg-type]
+    return ShareEntry(**(fields | changed))  # type: ignore[arg-type]  # any field
 
 
 def pages(n_slots: int) -> NDArray[np.uint8]:

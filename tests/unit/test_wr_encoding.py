@@ -180,8 +180,8 @@ def test_cut_runs_of_several_rows_stay_in_order() -> None:
         (SendWr(WrOpcode.SEND_WITH_IMM, imm=-1), "imm .* does not fit: it has 32 bits"),
         (SendWr(WrOpcode.RDMA_READ, [Sge(0, 1, 2), Sge(0, 1 << 32, 2)]), r"sges\[1\].length .* does not fit"),
         (SendWr(WrOpcode.RDMA_WRITE, remote_address="0x7f"), "remote_address .* has to be an integer"),  # type: ignore[arg-type]
-        (SendWr(WrOpcode.RDMA_WRITE, [(0, 1)]), r"sges\[0\] .* is no Sge"),  # type: ignore[list-item]
-        (SendWr(WrOpcode.SEND, inline="text"), "takes bytes, not str"),  # type: ignore[arg-type]
+        (SendWr(WrOpcode.RDMA_WRITE, [(0, 1)]), r"sges\[0\] .* is no Sge"),  # type: ignore[list-item]  # the wrong move
+        (SendWr(WrOpcode.SEND, inline="text"), "takes bytes, not str"),  # type: ignore[arg-type]  # the wrong move
         (RecvWr(wr_id=-1), "wr_id .* does not fit"),
     ],
 )
@@ -199,7 +199,7 @@ def test_inline_bytes_of_any_buffer_are_counted_in_bytes() -> None:
     assert header(entry)["inline_length"] == 32
     assert entry[WQE_HEADER_BYTES:] == numbers.tobytes()
     with pytest.raises(UsageError, match="32 inline bytes; this queue pair takes 31"):
-        encode_send(SendWr(WrOpcode.SEND, inline=numbers), max_sge=0, max_inline=31)  # type: ignore[arg-type]
+        encode_send(SendWr(WrOpcode.SEND, inline=numbers), max_sge=0, max_inline=31)  # type: ignore[arg-type]  # wrong
 
 
 @pytest.mark.parametrize("n", [-1, "two", 2.5])

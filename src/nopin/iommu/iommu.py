@@ -175,29 +175,18 @@ class Iommu:
             return PARKED
         return space.write_v(remote, staging, local)
 
-    def read_present_v(
-        self, pasid: int, remote: IoVec, staging: Staging, local: IoVec, waiter: Hashable | None
+    def copy_held_v(
+        self, pasid: int, remote: IoVec, staging: Staging, local: IoVec, waiter: Hashable | None, *, write: bool
     ) -> int | None:
-        """Do what `read_v` does, if all pages are there. None: one is not, and nothing was done or counted."""
+        """Do what `read_v` or `write_v` does, if all pages are there. None: one is not; nothing was done or counted."""
         space = self._plain.get(pasid)
         if space is None:
-            return self._managed.copy_held_v(pasid, remote, staging, local, waiter, write=False)
-        if waiter is not None and not _all_there(space, remote, write=False):
+            return self._managed.copy_held_v(pasid, remote, staging, local, waiter, write=write)
+        if waiter is not None and not _all_there(space, remote, write=write):
             return None
         self._requests.settle(waiter)
-        return space.read_v(remote, staging, local)
-
-    def write_present_v(
-        self, pasid: int, remote: IoVec, staging: Staging, local: IoVec, waiter: Hashable | None
-    ) -> int | None:
-        """Do what `write_v` does, if all pages are there. None: one is not, and nothing was done or counted."""
-        space = self._plain.get(pasid)
-        if space is None:
-            return self._managed.copy_held_v(pasid, remote, staging, local, waiter, write=True)
-        if waiter is not None and not _all_there(space, remote, write=True):
-            return None
-        self._requests.settle(waiter)
-        return space.write_v(remote, staging, local)
+        copy = space.write_v if write else space.read_v
+        return copy(remote, staging, local)
 
     def relay(self, source: Span, target: Span, length: int, staging: Staging, grain: int) -> Relayed | None:
         """Copy `length` bytes from space to space; see `Relay`. None: parked, nothing was moved."""

@@ -170,7 +170,7 @@ class ManagedAccess:
     def copy_held_v(
         self, pasid: int, remote: IoVec, staging: Staging, local: IoVec, waiter: Hashable | None, *, write: bool
     ) -> int | None:
-        """Copy a list that lies in one window whose mirror holds all of it; see `Iommu.write_present_v`."""
+        """Copy a list that lies in one window whose mirror holds all of it; see `Iommu.copy_held_v`."""
         space = self._spaces.get(pasid)
         if space is None:
             return 0

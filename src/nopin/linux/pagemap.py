@@ -95,7 +95,7 @@ class Pagemap:
             entries = os.pread(self._fd, n_pages * 8, first * 8)
         except (OSError, OverflowError):
             return False
-        if n_pages == 1:  # what latency is made of: a third of the time goes into the general way
+        if n_pages == 1:  # what latency is made of: the general way adds a fifth
             return len(entries) == 8 and entries[7] >= _PRESENT_BYTE
         return len(entries) == n_pages * 8 and min(entries[7::8]) >= _PRESENT_BYTE
 

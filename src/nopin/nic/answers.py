@@ -12,7 +12,7 @@ from nopin.iommu.access import PARKED
 from nopin.mm.space import IoVec
 from nopin.nic.abi import AsyncEventType, QpState
 from nopin.nic.core import Core, fail, waiter_for
-from nopin.nic.parts import n_whole
+from nopin.nic.parts import Part, n_whole
 from nopin.nic.plan import Family, Plan
 from nopin.nic.qp import QueuePair, ReadRun, ReadStream, Reply
 from nopin.nic.wire.aeth import MSN_MASK, SYNDROME_ACK, Aeth, Nak, aeth_word, emit_aeth, rnr_syndrome
@@ -31,8 +31,8 @@ _RESPONSE = Family(
 _RESPONSE_ONLY = int(_RESPONSE.only)
 _ACK, _ATOMIC_ACK = int(Opcode.ACKNOWLEDGE), int(Opcode.ATOMIC_ACKNOWLEDGE)
 
-_Item = tuple[Reply | ReadStream | ReadRun, int, int]
-"""What is sent, its first packet in the plan, how many packets."""
+_Item = tuple[Reply | ReadStream | ReadRun, int, int, Part | None]
+"""What is sent, its first packet in the plan, how many packets; of a run, which."""
 
 
 def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
@@ -50,13 +50,14 @@ def build(core: Core, qp: QueuePair, now: int) -> TxBatch | None:
     plan.start()
     items = _plan(qp, plan)
     plan.layout()
-    for item, first, n in items:
+    for item, first, n, part in items:
         if isinstance(item, Reply):
             _emit_reply(plan.staging.view, int(plan.offsets[first]) + BTH_BYTES, item)
             side.replies.popleft()
             continue
         if isinstance(item, ReadRun):
-            if not _read_run(core, qp, plan, item, first, n):
+            assert part is not None
+            if not _read_run(core, qp, plan, item, first, part):
                 side.unroll()
                 core.ready[qp] = None
                 plan.cut(first)
@@ -137,20 +138,21 @@ def _plan(qp: QueuePair, plan: Plan) -> list[_Item]:
         first = plan.n
         if isinstance(item, Reply):
             plan.add_one(_opcode_of(item), item.psn, 0, ack_req=False)
-            items.append((item, first, 1))
+            items.append((item, first, 1, None))
             continue
         n = min(item.n_left, plan.room)
         if isinstance(item, ReadRun):
             n = n_whole(item.ends, item.sent, n)
-            plan.add_messages(_RESPONSE, item.psn, item.next_part(n))
-            items.append((item, first, n))
+            part = item.next_part(n)
+            plan.add_messages(_RESPONSE, item.psn, part)
+            items.append((item, first, n, part))
             if n < item.n_left:
                 break
             continue
         ends = n == item.n_left
         last = item.left - (n - 1) * qp.mtu if ends else qp.mtu
         plan.add_run(_RESPONSE, item.psn, n, qp.mtu, last, starts=item.first, ends=ends)
-        items.append((item, first, n))
+        items.append((item, first, n, None))
         if not ends:
             break
     return items
@@ -176,17 +178,17 @@ def _write_stream_headers(plan: Plan, stream: ReadStream, first: int, n: int) ->
         aeth.emit(plan.staging.view, int(plan.offsets[first + n - 1]) + BTH_BYTES)
 
 
-def _read_run(core: Core, qp: QueuePair, plan: Plan, run: ReadRun, first: int, n: int) -> bool:
-    """Read the payloads of the next n responses of a run by one call, and write their headers.
+def _read_run(core: Core, qp: QueuePair, plan: Plan, run: ReadRun, first: int, part: Part) -> bool:
+    """Read the payloads of the next responses of a run by one call, and write their headers.
 
     False: something is special about its memory, and its READs will find out what by themselves.
     """
-    part, region = run.next_part(n), run.region
+    region, n = run.region, part.n_packets
     if not region.alive:
         return False
     remote, local = run.remote(part), plan.payload_iov(first, first + n)
     waiter = waiter_for(region, qp.stream_waiter)
-    done = core.iommu.read_present_v(region.pasid, remote, plan.staging, local, waiter)
+    done = core.iommu.copy_held_v(region.pasid, remote, plan.staging, local, waiter, write=False)
     if done != int(remote[:, 1].sum()):
         return False
     msns = (np.arange(part.nth, part.nth + len(part.starts)) + run.msn) & MSN_MASK

@@ -1,7 +1,7 @@
 """Which rings the device looks at: those in which something is posted now and then.
 
-Looking is what makes a post cheap, and it is paid for on every turn, for every ring: with 200 attached arrays of which
-one is used, reading a byte took four times as long. So a ring in which nothing was posted for a while is left: who
+Looking is what makes a post cheap, and it is paid for on every turn, for every ring: of many queue pairs of which few
+are used, the looks would take longer than the work. So a ring in which nothing was posted for a while is left: who
 posts there has to ring, as where the device sleeps, and the first post brings the looks back. As NAPI of Linux has it:
 poll what is busy, be interrupted by what is not.
 
@@ -15,7 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nopin.nic.abi import QpState
 from nopin.nic.qp import QueuePair
+
+_ERR = QpState.ERR
 
 
 class Attention:
@@ -40,9 +43,12 @@ class Attention:
         self._n_taken.pop(qp, None)
 
     def leave_idle(self, fence: Callable[[], None]) -> None:
-        """Leave the rings in which nothing was posted since the last call."""
+        """Leave the rings in which nothing was posted since the last call.
+
+        Not those in ERR, where receives are looked for, too, to be flushed; nobody rings for them.
+        """
         before, self._n_taken = self._n_taken, {qp: qp.send_ring.n_taken for qp in self.queue_pairs}
-        idle = [qp for qp, n_taken in self._n_taken.items() if before.get(qp) == n_taken and qp.may_be_left()]
+        idle = [qp for qp, n_taken in self._n_taken.items() if before.get(qp) == n_taken and qp.state is not _ERR]
         for qp in idle:
             qp.send_ring.leave()
         fence()

@@ -396,7 +396,7 @@ def _take_run(core: Core, qp: QueuePair, run: Run, packets: Packets, at: int, en
     if first_true(wrong) >= 0 or not region.alive:
         return 0
     local, waiter = packets.payload_iov(at, at + n), waiter_for(region, qp.requester_waiter)
-    done = core.iommu.write_present_v(region.pasid, run.local(part), packets.staging, local, waiter)
+    done = core.iommu.copy_held_v(region.pasid, run.local(part), packets.staging, local, waiter, write=True)
     if done != int(payloads.sum()):
         return 0
     _progress(core, qp, psn_add(side.una, n), now)

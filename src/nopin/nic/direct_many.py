@@ -13,6 +13,7 @@ from nopin.nic.abi import ONE_SGE, Discipline, WrOpcode, one_sge_dtype
 from nopin.nic.core import Core, sends_done
 from nopin.nic.mr import Region
 from nopin.nic.packets import first_true
+from nopin.nic.parts import n_packets_of
 from nopin.nic.qp import QueuePair
 from nopin.nic.rights import LOCAL_WRITE, NOTHING, REMOTE_READ, REMOTE_WRITE
 from nopin.nic.runs import RUN_MIN, n_alike
@@ -56,12 +57,11 @@ def copy_many(core: Core, qp: QueuePair, peer: QueuePair, n_posted: int) -> tupl
     if not core.iommu.copy_present_v(*source, *target, core.plan.staging):
         return NOT_DONE
     side = qp.send
-    lengths = posts["local_length"].astype(np.int64)
-    n_psn = int((-(-lengths // qp.mtu)).sum())
+    n_psn = int(n_packets_of(posts["local_length"], qp.mtu).sum())
     side.next_psn = side.una = side.sent = side.high = psn_add(side.next_psn, n_psn)
     ring.skip(len(posts))
     sends_done(core, qp, posts, opcode)
-    return len(posts), int(lengths.sum())
+    return len(posts), int(posts["local_length"].sum())
 
 
 def _allows(peer: QueuePair, opcode: int) -> bool:

@@ -327,10 +327,6 @@ class QueuePair:
         """The peer is not nopin."""
         return self.attr.av is not None and self.attr.av.foreign
 
-    def may_be_left(self) -> bool:
-        """Its rings need no looks: no send waits, and receives are looked for only in ERR, to be flushed."""
-        return not self.send_ring.has_work and self.state is not QpState.ERR
-
     def may_receive(self) -> bool:
         """Packets are taken from RTR on."""
         return self.state in RECEIVING_STATES

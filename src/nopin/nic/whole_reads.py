@@ -14,15 +14,12 @@ from nopin.nic.packets import Packets, first_true
 from nopin.nic.parts import n_packets_of
 from nopin.nic.qp import QueuePair, ReadRun, SavedRequest
 from nopin.nic.rights import REMOTE_READ
-from nopin.nic.runs import MESSAGE_PACKETS_MAX
+from nopin.nic.runs import MESSAGE_PACKETS_MAX, RUN_MIN
 from nopin.nic.wire.headers import parse_reth
 from nopin.nic.wire.opcodes import BTH_BYTES, Opcode
 from nopin.nic.wire.psn import PSN_MASK
 
 _READ_REQUEST = int(Opcode.READ_REQUEST)
-
-_MANY = 4
-"""From this many in a row it pays to handle them together."""
 
 
 def whole_reads(core: Core, qp: QueuePair, packets: Packets) -> tuple[ReadRun | None, list[SavedRequest]]:
@@ -34,7 +31,7 @@ def whole_reads(core: Core, qp: QueuePair, packets: Packets) -> tuple[ReadRun | 
     other = first_true((packets.opcode != _READ_REQUEST) | (packets.payload != 0))
     n = len(packets) if other < 0 else other
     n_saved = qp.attr.max_dest_rd_atomic or 0
-    if n < _MANY or not n_saved or not (qp.attr.access or 0) & REMOTE_READ:
+    if n < RUN_MIN or not n_saved or not (qp.attr.access or 0) & REMOTE_READ:
         return nothing
     reth = parse_reth(packets.staging.array, packets.offsets[:n] + BTH_BYTES)
     rkey = int(reth.rkey[0])
@@ -48,7 +45,7 @@ def whole_reads(core: Core, qp: QueuePair, packets: Packets) -> tuple[ReadRun | 
     good[1:] &= packets.psn[1:n] == ((ends[:-1] + psn) & PSN_MASK)
     bad = first_true(~good)
     n = n if bad < 0 else bad
-    if n < _MANY:
+    if n < RUN_MIN:
         return nothing
     run = ReadRun(psn, rkey, reth.address[:n], reth.length[:n], ends[:n], qp.mtu, qp.recv.msn + 1, region)
     return run, [SavedRequest(s.psn, s.n_left, rkey, s.address, s.left) for s in run.streams(max(0, n - n_saved))]

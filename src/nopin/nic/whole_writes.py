@@ -21,6 +21,7 @@ from nopin.nic.packets import Packet, Packets, first_true
 from nopin.nic.qp import QueuePair
 from nopin.nic.refusal import Parked, no_access
 from nopin.nic.rights import REMOTE_WRITE
+from nopin.nic.runs import RUN_MIN
 from nopin.nic.wire.aeth import MSN_MASK
 from nopin.nic.wire.headers import parse_reth, unpack_reth
 from nopin.nic.wire.opcodes import BTH_BYTES, ENDS_MESSAGE, HAS_IMM, HAS_RETH, IS_WRITE
@@ -30,9 +31,6 @@ _SHORT_TERM = Discipline.SHORT_TERM
 
 _IS_OTHER = ~IS_WRITE | HAS_IMM
 """By opcode: no plain WRITE."""
-
-_MANY = 4
-"""From this many in a row it pays to handle them together."""
 
 _WAIT_TOGETHER_BYTES = 64 << 10
 """Where pages are out, so much is looked at at a time, so that what need not wait goes on. Small messages, whose pages
@@ -72,7 +70,7 @@ def whole_writes(core: Core, qp: QueuePair, packets: Packets, at: int, end: int)
     if not (qp.attr.access or 0) & REMOTE_WRITE:
         return 0
     stops = _well_formed(packets.part(at, end), qp.mtu)
-    if len(stops) < _MANY:
+    if len(stops) < RUN_MIN:
         return 0
     messages = _addressed(core, qp, packets.part(at, at + int(stops[-1])), stops)
     return 0 if messages is None else _execute(core, qp, messages)
@@ -113,7 +111,7 @@ def _well_formed(packets: Packets, mtu: int) -> NDArray[np.int64]:
     """
     opcode, payload = packets.opcode, packets.payload
     ends = ENDS_MESSAGE[opcode]
-    if np.count_nonzero(ends) < _MANY:
+    if np.count_nonzero(ends) < RUN_MIN:
         return ends[:0].nonzero()[0]  # long messages: at the price of a look
     wrong = _IS_OTHER[opcode] | (payload <= 0) | (payload > mtu)
     wrong[1:] |= HAS_RETH[opcode[1:]] != ends[:-1]
@@ -135,7 +133,7 @@ def _addressed(core: Core, qp: QueuePair, packets: Packets, stops: NDArray[np.in
     good = (reth.rkey == rkey) & (reth.length == np.add.reduceat(packets.payload, starts))
     bad = first_true(~(good & region.hold_each(reth.address, reth.length)))
     n = len(stops) if bad < 0 else bad
-    if n < _MANY:
+    if n < RUN_MIN:
         return None
     remote = region.places(reth.address[:n], reth.length[:n])
     return _Messages(packets.part(0, int(stops[n - 1])), stops[:n], region, remote)
@@ -145,7 +143,7 @@ def _execute(core: Core, qp: QueuePair, messages: _Messages) -> int:
     region = messages.region
     waiter = waiter_for(region, qp.responder_waiter)
     staging, local = messages.packets.staging, messages.packets.payload_iov(0, len(messages.packets))
-    done = core.iommu.write_present_v(region.pasid, messages.remote, staging, local, waiter)
+    done = core.iommu.copy_held_v(region.pasid, messages.remote, staging, local, waiter, write=True)
     if done is None:
         messages = messages.first(_WAIT_TOGETHER_BYTES)
         local = messages.packets.payload_iov(0, len(messages.packets))

@@ -129,7 +129,7 @@ class QueuePair(DeviceObject):
             retry_cnt: how often unacknowledged packets are sent again, 0 ... 7.
             rnr_retry: how often a not-ready receiver is tried again; 7 is for ever.
             min_rnr_timer: code of the pause we ask for when we are not ready.
-            max_rd_atomic: READs and atomics under way at once, in each direction.
+            max_rd_atomic: READs and atomics under way at once, in each direction; cards take 16.
             access: what the other side may do through this queue pair: `Access` flags, or letters r, w, a.
 
         Raises:
